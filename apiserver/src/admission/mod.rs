@@ -1,0 +1,82 @@
+//! What may be written: plugins that change or refuse objects on their way to the store.
+
+use apimachinery::Value;
+use apimachinery::gvk::{GroupResource, GroupVersionKind};
+use apimachinery::status::ApiError;
+use async_trait::async_trait;
+
+use crate::authentication::User;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Operation {
+    Create,
+    Update,
+    Delete,
+    Connect,
+}
+
+/// One write on its way. For updates `old` is the stored object; for deletes `object` is `None`.
+#[derive(Debug)]
+pub struct Attributes<'a> {
+    pub operation: Operation,
+    pub kind: &'a GroupVersionKind,
+    pub resource: &'a GroupResource,
+    /// Version of the request's path.
+    pub version: &'a str,
+    pub subresource: &'a str,
+    pub namespace: &'a str,
+    pub name: &'a str,
+    pub user: &'a User,
+    pub old: Option<&'a Value>,
+    /// The options object of the verb (CreateOptions and so on), for webhooks.
+    pub options: &'a Value,
+    pub dry_run: bool,
+}
+
+/// An admission plugin. Default methods admit.
+#[async_trait]
+pub trait Plugin: Send + Sync + 'static {
+    /// Upstream's name (`NamespaceLifecycle`).
+    fn name(&self) -> &'static str;
+
+    fn handles(&self, operation: Operation) -> bool;
+
+    /// May change the object. Runs before validation.
+    async fn mutate(
+        &self,
+        _attributes: &Attributes<'_>,
+        _object: Option<&mut Value>,
+        _warnings: &mut Vec<String>,
+    ) -> Result<(), ApiError> {
+        Ok(())
+    }
+
+    /// May only refuse. Runs after validation.
+    async fn validate(
+        &self,
+        _attributes: &Attributes<'_>,
+        _object: Option<&Value>,
+        _warnings: &mut Vec<String>,
+    ) -> Result<(), ApiError> {
+        Ok(())
+    }
+}
+
+/// A refusal in upstream's words: 403, `pods "x" is forbidden: <reason>`.
+pub fn forbidden(
+    attributes: &Attributes<'_>,
+    object: Option<&Value>,
+    reason: impl Into<String>,
+) -> ApiError {
+    let name = match (attributes.name, object) {
+        ("", Some(object)) => match apimachinery::object::name(object) {
+            "" => match apimachinery::object::generate_name(object) {
+                "" => "Unknown".to_owned(),
+                base => base.to_owned(),
+            },
+            name => name.to_owned(),
+        },
+        (name, _) => name.to_owned(),
+    };
+    ApiError::Forbidden { resource: attributes.resource.clone(), name, reason: reason.into() }
+}
