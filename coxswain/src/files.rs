@@ -80,16 +80,3 @@ pub fn update_public(path: &Path, text: &str) -> anyhow::Result<bool> {
     write_public(path, text)?;
     Ok(true)
 }
-
-/// Removes a file, if it is there.
-///
-/// # Errors
-/// Names the file.
-pub fn remove(path: &Path) -> anyhow::Result<()> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(error).with_context(|| path.display().to_string())
-        }
-        _ => Ok(()),
-    }
-}

@@ -4,7 +4,7 @@
 //! administrator's own CA in place of ours is used as it is.
 
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Context, bail};
 use rcgen::{
@@ -27,12 +27,10 @@ const BACKDATE: Duration = Duration::minutes(5);
 /// A CA of the cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ca {
-    /// Signs everything that is not of the other two.
+    /// Signs everything that is not of the other.
     Cluster,
     /// Signs the aggregator's client certificate.
     FrontProxy,
-    /// Signs what talks to an external etcd that `up` did not make: kept for kubeadm's layout.
-    Etcd,
 }
 
 impl Ca {
@@ -40,7 +38,6 @@ impl Ca {
         match self {
             Self::Cluster => "ca",
             Self::FrontProxy => "front-proxy-ca",
-            Self::Etcd => "etcd/ca",
         }
     }
 
@@ -48,7 +45,6 @@ impl Ca {
         match self {
             Self::Cluster => "kubernetes",
             Self::FrontProxy => "front-proxy-ca",
-            Self::Etcd => "etcd-ca",
         }
     }
 }
@@ -81,13 +77,7 @@ impl Spec {
 
     /// A serving certificate of the cluster CA.
     pub fn server(common_name: &str, names: Vec<String>, addresses: Vec<IpAddr>) -> Self {
-        Self {
-            server: true,
-            client: false,
-            names,
-            addresses,
-            ..Self::client(common_name, &[])
-        }
+        Self { server: true, client: false, names, addresses, ..Self::client(common_name, &[]) }
     }
 
     fn params(&self, now: OffsetDateTime) -> anyhow::Result<CertificateParams> {
@@ -163,7 +153,11 @@ impl Pki {
         if certificate.exists() {
             let pem = files::read(&certificate)?;
             if expiry(&pem).with_context(|| certificate.display().to_string())? <= now {
-                bail!("{}: the CA certificate has expired; replace it and everything it signed, or remove {} to start anew", certificate.display(), self.dir.display());
+                bail!(
+                    "{}: the CA certificate has expired; replace it and everything it signed, or remove {} to start anew",
+                    certificate.display(),
+                    self.dir.display()
+                );
             }
             return Ok(());
         }
@@ -185,11 +179,13 @@ impl Pki {
         if certificate.exists() && key.exists() {
             let have = files::read(&certificate)?;
             let ca = files::read(&self.ca_certificate(spec.ca))?;
-            let why = unfit(&have, &ca, spec, now)
-                .with_context(|| certificate.display().to_string())?;
+            let why =
+                unfit(&have, &ca, spec, now).with_context(|| certificate.display().to_string())?;
             match why {
                 None => return Ok(false),
-                Some(why) => tracing::info!(file = %certificate.display(), why, "renewing certificate"),
+                Some(why) => {
+                    tracing::info!(file = %certificate.display(), why, "renewing certificate")
+                }
             }
         }
         let pair = self.issue(spec, now)?;
@@ -320,11 +316,6 @@ pub fn nth_address(range: &str, n: u32) -> anyhow::Result<IpAddr> {
         true => Ok(address),
         false => bail!("{range} has no address number {n}"),
     }
-}
-
-/// All files of `paths` that are not there.
-pub fn missing<'a>(paths: &[&'a Path]) -> Vec<&'a Path> {
-    paths.iter().copied().filter(|p| !p.exists()).collect()
 }
 
 #[cfg(test)]
