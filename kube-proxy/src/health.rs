@@ -1,0 +1,174 @@
+//! /healthz and /metrics, and the health-check node ports of services with local traffic.
+
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use component::serving::{self, text};
+use jiff::Timestamp;
+use parking_lot::Mutex;
+use serde_json::json;
+use tokio_util::sync::CancellationToken;
+
+use crate::config::Config;
+use crate::table::{PortName, Table};
+
+/// What the proxy tells of itself. Clones share it.
+#[derive(Clone, Default)]
+pub struct Health {
+    inner: Arc<Inner>,
+}
+
+#[derive(Default)]
+struct Inner {
+    /// Whether rules were written since the last change, and when.
+    state: Mutex<State>,
+    syncs: AtomicU64,
+    failures: AtomicU64,
+    seconds: Mutex<f64>,
+    servers: Mutex<BTreeMap<u16, Server>>,
+}
+
+#[derive(Clone, Copy, Default)]
+struct State {
+    last: Option<Timestamp>,
+    failing: bool,
+    /// The node is being deleted: load balancers should look elsewhere.
+    leaving: bool,
+}
+
+struct Server {
+    service: PortName,
+    local: Arc<AtomicU64>,
+    stop: CancellationToken,
+}
+
+impl Health {
+    pub fn synced(&self, seconds: f64, leaving: bool) {
+        *self.inner.state.lock() = State { last: Some(Timestamp::now()), failing: false, leaving };
+        self.inner.syncs.fetch_add(1, Ordering::Relaxed);
+        *self.inner.seconds.lock() += seconds;
+    }
+
+    pub fn failed(&self) {
+        self.inner.state.lock().failing = true;
+        self.inner.failures.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Serves /healthz and /metrics, each where the config says.
+    pub async fn serve(&self, config: &Config, shutdown: CancellationToken) -> anyhow::Result<()> {
+        for (address, path) in [(config.healthz, "/healthz"), (config.metrics, "/metrics")] {
+            let Some(address) = address else { continue };
+            let listener = serving::bind(address).await?;
+            let health = self.clone();
+            let handler = move |request: http::Request<hyper::body::Incoming>| {
+                let response = match request.uri().path() {
+                    "/healthz" => health.healthz(),
+                    "/livez" => health.livez(),
+                    "/metrics" if path == "/metrics" => text(200, health.metrics()),
+                    _ => text(404, "404 page not found\n"),
+                };
+                async move { response }
+            };
+            tokio::spawn(serving::serve(listener, None, handler, shutdown.clone()));
+        }
+        Ok(())
+    }
+
+    fn healthz(&self) -> http::Response<serving::Body> {
+        let state = *self.inner.state.lock();
+        self.answer(!state.failing && state.last.is_some() && !state.leaving, state)
+    }
+
+    fn livez(&self) -> http::Response<serving::Body> {
+        let state = *self.inner.state.lock();
+        self.answer(!state.failing && state.last.is_some(), state)
+    }
+
+    fn answer(&self, good: bool, state: State) -> http::Response<serving::Body> {
+        let last = state.last.map(|t| t.to_string()).unwrap_or_default();
+        let body = json!({
+            "lastUpdated": last,
+            "currentTime": Timestamp::now().to_string(),
+            "nodeEligible": !state.leaving,
+        });
+        let mut response = text(if good { 200 } else { 503 }, body.to_string());
+        let json = http::HeaderValue::from_static("application/json");
+        response.headers_mut().insert(http::header::CONTENT_TYPE, json);
+        response
+    }
+
+    fn metrics(&self) -> String {
+        let syncs = self.inner.syncs.load(Ordering::Relaxed);
+        let failures = self.inner.failures.load(Ordering::Relaxed);
+        let seconds = *self.inner.seconds.lock();
+        format!(
+            "# TYPE kubeproxy_sync_proxy_rules_duration_seconds summary\n\
+             kubeproxy_sync_proxy_rules_duration_seconds_sum {seconds}\n\
+             kubeproxy_sync_proxy_rules_duration_seconds_count {syncs}\n\
+             # TYPE kubeproxy_sync_failures_total counter\n\
+             kubeproxy_sync_failures_total {failures}\n"
+        )
+    }
+
+    /// Opens and closes health-check node ports as the table says.
+    pub async fn check_ports(&self, table: &Table) {
+        let wanted: BTreeMap<u16, (&PortName, u64)> = table
+            .values()
+            .filter_map(|row| {
+                let local = row.external.backends.iter().filter(|b| b.local).count();
+                Some((row.health_check_node_port?, (&row.name, local as u64)))
+            })
+            .collect();
+        let missing: Vec<_> = {
+            let mut servers = self.inner.servers.lock();
+            servers.retain(|port, server| {
+                let stays = wanted.contains_key(port);
+                if !stays {
+                    server.stop.cancel();
+                }
+                stays
+            });
+            for (port, (_, local)) in &wanted {
+                if let Some(server) = servers.get(port) {
+                    server.local.store(*local, Ordering::Relaxed);
+                }
+            }
+            wanted.iter().filter(|(port, _)| !servers.contains_key(port)).collect()
+        };
+        for (port, (service, local)) in missing {
+            let address = SocketAddr::from((Ipv4Addr::UNSPECIFIED, *port));
+            match serving::bind(address).await {
+                Ok(listener) => self.open(*port, service, *local, listener),
+                Err(error) => {
+                    tracing::warn!(%service, error = format!("{error:#}"), "health check port")
+                }
+            }
+        }
+    }
+
+    fn open(&self, port: u16, service: &PortName, local: u64, listener: tokio::net::TcpListener) {
+        let (stop, count) = (CancellationToken::new(), Arc::new(AtomicU64::new(local)));
+        let (counted, health) = (Arc::clone(&count), self.clone());
+        let (namespace, name) = (service.namespace.clone(), service.service.clone());
+        let handler = move |_| {
+            let local = counted.load(Ordering::Relaxed);
+            let healthy = !health.inner.state.lock().failing;
+            let body = json!({
+                "service": {"namespace": namespace, "name": name},
+                "localEndpoints": local,
+                "serviceProxyHealthy": healthy,
+            });
+            let response = text(if local > 0 && healthy { 200 } else { 503 }, body.to_string());
+            async move { response }
+        };
+        tokio::spawn(serving::serve(listener, None, handler, stop.clone()));
+        let server = Server { service: service.clone(), local: count, stop };
+        let mut servers = self.inner.servers.lock();
+        if let Some(other) = servers.insert(port, server) {
+            tracing::warn!(port, service = %other.service, "health check port taken over");
+            other.stop.cancel();
+        }
+    }
+}
