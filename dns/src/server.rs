@@ -1,0 +1,324 @@
+//! The wire: messages over UDP and TCP (RFC 1035, RFC 6891, RFC 7766).
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use hickory_proto::op::{Edns, Message, MessageType, OpCode, ResponseCode};
+use hickory_proto::rr::rdata::{A, AAAA, CNAME, NS, PTR, SOA, SRV, TXT};
+use hickory_proto::rr::{DNSClass, Name, RData, Record, RecordType};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream, UdpSocket};
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+
+use crate::forward::Forward;
+use crate::view::Caches;
+use crate::zone::{self, Answer, Data, Kind, TTL};
+
+/// Answers over UDP to those who do not announce more (RFC 1035).
+const SMALL: u16 = 512;
+/// The most that we send over UDP: no fragments (DNS flag day 2020).
+const LARGE: u16 = 1232;
+/// TCP connections at once, and how long one may be idle.
+const CONNECTIONS: usize = 256;
+const IDLE: Duration = Duration::from_secs(10);
+/// Links of an alias inside the zone that are followed.
+const ALIASES: usize = 8;
+
+pub struct Server {
+    pub view: Caches,
+    pub forward: Forward,
+    /// `cluster.local.`
+    pub zone: String,
+    pub dns: IpAddr,
+}
+
+impl Server {
+    /// Answers on UDP and TCP until shutdown.
+    ///
+    /// # Errors
+    /// The port is taken.
+    pub async fn run(self, listen: SocketAddr, shutdown: CancellationToken) -> anyhow::Result<()> {
+        let whence = || format!("cannot listen on {listen}");
+        let udp = Arc::new(UdpSocket::bind(listen).await.with_context(whence)?);
+        let tcp = TcpListener::bind(listen).await.with_context(whence)?;
+        self.view.synced().await;
+        let server = Arc::new(self);
+        tokio::select! {
+            () = shutdown.cancelled() => {}
+            () = Arc::clone(&server).udp(udp) => {}
+            () = server.tcp(tcp) => {}
+        }
+        Ok(())
+    }
+
+    async fn udp(self: Arc<Self>, socket: Arc<UdpSocket>) {
+        let mut buffer = vec![0; 4096];
+        loop {
+            let (length, from) = match socket.recv_from(&mut buffer).await {
+                Ok(received) => received,
+                Err(error) => {
+                    // An earlier answer that nobody received, mostly.
+                    tracing::debug!(%error, "receive");
+                    continue;
+                }
+            };
+            let question = buffer[..length].to_vec();
+            let (server, socket) = (Arc::clone(&self), Arc::clone(&socket));
+            let serve = async move {
+                if let Some(answer) = server.answer(&question, false).await
+                    && let Err(error) = socket.send_to(&answer, from).await
+                {
+                    tracing::debug!(%error, %from, "send");
+                }
+            };
+            tokio::spawn(serve);
+        }
+    }
+
+    async fn tcp(self: Arc<Self>, listener: TcpListener) {
+        let slots = Arc::new(Semaphore::new(CONNECTIONS));
+        loop {
+            let Ok(slot) = Arc::clone(&slots).acquire_owned().await else { return };
+            match listener.accept().await {
+                Ok((stream, from)) => {
+                    let server = Arc::clone(&self);
+                    tokio::spawn(async move {
+                        if let Err(error) = server.connection(stream).await {
+                            tracing::debug!(%error, %from, "connection");
+                        }
+                        drop(slot);
+                    });
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "accept");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            }
+        }
+    }
+
+    async fn connection(&self, mut stream: TcpStream) -> std::io::Result<()> {
+        loop {
+            let mut length = [0; 2];
+            match tokio::time::timeout(IDLE, stream.read_exact(&mut length)).await {
+                Ok(Ok(_)) => {}
+                // The client has closed, or has nothing more to ask.
+                Ok(Err(_)) | Err(_) => return Ok(()),
+            }
+            let mut question = vec![0; usize::from(u16::from_be_bytes(length))];
+            tokio::time::timeout(IDLE, stream.read_exact(&mut question)).await??;
+            let Some(answer) = self.answer(&question, true).await else { return Ok(()) };
+            let length = u16::try_from(answer.len()).map_err(std::io::Error::other)?;
+            stream.write_all(&length.to_be_bytes()).await?;
+            stream.write_all(&answer).await?;
+        }
+    }
+
+    /// The bytes to send back; none to what is no question.
+    async fn answer(&self, bytes: &[u8], tcp: bool) -> Option<Vec<u8>> {
+        let Ok(question) = Message::from_vec(bytes) else { return malformed(bytes) };
+        if question.metadata.message_type != MessageType::Query {
+            return None;
+        }
+        let mut response = Message::response(question.metadata.id, question.metadata.op_code);
+        response.metadata.recursion_desired = question.metadata.recursion_desired;
+        response.metadata.recursion_available = true;
+        response.add_queries(question.queries.iter().cloned());
+        let code = match (question.metadata.op_code, question.queries.as_slice()) {
+            (OpCode::Query, [query]) if query.query_class == DNSClass::IN => {
+                let name = query.name.to_lowercase().to_ascii();
+                let found = self.lookup(&name, kind(query.query_type));
+                match found {
+                    Some(answer) => {
+                        self.fill(&mut response, &query.name, answer, query.query_type).await
+                    }
+                    None => match self.forward.ask(bytes, tcp).await {
+                        Some(answer) => return Some(answer),
+                        None => ResponseCode::ServFail,
+                    },
+                }
+            }
+            (OpCode::Query, [_]) => ResponseCode::Refused,
+            (OpCode::Query, _) => ResponseCode::FormErr,
+            _ => ResponseCode::NotImp,
+        };
+        response.metadata.response_code = code;
+        encode(response, &question, tcp)
+    }
+
+    fn lookup(&self, name: &str, kind: Kind) -> Option<Answer> {
+        let name = if name.ends_with('.') { name.to_owned() } else { format!("{name}.") };
+        zone::answer(&self.view, &self.zone, self.dns, &name, kind)
+    }
+
+    async fn fill(
+        &self,
+        response: &mut Message,
+        name: &Name,
+        answer: Answer,
+        asked: RecordType,
+    ) -> ResponseCode {
+        response.metadata.authoritative = true;
+        let mut alias = None;
+        for data in &answer.records {
+            if let Data::Cname(target) = data {
+                alias = Some(target.clone());
+            }
+            if let Some(rdata) = self.rdata(data) {
+                response.add_answer(Record::from_rdata(name.clone(), TTL, rdata));
+            }
+        }
+        for (target, ip) in &answer.additional {
+            if let Ok(target) = Name::from_ascii(target) {
+                response.add_additional(Record::from_rdata(target, TTL, address(*ip)));
+            }
+        }
+        if let Some(target) = alias.filter(|_| asked != RecordType::CNAME) {
+            self.follow(response, target, asked).await;
+        }
+        if response.answers.is_empty()
+            && let (Some(soa), Ok(zone)) = (self.rdata(&Data::Soa), Name::from_ascii(&self.zone))
+        {
+            response.add_authority(Record::from_rdata(zone, TTL, soa));
+        }
+        if answer.exists { ResponseCode::NoError } else { ResponseCode::NXDomain }
+    }
+
+    /// Adds what an alias leads to, in the zone or outside.
+    async fn follow(&self, response: &mut Message, mut target: String, asked: RecordType) {
+        for _ in 0..ALIASES {
+            let Ok(name) = Name::from_ascii(&target) else { return };
+            let Some(answer) = self.lookup(&target, kind(asked)) else {
+                let mut query = Message::query();
+                query.metadata.recursion_desired = true;
+                let mut wanted = hickory_proto::op::Query::new();
+                wanted.name = name;
+                wanted.query_type = asked;
+                query.add_query(wanted);
+                let Ok(bytes) = query.to_vec() else { return };
+                let Some(bytes) = self.forward.ask(&bytes, false).await else { return };
+                if let Ok(found) = Message::from_vec(&bytes) {
+                    response.add_answers(found.answers);
+                }
+                return;
+            };
+            let mut next = None;
+            for data in &answer.records {
+                if let Data::Cname(alias) = data {
+                    next = Some(alias.clone());
+                }
+                if let Some(rdata) = self.rdata(data) {
+                    response.add_answer(Record::from_rdata(name.clone(), TTL, rdata));
+                }
+            }
+            match next {
+                Some(alias) => target = alias,
+                None => return,
+            }
+        }
+    }
+
+    fn rdata(&self, data: &Data) -> Option<RData> {
+        let name = |text: &str| Name::from_ascii(text).ok();
+        Some(match data {
+            Data::Address(ip) => address(*ip),
+            Data::Srv { port, target } => RData::SRV(SRV::new(0, 100, *port, name(target)?)),
+            Data::Ptr(target) => RData::PTR(PTR(name(target)?)),
+            Data::Cname(target) => RData::CNAME(CNAME(name(target)?)),
+            Data::Txt(text) => RData::TXT(TXT::new(vec![text.clone()])),
+            Data::Ns(target) => RData::NS(NS(name(target)?)),
+            Data::Soa => {
+                let (server, mail) = (
+                    name(&format!("ns.dns.{}", self.zone))?,
+                    name(&format!("hostmaster.{}", self.zone))?,
+                );
+                RData::SOA(SOA::new(server, mail, 1, 7200, 1800, 86_400, TTL))
+            }
+        })
+    }
+}
+
+fn address(ip: IpAddr) -> RData {
+    match ip {
+        IpAddr::V4(ip) => RData::A(A(ip)),
+        IpAddr::V6(ip) => RData::AAAA(AAAA(ip)),
+    }
+}
+
+fn kind(asked: RecordType) -> Kind {
+    match asked {
+        RecordType::A => Kind::A,
+        RecordType::AAAA => Kind::Aaaa,
+        RecordType::SRV => Kind::Srv,
+        RecordType::PTR => Kind::Ptr,
+        RecordType::CNAME => Kind::Cname,
+        RecordType::TXT => Kind::Txt,
+        RecordType::NS => Kind::Ns,
+        RecordType::SOA => Kind::Soa,
+        RecordType::ANY => Kind::Any,
+        _ => Kind::Other,
+    }
+}
+
+/// What is not a message, but long enough to have an id, is told so.
+fn malformed(bytes: &[u8]) -> Option<Vec<u8>> {
+    let id = u16::from_be_bytes(bytes.get(..2)?.try_into().ok()?);
+    let is_response = bytes.get(2)? & 0x80 != 0;
+    if is_response {
+        return None;
+    }
+    Message::error_msg(id, OpCode::Query, ResponseCode::FormErr).to_vec().ok()
+}
+
+/// Encodes; over UDP within what the client takes, with TC set when it does not fit.
+fn encode(mut response: Message, question: &Message, tcp: bool) -> Option<Vec<u8>> {
+    let limit = match &question.edns {
+        Some(edns) => {
+            let mut ours = Edns::new();
+            ours.set_max_payload(LARGE);
+            response.set_edns(ours);
+            edns.max_payload().clamp(SMALL, LARGE)
+        }
+        None => SMALL,
+    };
+    let bytes = response.to_vec().ok()?;
+    if tcp || bytes.len() <= usize::from(limit) {
+        return Some(bytes);
+    }
+    response.truncate().to_vec().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_that_is_too_long_is_cut_over_udp_only() {
+        let mut question = Message::query();
+        let mut query = hickory_proto::op::Query::new();
+        query.name = Name::from_ascii("a.cluster.local.").expect("a name");
+        question.add_query(query.clone());
+        let mut response = Message::response(1, OpCode::Query);
+        response.add_query(query.clone());
+        for i in 0..100u8 {
+            let ip = IpAddr::from([10, 0, 0, i]);
+            response.add_answer(Record::from_rdata(query.name.clone(), TTL, address(ip)));
+        }
+        let udp = encode(response.clone(), &question, false).expect("bytes");
+        assert!(udp.len() <= 512);
+        assert!(Message::from_vec(&udp).expect("a message").metadata.truncation);
+        let tcp = encode(response, &question, true).expect("bytes");
+        assert_eq!(Message::from_vec(&tcp).expect("a message").answers.len(), 100);
+    }
+
+    #[test]
+    fn rubbish_is_answered_at_most_with_an_error() {
+        assert_eq!(malformed(&[1]), None);
+        assert_eq!(malformed(&[0, 7, 0x80]), None, "a response is never answered");
+        let answer = malformed(&[0, 7, 1, 2]).expect("an error");
+        assert_eq!(answer[..2], [0, 7]);
+    }
+}
