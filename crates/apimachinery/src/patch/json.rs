@@ -116,9 +116,9 @@ impl<'a> Target<'a> {
         for segment in segments {
             here = match here {
                 Value::Object(map) => map.get_mut(&segment),
-                Value::Array(list) => index(&segment, list.len())
-                    .ok()
-                    .and_then(|i| list.get_mut(i)),
+                Value::Array(list) => {
+                    index(&segment, list.len()).ok().and_then(|i| list.get_mut(i))
+                }
                 _ => None,
             }
             .ok_or_else(missing)?;
@@ -191,12 +191,9 @@ fn out_of_range(key: &str) -> String {
 
 /// An index below `length`; a negative one counts from the end.
 fn index(key: &str, length: usize) -> Result<usize, String> {
-    let i: i64 =
-        key.parse().map_err(|_| format!("value was not a proper array index: '{key}'"))?;
+    let i: i64 = key.parse().map_err(|_| format!("value was not a proper array index: '{key}'"))?;
     let i = if i < 0 { i.checked_add_unsigned(length as u64) } else { Some(i) };
-    i.and_then(|i| usize::try_from(i).ok())
-        .filter(|i| *i < length)
-        .ok_or_else(|| out_of_range(key))
+    i.and_then(|i| usize::try_from(i).ok()).filter(|i| *i < length).ok_or_else(|| out_of_range(key))
 }
 
 #[cfg(test)]

@@ -212,8 +212,7 @@ fn retain_keys(original: &mut Map, patch: &mut Map) -> Result<()> {
 
 /// Merges the lists that come with a `$setElementOrder`, and takes them out of the patch.
 fn merge_ordered_lists(original: &mut Map, patch: &mut Map, level: Level<'_>) -> Result<()> {
-    let directives: Vec<String> =
-        patch.keys().filter(|k| k.starts_with(ORDER)).cloned().collect();
+    let directives: Vec<String> = patch.keys().filter(|k| k.starts_with(ORDER)).cloned().collect();
     for directive in directives {
         let Some(order) = patch.remove(&directive) else { continue };
         let order = list_of(order)?;
@@ -222,15 +221,11 @@ fn merge_ordered_lists(original: &mut Map, patch: &mut Map, level: Level<'_>) ->
         let change = patch.get(&key).cloned().map(list_of).transpose()?;
         let meta = level.list_field(&key)?;
         check_order(change.as_deref().unwrap_or(&[]), &order, meta.merge_key)?;
-        let kind = element_kind(
-            from.iter().flatten().chain(change.iter().flatten()),
-        );
+        let kind = element_kind(from.iter().flatten().chain(change.iter().flatten()));
         let merged = match (from.clone(), change) {
             (None, None) => continue,
             (Some(from), None) => from,
-            (None, Some(change)) => {
-                change.into_iter().filter_map(without_directives).collect()
-            }
+            (None, Some(change)) => change.into_iter().filter_map(without_directives).collect(),
             (Some(from), Some(change)) => merge_list(from, change, &meta, false)?,
         };
         kind?;
@@ -246,10 +241,9 @@ fn merge_ordered_lists(original: &mut Map, patch: &mut Map, level: Level<'_>) ->
 fn list_of(v: Value) -> Result<Vec<Value>> {
     match v {
         Value::Array(items) => Ok(items),
-        other => internal(format!(
-            "expected a []interface {{}}, but received a {}",
-            go_type(&other)
-        )),
+        other => {
+            internal(format!("expected a []interface {{}}, but received a {}", go_type(&other)))
+        }
     }
 }
 
@@ -405,11 +399,7 @@ fn merge_elements(
 }
 
 /// The items that stand in a list, by their identity, and the others.
-fn partition(
-    items: Vec<Value>,
-    by: &[Value],
-    merge_key: &str,
-) -> Result<(Vec<Value>, Vec<Value>)> {
+fn partition(items: Vec<Value>, by: &[Value], merge_key: &str) -> Result<(Vec<Value>, Vec<Value>)> {
     let mut named = Vec::with_capacity(items.len());
     let mut rest = Vec::new();
     for item in items {
@@ -445,9 +435,9 @@ fn in_order(
     let mut rest = rest.into_iter().peekable();
     for item in named {
         let here = place(&item, server_order);
-        while let Some(next) = rest.next_if(|r| {
-            matches!((place(r, server_order), here), (Some(r), Some(here)) if r < here)
-        }) {
+        while let Some(next) = rest.next_if(
+            |r| matches!((place(r, server_order), here), (Some(r), Some(here)) if r < here),
+        ) {
             merged.push(next);
         }
         merged.push(item);
