@@ -2,7 +2,7 @@
 
 use super::PatchError;
 use crate::codec::Schema;
-use crate::schema::{Field, Message, Registry, Type};
+use crate::schema::{Field, MessageId, Registry, Type};
 use crate::{Map, Value};
 
 const DIRECTIVE: &str = "$patch";
@@ -30,7 +30,7 @@ pub fn apply(schema: Schema<'_>, object: &mut Value, patch: &Value) -> Result<()
             super::merge::go_kind(patch)
         )));
     };
-    let level = Level::Message(schema.registry, schema.registry.message(schema.message));
+    let level = Level::Message(schema.registry, schema.message);
     let original = match object.take() {
         Value::Object(fields) => fields,
         _ => Map::new(),
@@ -42,7 +42,7 @@ pub fn apply(schema: Schema<'_>, object: &mut Value, patch: &Value) -> Result<()
 /// The type of a JSON object or of the elements of a list.
 #[derive(Clone, Copy)]
 enum Level<'a> {
-    Message(&'a Registry, &'a Message),
+    Message(&'a Registry, MessageId),
     /// No message; Go's name for what it is.
     Other(&'static str),
 }
@@ -57,7 +57,7 @@ struct Meta<'a> {
 impl<'a> Level<'a> {
     fn of(registry: &'a Registry, ty: &'a Type) -> Self {
         match ty {
-            Type::Message(id) => Self::Message(registry, registry.message(*id)),
+            Type::Message(id) => Self::Message(registry, *id),
             Type::Map(_) => Self::Other("map"),
             Type::List(_) | Type::Bytes => Self::Other("slice"),
             Type::Bool => Self::Other("bool"),
@@ -78,10 +78,10 @@ impl<'a> Level<'a> {
 
     fn field(self, key: &str) -> Result<(&'a Registry, &'a Field)> {
         match self {
-            Self::Message(registry, message) => match find_field(registry, message, key) {
+            Self::Message(registry, id) => match registry.json_field(id, key) {
                 Some(field) => Ok((registry, field)),
                 None => {
-                    let name = message.name.rsplit('.').next().unwrap_or_default();
+                    let name = registry.message(id).short_name();
                     internal(format!(
                         "unable to find api field in struct {name} for the json field \"{key}\""
                     ))
@@ -111,17 +111,6 @@ impl<'a> Level<'a> {
             _ => internal(format!("expected slice or array type, but got: {}", self.kind())),
         }
     }
-}
-
-/// A field by its JSON name, also one of an inlined message.
-fn find_field<'a>(registry: &'a Registry, message: &'a Message, key: &str) -> Option<&'a Field> {
-    let own = message.fields.iter().find(|f| !f.inline && f.json == key);
-    own.or_else(|| {
-        message.fields.iter().filter(|f| f.inline).find_map(|f| match &f.ty {
-            Type::Message(id) => find_field(registry, registry.message(*id), key),
-            _ => None,
-        })
-    })
 }
 
 fn meta<'a>(field: &'a Field, level: Level<'a>) -> Result<Meta<'a>> {
@@ -221,7 +210,8 @@ fn merge_ordered_lists(original: &mut Map, patch: &mut Map, level: Level<'_>) ->
         let change = patch.get(&key).cloned().map(list_of).transpose()?;
         let meta = level.list_field(&key)?;
         check_order(change.as_deref().unwrap_or(&[]), &order, meta.merge_key)?;
-        let kind = element_kind(from.iter().flatten().chain(change.iter().flatten()));
+        let kind =
+            element_kind(&[from.as_deref().unwrap_or(&[]), change.as_deref().unwrap_or(&[])]);
         let merged = match (from.clone(), change) {
             (None, None) => continue,
             (Some(from), None) => from,
@@ -300,7 +290,8 @@ enum Elements {
 }
 
 /// All elements must be alike, and none a list.
-fn element_kind<'a>(mut items: impl Iterator<Item = &'a Value>) -> Result<Elements> {
+fn element_kind(lists: &[&[Value]]) -> Result<Elements> {
+    let mut items = lists.iter().copied().flatten();
     let Some(first) = items.next() else {
         return internal("no elements in any of the given slices");
     };
@@ -308,7 +299,9 @@ fn element_kind<'a>(mut items: impl Iterator<Item = &'a Value>) -> Result<Elemen
         return Err(PatchError::Unprocessable("lists of lists are not supported".to_owned()));
     }
     if items.any(|item| go_type(item) != go_type(first)) {
-        return internal("list element types are not identical");
+        let lists: Vec<Value> = lists.iter().map(|l| l.to_vec().into()).collect();
+        let lists = shown(&lists.into());
+        return internal(format!("list element types are not identical: {lists}"));
     }
     Ok(if first.is_object() { Elements::Maps } else { Elements::Scalars })
 }
@@ -325,7 +318,7 @@ fn merge_list(
     if original.is_empty() && patch.is_empty() {
         return Ok(original);
     }
-    let kind = element_kind(original.iter().chain(&patch))?;
+    let kind = element_kind(&[&original, &patch])?;
     let merged = if kind == Elements::Scalars {
         if deletion {
             original.retain(|item| !patch.contains(item));

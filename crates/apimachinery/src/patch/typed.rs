@@ -327,7 +327,12 @@ fn check(t: TypeRef<'_>, v: &Value, path: &mut Vec<PathElement>, problems: &mut 
                     path.push(PathElement::Field(name.clone()));
                     match map.field(name) {
                         Some(t) => check(t, value, path, problems),
-                        None => problems.push(problem(path, "field not declared in schema")),
+                        None => {
+                            // Upstream leaves the rest of the map at the first such field.
+                            problems.push(problem(path, "field not declared in schema"));
+                            path.pop();
+                            return;
+                        }
                     }
                     path.pop();
                 }
