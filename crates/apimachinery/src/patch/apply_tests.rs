@@ -294,6 +294,25 @@ fn ownership_follows_changes_of_schema() {
 }
 
 #[test]
+fn owners_of_obsolete_versions_are_dropped() {
+    let live = json!({"apiVersion": "apps/v1", "kind": "Deployment",
+        "metadata": {"name": "x", "managedFields": [{"manager": "u", "operation": "Update",
+            "apiVersion": "extensions/v1beta1", "fieldsType": "FieldsV1",
+            "fieldsV1": {"f:spec": {"f:replicas": {}}}}]},
+        "spec": {"replicas": 1}});
+    let config = json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "x"},
+        "spec": {"replicas": 2}});
+    let m = manager("a", "apps/v1", NOW);
+    let got = apply(schema_of("apps/v1", "Deployment"), Some(&live), &config, &m, false, &[])
+        .expect("no conflict");
+    assert_eq!(
+        got["metadata"]["managedFields"],
+        json!([{"manager": "a", "operation": "Apply", "apiVersion": "apps/v1", "time": NOW,
+            "fieldsType": "FieldsV1", "fieldsV1": {"f:spec": {"f:replicas": {}}}}])
+    );
+}
+
+#[test]
 fn sets_read_and_write() {
     for fields in [
         json!({}),
