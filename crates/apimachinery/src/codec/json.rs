@@ -33,6 +33,14 @@ pub fn decode_untyped(bytes: &[u8], validation: FieldValidation) -> Result<Decod
     decoder.finish(result, validation)
 }
 
+/// Any JSON value, for the fields that hold one as it is.
+pub(crate) fn parse(bytes: &[u8]) -> Result<Value, String> {
+    match decode_untyped(bytes, FieldValidation::Ignore) {
+        Ok(decoded) => Ok(decoded.object),
+        Err(e) => Err(e.to_string()),
+    }
+}
+
 /// Why decoding ends before the end.
 enum Stop {
     /// Not JSON; the checker says why.

@@ -4,6 +4,7 @@
 //! zero values with `omitempty` are absent, fields without it are present, unknown fields are
 //! dropped (and reported, as field validation asks), times and quantities are normalized.
 
+mod gojson;
 pub mod json;
 pub mod proto;
 mod scalar;
