@@ -5,6 +5,8 @@
 //! dropped (and reported, as field validation asks), times and quantities are normalized.
 
 mod gojson;
+#[cfg(test)]
+mod golden;
 pub mod json;
 pub mod proto;
 mod scalar;

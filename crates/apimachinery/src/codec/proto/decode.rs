@@ -67,6 +67,7 @@ fn whole_field(
                         list(registry, field, item, &scan::wrapped(raw)?, depth)?
                     }
                     (elem, Some(wire)) => one(registry, field, elem, wire, depth)?,
+                    (Type::Bytes, None) => "".into(),
                     (elem, None) => scalar::zero(registry, elem, false),
                 };
                 map.insert(key.into_owned(), value);

@@ -49,10 +49,7 @@ fn shown(field: &Field, group: &[(u16, Wire<'_>)]) -> Result<bool, DecodeError> 
     Ok(match &field.ty {
         Type::List(_) if field.wrapped => !scan::wrapped(&scan::joined(group, field)?)?.is_empty(),
         Type::Bytes => !scan::bytes(*wire, field)?.is_empty(),
-        _ if field.pointer => match field.ty {
-            Type::FieldsV1 | Type::RawExtension | Type::Json => true,
-            _ => true,
-        },
+        _ if field.pointer => true,
         Type::Time | Type::MicroTime => {
             let micros = field.ty == Type::MicroTime;
             scan::instant(scan::bytes(*wire, field)?, micros, field)?.is_some()
@@ -102,6 +99,7 @@ fn whole_field(
                         list(registry, field, item, &scan::wrapped(raw)?, depth, out)?;
                     }
                     (elem, Some(wire)) => one(registry, field, elem, wire, depth, out)?,
+                    (Type::Bytes, None) => out.extend_from_slice(b"\"\""),
                     (elem, None) => zero(registry, elem, false, depth, out)?,
                 }
             }
