@@ -8,6 +8,7 @@ mod gojson;
 #[cfg(test)]
 mod golden;
 pub mod json;
+pub mod list;
 pub mod proto;
 mod scalar;
 mod syntax;
@@ -129,3 +130,6 @@ pub(crate) fn quote(text: &str) -> String {
     out.push('"');
     out
 }
+
+#[cfg(test)]
+mod tests;
