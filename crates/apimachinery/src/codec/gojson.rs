@@ -4,6 +4,7 @@ use std::io::Write;
 
 use super::DecodeError;
 use super::syntax::{self, Cursor};
+use crate::Value;
 
 /// Writes a string. Go escapes what HTML or JavaScript could misread.
 pub(crate) fn string(text: &str, out: &mut Vec<u8>) {
@@ -56,6 +57,44 @@ pub(crate) fn double(x: f64, out: &mut Vec<u8>) -> Result<(), DecodeError> {
         out.extend_from_slice(text.as_bytes());
     } else {
         let _ = write!(out, "{x}");
+    }
+    Ok(())
+}
+
+/// Writes any value, members by name as Go writes maps: JSON that Go wrote comes out as it was.
+pub(crate) fn value(value: &Value, out: &mut Vec<u8>) -> Result<(), DecodeError> {
+    match value {
+        Value::Null => out.extend_from_slice(b"null"),
+        Value::Bool(b) => drop(write!(out, "{b}")),
+        Value::Number(n) => match n.as_f64().filter(|_| n.is_f64()) {
+            Some(x) => double(x, out)?,
+            None => drop(write!(out, "{n}")),
+        },
+        Value::String(s) => string(s, out),
+        Value::Array(items) => {
+            out.push(b'[');
+            for (i, item) in items.iter().enumerate() {
+                if i > 0 {
+                    out.push(b',');
+                }
+                self::value(item, out)?;
+            }
+            out.push(b']');
+        }
+        Value::Object(map) => {
+            let mut members: Vec<(&String, &Value)> = map.iter().collect();
+            members.sort_unstable_by_key(|(name, _)| *name);
+            out.push(b'{');
+            for (i, (name, member)) in members.into_iter().enumerate() {
+                if i > 0 {
+                    out.push(b',');
+                }
+                string(name, out);
+                out.push(b':');
+                self::value(member, out)?;
+            }
+            out.push(b'}');
+        }
     }
     Ok(())
 }

@@ -1,13 +1,7 @@
 use super::*;
 use crate::Value;
-use crate::gvk::GroupVersionKind;
+use golden::schema;
 use proptest::prelude::*;
-
-fn schema(api_version: &str, kind: &str) -> Schema<'static> {
-    let registry = Registry::builtin();
-    let gvk = GroupVersionKind::from_api_version(api_version, kind);
-    Schema { registry, message: registry.kind(&gvk).expect("a kind") }
-}
 
 fn value(text: &str) -> Value {
     serde_json::from_str(text).expect("JSON")
@@ -106,8 +100,7 @@ proptest! {
         n in any::<prop::sample::Index>(),
         edits in prop::collection::vec(any::<(u16, u8, u8)>(), 1..4),
     ) {
-        let all = golden::all();
-        let g = n.get(&all);
+        let g = n.get(golden::all());
         let mut json = g.json.clone().into_bytes();
         mutate(&mut json, &edits);
         exercise(g.schema(), &json);
@@ -117,20 +110,4 @@ proptest! {
             exercise(g.schema(), &raw);
         }
     }
-}
-
-#[test]
-fn numbers_of_the_registry() {
-    use std::time::Instant;
-    let text = include_str!("../schema/types.txt");
-    let start = Instant::now();
-    let registry = Registry::builtin();
-    let loaded = start.elapsed();
-    registry.json_fields(MessageId(0)).count();
-    println!(
-        "{} bytes, {} messages, loaded in {loaded:?}, indexed in {:?}",
-        text.len(),
-        registry.messages.len(),
-        start.elapsed() - loaded
-    );
 }

@@ -1,7 +1,7 @@
 //! From a [`Value`] to the bytes that upstream's generated code writes: fields by number, zero
 //! values that are not pointers included, maps by key.
 
-use super::super::{DecodeError, scalar, time};
+use super::super::{DecodeError, gojson, scalar, time};
 use super::wire::{malformed, put_bytes, put_int, put_message, put_tag};
 use crate::schema::{Field, MessageId, Registry, SchemaOr, Type};
 use crate::{Map, Value};
@@ -136,13 +136,14 @@ fn one(
             });
         }
         (Type::FieldsV1 | Type::RawExtension | Type::Json, v) => {
-            return put_message(out, number, |out| match v.map(serde_json::to_vec) {
+            return put_message(out, number, |out| match v {
                 None => Ok(()),
-                Some(Ok(text)) => {
+                Some(v) => {
+                    let mut text = Vec::new();
+                    gojson::value(v, &mut text)?;
                     put_bytes(out, 1, &text);
                     Ok(())
                 }
-                Some(Err(e)) => malformed(format!("json: {e}")),
             });
         }
         (Type::SchemaOr(or, id), v) => {
