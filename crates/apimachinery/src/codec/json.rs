@@ -33,6 +33,14 @@ pub fn decode_untyped(bytes: &[u8], validation: FieldValidation) -> Result<Decod
     decoder.finish(result, validation)
 }
 
+/// Any JSON value, for the fields that hold one as it is.
+pub(crate) fn parse(bytes: &[u8]) -> Result<Value, String> {
+    match decode_untyped(bytes, FieldValidation::Ignore) {
+        Ok(decoded) => Ok(decoded.object),
+        Err(e) => Err(e.to_string()),
+    }
+}
+
 /// Why decoding ends before the end.
 enum Stop {
     /// Not JSON; the checker says why.
@@ -156,7 +164,7 @@ impl<'a> Decoder<'a> {
         }
         match ty {
             Type::Message(id) => self.message(*id, prior),
-            Type::List(elem) => self.list(elem),
+            Type::List(elem) => self.list(elem, prior),
             Type::Map(elem) => self.map(elem, prior),
             Type::String => match first {
                 b'"' => Ok(Some(self.cursor.string()?.text().into_owned().into())),
@@ -254,16 +262,21 @@ impl<'a> Decoder<'a> {
         Ok(())
     }
 
-    fn list(&mut self, elem: &'a Type) -> Step<Option<Value>> {
+    fn list(&mut self, elem: &'a Type, prior: Option<Value>) -> Step<Option<Value>> {
         if self.cursor.peek() != b'[' {
             return self.mismatched();
         }
         let mut items = Vec::new();
+        // Go decodes into the elements that a former field of this name left.
+        let mut former = match prior {
+            Some(Value::Array(items)) => items.into_iter(),
+            _ => Vec::new().into_iter(),
+        };
         self.deeper(|d| {
             let mut more = d.cursor.open(b']');
             while more {
                 d.path.push(At::Index(items.len()));
-                let item = d.value(elem, false, None)?;
+                let item = d.value(elem, false, former.next())?;
                 d.path.pop();
                 items.push(item.unwrap_or_else(|| scalar::zero(d.registry, elem, false)));
                 more = d.cursor.more(b']')?;
@@ -409,9 +422,9 @@ impl<'a> Decoder<'a> {
             (b'{', _) => self.unmarshaling(|d| d.message(id, None)),
             (b'[', SchemaOr::Array) => self.unmarshaling(|d| {
                 let registry = d.registry;
-                d.list(&registry.shape(id).ty)
+                d.list(&registry.shape(id).ty, None)
             }),
-            (b'[', SchemaOr::Strings) => self.unmarshaling(|d| d.list(&Type::String)),
+            (b'[', SchemaOr::Strings) => self.unmarshaling(|d| d.list(&Type::String, None)),
             (b't' | b'f', SchemaOr::Bool) => Ok(Some(self.bool()?.into())),
             (_, SchemaOr::Bool) => {
                 self.cursor.skip(self.depth)?;
