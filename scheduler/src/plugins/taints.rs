@@ -1,0 +1,142 @@
+//! TaintToleration and NodeUnschedulable.
+
+use k8s_openapi::api::core::v1::{Taint, Toleration};
+
+use crate::framework::{ClusterEvent, Plugin, Prepared, Refusal, scale};
+use crate::snapshot::{NodeInfo, PodInfo, Snapshot};
+
+/// What a cordoned node is tainted with.
+const UNSCHEDULABLE: &str = "node.kubernetes.io/unschedulable";
+
+pub struct TaintToleration;
+pub struct NodeUnschedulable;
+
+struct Tolerates<'a>(&'a [Toleration]);
+struct Cordoned<'a>(&'a [Toleration]);
+
+fn tolerations(pod: &PodInfo) -> &[Toleration] {
+    pod.pod.spec.as_ref().and_then(|s| s.tolerations.as_deref()).unwrap_or_default()
+}
+
+/// Whether a toleration covers a taint (core/v1 Toleration).
+pub fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
+    let text = |t: &Option<String>| t.clone().unwrap_or_default();
+    let (effect, key) = (text(&toleration.effect), text(&toleration.key));
+    if !effect.is_empty() && effect != taint.effect || !key.is_empty() && key != taint.key {
+        return false;
+    }
+    match text(&toleration.operator).as_str() {
+        "Exists" => true,
+        "" | "Equal" => !key.is_empty() && text(&toleration.value) == text(&taint.value),
+        _ => false,
+    }
+}
+
+/// The first taint that keeps a pod off a node.
+pub fn untolerated<'n>(tolerations: &[Toleration], node: &'n NodeInfo) -> Option<&'n Taint> {
+    let taints = node.node.as_ref()?.spec.as_ref()?.taints.as_ref()?;
+    let hard = |t: &&Taint| matches!(t.effect.as_str(), "NoSchedule" | "NoExecute");
+    taints.iter().filter(hard).find(|taint| !tolerations.iter().any(|t| tolerates(t, taint)))
+}
+
+impl Plugin for TaintToleration {
+    fn name(&self) -> &'static str {
+        "TaintToleration"
+    }
+
+    fn prepare<'a>(
+        &self,
+        pod: &'a PodInfo,
+        _snapshot: &'a Snapshot,
+    ) -> Result<Option<Box<dyn Prepared + 'a>>, Refusal> {
+        Ok(Some(Box::new(Tolerates(tolerations(pod)))))
+    }
+
+    fn helps(&self, event: ClusterEvent) -> bool {
+        matches!(event, ClusterEvent::NodeAdded | ClusterEvent::NodeChanged)
+    }
+}
+
+impl Prepared for Tolerates<'_> {
+    fn filter(&self, node: &NodeInfo) -> Result<(), Refusal> {
+        match untolerated(self.0, node) {
+            None => Ok(()),
+            Some(taint) => {
+                let value = taint.value.as_deref().unwrap_or_default();
+                let reason = format!("node(s) had untolerated taint {{{}: {value}}}", taint.key);
+                Err(Refusal::unresolvable(reason))
+            }
+        }
+    }
+
+    /// Taints that would rather not have the pod; fewer are better.
+    fn score(&self, node: &NodeInfo) -> Option<i64> {
+        let taints = node.node.as_ref()?.spec.as_ref().and_then(|s| s.taints.as_ref());
+        let soft = taints.into_iter().flatten().filter(|t| t.effect == "PreferNoSchedule");
+        let count = soft.filter(|taint| !self.0.iter().any(|t| tolerates(t, taint))).count();
+        i64::try_from(count).ok()
+    }
+
+    fn normalize(&self, scores: &mut [i64]) {
+        scale(scores, true);
+    }
+}
+
+impl Plugin for NodeUnschedulable {
+    fn name(&self) -> &'static str {
+        "NodeUnschedulable"
+    }
+
+    fn prepare<'a>(
+        &self,
+        pod: &'a PodInfo,
+        _snapshot: &'a Snapshot,
+    ) -> Result<Option<Box<dyn Prepared + 'a>>, Refusal> {
+        Ok(Some(Box::new(Cordoned(tolerations(pod)))))
+    }
+
+    fn helps(&self, event: ClusterEvent) -> bool {
+        matches!(event, ClusterEvent::NodeAdded | ClusterEvent::NodeChanged)
+    }
+}
+
+impl Prepared for Cordoned<'_> {
+    fn filter(&self, node: &NodeInfo) -> Result<(), Refusal> {
+        let spec = node.node.as_ref().and_then(|n| n.spec.as_ref());
+        if spec.and_then(|s| s.unschedulable) != Some(true) {
+            return Ok(());
+        }
+        let taint =
+            Taint { key: UNSCHEDULABLE.into(), effect: "NoSchedule".into(), ..Taint::default() };
+        match self.0.iter().any(|t| tolerates(t, &taint)) {
+            true => Ok(()),
+            false => Err(Refusal::unresolvable("node(s) were unschedulable")),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn tolerations_cover_taints_by_key_value_and_effect() {
+        let taint: Taint =
+            serde_json::from_value(json!({"key": "a", "value": "1", "effect": "NoSchedule"}))
+                .expect("a taint");
+        for (toleration, wanted) in [
+            (json!({"operator": "Exists"}), true),
+            (json!({"key": "a", "operator": "Exists"}), true),
+            (json!({"key": "b", "operator": "Exists"}), false),
+            (json!({"key": "a", "value": "1"}), true),
+            (json!({"key": "a", "value": "2"}), false),
+            (json!({"key": "a", "operator": "Equal", "value": "1", "effect": "NoSchedule"}), true),
+            (json!({"key": "a", "operator": "Exists", "effect": "NoExecute"}), false),
+        ] {
+            let typed: Toleration =
+                serde_json::from_value(toleration.clone()).expect("a toleration");
+            assert_eq!(tolerates(&typed, &taint), wanted, "{toleration}");
+        }
+    }
+}

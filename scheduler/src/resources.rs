@@ -1,0 +1,161 @@
+//! Amounts of resources: what pods ask for and nodes have.
+
+use std::collections::BTreeMap;
+use std::str::FromStr;
+
+use apimachinery::quantity::Quantity;
+use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity as Text;
+
+/// What a container without requests counts as in scores (upstream's non-zero requests), so that
+/// pods without requests spread too: 100m and 200 MB.
+const DEFAULT_MILLI_CPU: i64 = 100;
+const DEFAULT_MEMORY: i64 = 200 * 1024 * 1024;
+
+/// Amounts of resources.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Resources {
+    pub milli_cpu: i64,
+    /// Bytes.
+    pub memory: i64,
+    /// Bytes.
+    pub ephemeral_storage: i64,
+    /// Extended resources and huge pages, in units.
+    pub others: BTreeMap<String, i64>,
+}
+
+impl Resources {
+    /// From a list as specs and statuses have it. Text that is no quantity counts as nothing: the
+    /// API has validated it.
+    pub fn parse(list: Option<&BTreeMap<String, Text>>) -> Self {
+        let mut out = Self::default();
+        for (name, text) in list.into_iter().flatten() {
+            let Ok(amount) = Quantity::from_str(&text.0) else { continue };
+            match name.as_str() {
+                "cpu" => out.milli_cpu = amount.milli_value(),
+                "memory" => out.memory = amount.value(),
+                "ephemeral-storage" => out.ephemeral_storage = amount.value(),
+                "pods" => {}
+                other => {
+                    out.others.insert(other.to_owned(), amount.value());
+                }
+            }
+        }
+        out
+    }
+
+    pub fn add(&mut self, other: &Self) {
+        self.apply(other, i64::saturating_add);
+    }
+
+    pub fn subtract(&mut self, other: &Self) {
+        self.apply(other, i64::saturating_sub);
+    }
+
+    /// The larger of each.
+    pub fn max(&mut self, other: &Self) {
+        self.apply(other, i64::max);
+    }
+
+    fn apply(&mut self, other: &Self, f: fn(i64, i64) -> i64) {
+        self.milli_cpu = f(self.milli_cpu, other.milli_cpu);
+        self.memory = f(self.memory, other.memory);
+        self.ephemeral_storage = f(self.ephemeral_storage, other.ephemeral_storage);
+        for (name, amount) in &other.others {
+            let mine = self.others.entry(name.clone()).or_insert(0);
+            *mine = f(*mine, *amount);
+        }
+    }
+}
+
+/// What a pod asks for, and what it counts as in scores.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PodRequests {
+    pub asked: Resources,
+    /// CPU and memory with defaults for containers that ask for none.
+    pub scored: (i64, i64),
+}
+
+/// Sums a pod's requests: containers and sidecars together, or the largest step of initialization
+/// if that is more; plus overhead (KEP-753, KEP-688; pod-level resources: KEP-2837).
+pub fn of_pod(pod: &Pod) -> PodRequests {
+    let Some(spec) = &pod.spec else { return PodRequests::default() };
+    let mut asked = total(spec, &|c| requests(c));
+    let mut scored = total(spec, &|c| with_defaults(requests(c)));
+    if let Some(pod_level) = spec.resources.as_ref().and_then(|r| r.requests.as_ref()) {
+        let level = Resources::parse(Some(pod_level));
+        for (name, whole) in [("cpu", level.milli_cpu), ("memory", level.memory)] {
+            if pod_level.contains_key(name) {
+                let (a, s) = match name {
+                    "cpu" => (&mut asked.milli_cpu, &mut scored.milli_cpu),
+                    _ => (&mut asked.memory, &mut scored.memory),
+                };
+                (*a, *s) = (whole, whole);
+            }
+        }
+    }
+    let overhead = Resources::parse(spec.overhead.as_ref());
+    asked.add(&overhead);
+    scored.add(&overhead);
+    PodRequests { asked, scored: (scored.milli_cpu, scored.memory) }
+}
+
+fn requests(container: &Container) -> Resources {
+    Resources::parse(container.resources.as_ref().and_then(|r| r.requests.as_ref()))
+}
+
+fn with_defaults(mut requests: Resources) -> Resources {
+    if requests.milli_cpu == 0 {
+        requests.milli_cpu = DEFAULT_MILLI_CPU;
+    }
+    if requests.memory == 0 {
+        requests.memory = DEFAULT_MEMORY;
+    }
+    requests
+}
+
+fn total(spec: &PodSpec, of: &dyn Fn(&Container) -> Resources) -> Resources {
+    let mut running = Resources::default();
+    for container in &spec.containers {
+        running.add(&of(container));
+    }
+    let mut sidecars = Resources::default();
+    let mut largest = Resources::default();
+    for container in spec.init_containers.iter().flatten() {
+        let mut step = of(container);
+        if container.restart_policy.as_deref() == Some("Always") {
+            running.add(&step);
+            sidecars.add(&step);
+            largest.max(&sidecars);
+        } else {
+            step.add(&sidecars);
+            largest.max(&step);
+        }
+    }
+    running.max(&largest);
+    running
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[track_caller]
+    fn check(spec: serde_json::Value, milli_cpu: i64) {
+        let pod = serde_json::from_value(json!({"metadata": {}, "spec": spec})).expect("a pod");
+        assert_eq!(of_pod(&pod).asked.milli_cpu, milli_cpu, "{spec}");
+    }
+
+    #[test]
+    fn requests_are_those_of_the_largest_moment() {
+        let c = |cpu: &str| json!({"name": "c", "resources": {"requests": {"cpu": cpu}}});
+        let sidecar = |cpu: &str| json!({"name": "s", "restartPolicy": "Always", "resources": {"requests": {"cpu": cpu}}});
+        check(json!({"containers": [c("1"), c("500m")]}), 1500);
+        check(json!({"containers": [c("1")], "initContainers": [c("3")]}), 3000);
+        check(json!({"containers": [c("1")], "initContainers": [sidecar("1"), c("3")]}), 4000);
+        check(json!({"containers": [c("1")], "initContainers": [c("1"), sidecar("1")]}), 2000);
+        check(json!({"containers": [c("1")], "overhead": {"cpu": "250m"}}), 1250);
+        check(json!({"containers": [c("1")], "resources": {"requests": {"cpu": "5"}}}), 5000);
+    }
+}

@@ -1,0 +1,358 @@
+//! The loop: caches feed snapshot and queue; each pod in turn is given a node, and bound.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use anyhow::Context;
+use client::events::{EventType, Recorder, reference};
+use client::{Caches, Change, Key};
+use component::serving::{self, text};
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
+use kube::Api;
+use kube::api::{Patch, PatchParams, PostParams};
+use parking_lot::Mutex;
+use serde_json::json;
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+use crate::config::{Config, Options};
+use crate::cycle::{self, Unschedulable};
+use crate::framework::{ClusterEvent, Plugin};
+use crate::plugins::{self, Weighted};
+use crate::queue::Queue;
+use crate::snapshot::{PodInfo, Snapshot};
+
+/// Snapshot and queue: changed together, by the caches' handlers and the loop.
+#[derive(Default)]
+struct State {
+    snapshot: Snapshot,
+    queue: Queue,
+}
+
+struct Scheduler {
+    state: Mutex<State>,
+    wake: Notify,
+    plugins: Vec<Weighted>,
+    schedulers: Vec<String>,
+    client: kube::Client,
+    recorder: Recorder,
+    metrics: Metrics,
+}
+
+#[derive(Default)]
+struct Metrics {
+    scheduled: AtomicU64,
+    unschedulable: AtomicU64,
+    errors: AtomicU64,
+}
+
+/// Runs until shutdown.
+///
+/// # Errors
+/// A flag, the config file or the kubeconfig is wrong, or a port is taken.
+pub async fn run(options: Options, shutdown: CancellationToken) -> anyhow::Result<()> {
+    let config = options.settle()?;
+    let client = client::connect(&config.kubeconfig, "kube-scheduler").await?;
+    let recorder = Recorder::start(client.clone(), DEFAULT_COMPONENT, "", shutdown.clone());
+    let scheduler = Arc::new(Scheduler {
+        state: Mutex::default(),
+        wake: Notify::new(),
+        plugins: plugins::defaults(),
+        schedulers: config.schedulers.clone(),
+        client: client.clone(),
+        recorder,
+        metrics: Metrics::default(),
+    });
+    serve(&config, &scheduler, shutdown.clone()).await?;
+    let caches = Caches::new(client, shutdown.clone());
+    tokio::select! {
+        () = shutdown.cancelled() => {}
+        () = Arc::clone(&scheduler).schedule(&caches) => {}
+    }
+    Ok(())
+}
+
+/// Source of the events.
+const DEFAULT_COMPONENT: &str = "default-scheduler";
+
+async fn serve(
+    config: &Config,
+    scheduler: &Arc<Scheduler>,
+    shutdown: CancellationToken,
+) -> anyhow::Result<()> {
+    let Some(address) = config.address else { return Ok(()) };
+    let tls = match &config.tls {
+        Some((cert, key)) => Some(serving::tls(cert, key, None)?),
+        None => Some(serving::self_signed("kube-scheduler")?),
+    };
+    let listener = serving::bind(address).await?;
+    let scheduler = Arc::clone(scheduler);
+    let handler = move |request: http::Request<hyper::body::Incoming>| {
+        let response = match request.uri().path() {
+            "/healthz" | "/livez" | "/readyz" => text(200, "ok"),
+            "/metrics" => text(200, scheduler.metrics()),
+            _ => text(404, "404 page not found\n"),
+        };
+        async move { response }
+    };
+    tokio::spawn(serving::serve(listener, tls, handler, shutdown));
+    Ok(())
+}
+
+impl Scheduler {
+    fn all(&self) -> Vec<&dyn Plugin> {
+        self.plugins.iter().map(|w| &*w.plugin).collect()
+    }
+
+    fn metrics(&self) -> String {
+        let state = self.state.lock();
+        let count = |n: &AtomicU64| n.load(Ordering::Relaxed);
+        let name = "scheduler_schedule_attempts_total";
+        format!(
+            "# TYPE {name} counter\n{name}{{result=\"scheduled\"}} {}\n\
+             {name}{{result=\"unschedulable\"}} {}\n{name}{{result=\"error\"}} {}\n\
+             # TYPE scheduler_pending_pods gauge\nscheduler_pending_pods {}\n",
+            count(&self.metrics.scheduled),
+            count(&self.metrics.unschedulable),
+            count(&self.metrics.errors),
+            state.queue.len(),
+        )
+    }
+
+    /// Follows the caches, and schedules without end.
+    async fn schedule(self: Arc<Self>, caches: &Caches) {
+        let (nodes, pods) = (caches.of::<Node>(), caches.of::<Pod>());
+        let namespaces = caches.of::<Namespace>();
+        let me = Arc::clone(&self);
+        nodes.on_change(move |change| me.node(change));
+        let me = Arc::clone(&self);
+        namespaces.on_change(move |change| me.namespace(change));
+        let me = Arc::clone(&self);
+        pods.on_change(move |change| me.pod(change));
+        // Before all pods are known, nodes would look empty.
+        tokio::join!(nodes.synced(), namespaces.synced(), pods.synced());
+        let mut start = 0;
+        loop {
+            let woken = self.wake.notified();
+            let (key, due) = {
+                let mut state = self.state.lock();
+                (state.queue.pop(Timestamp::now()), state.queue.next_due())
+            };
+            let Some(key) = key else {
+                let pause = due.map_or(Duration::from_secs(60), |at| {
+                    Duration::try_from(at.duration_since(Timestamp::now())).unwrap_or_default()
+                });
+                tokio::select! {
+                    () = woken => {}
+                    () = tokio::time::sleep(pause) => {}
+                }
+                continue;
+            };
+            match pods.get(&key) {
+                Some(pod) if self.is_mine(&pod) => {
+                    self.one(key, pod, start);
+                    start += 1;
+                    // Other tasks of this thread get their turn.
+                    tokio::task::yield_now().await;
+                }
+                _ => self.state.lock().queue.remove(&key),
+            }
+        }
+    }
+
+    /// A pod that waits for us: not placed, not ending.
+    fn is_mine(&self, pod: &Pod) -> bool {
+        let Some(spec) = &pod.spec else { return false };
+        let name = spec.scheduler_name.as_deref().unwrap_or_default();
+        spec.node_name.as_deref().unwrap_or_default().is_empty()
+            && pod.metadata.deletion_timestamp.is_none()
+            && self.schedulers.iter().any(|s| s == name)
+    }
+
+    fn one(self: &Arc<Self>, key: Key, pod: Arc<Pod>, start: usize) {
+        let info = Arc::new(PodInfo::new(Arc::clone(&pod)));
+        let mut state = self.state.lock();
+        if state.snapshot.is_assumed(&info.uid) {
+            state.queue.remove(&key);
+            return;
+        }
+        let random = |n: usize| rand::random_range(0..n);
+        match cycle::schedule(&self.plugins, &state.snapshot, &info, start, random) {
+            Ok(node) => {
+                state.snapshot.assume(&info, &node);
+                drop(state);
+                let me = Arc::clone(self);
+                tokio::spawn(async move { me.bind(key, info, node).await });
+            }
+            Err(why) => {
+                state.queue.refused(&key, &why.plugins, &self.all(), Timestamp::now());
+                drop(state);
+                self.metrics.unschedulable.fetch_add(1, Ordering::Relaxed);
+                let me = Arc::clone(self);
+                tokio::spawn(async move { me.tell(&pod, &why).await });
+            }
+        }
+    }
+
+    async fn bind(&self, key: Key, info: Arc<PodInfo>, node: String) {
+        let result = self.post_binding(&key, &info, &node).await;
+        let mut state = self.state.lock();
+        match result {
+            Ok(()) => {
+                state.queue.remove(&key);
+                drop(state);
+                self.metrics.scheduled.fetch_add(1, Ordering::Relaxed);
+                let message = format!("Successfully assigned {key} to {node}");
+                self.recorder.event(reference(&*info.pod), EventType::Normal, "Scheduled", message);
+            }
+            Err(error) => {
+                state.snapshot.forget(&info.uid);
+                state.queue.failed(&key, Timestamp::now());
+                drop(state);
+                self.metrics.errors.fetch_add(1, Ordering::Relaxed);
+                tracing::warn!(pod = %key, node, error = format!("{error:#}"), "binding");
+                self.wake.notify_one();
+            }
+        }
+    }
+
+    async fn post_binding(&self, key: &Key, info: &PodInfo, node: &str) -> anyhow::Result<()> {
+        let pods: Api<Pod> = Api::namespaced(self.client.clone(), &key.namespace);
+        let binding = json!({
+            "apiVersion": "v1", "kind": "Binding",
+            "metadata": {"name": key.name, "namespace": key.namespace, "uid": info.uid},
+            "target": {"apiVersion": "v1", "kind": "Node", "name": node},
+        });
+        let _: serde_json::Value = pods
+            .create_subresource("binding", &key.name, &PostParams::default(), &binding)
+            .await
+            .context("binding rejected")?;
+        Ok(())
+    }
+
+    /// Tells a pod's owner why it waits: an event, and the condition PodScheduled.
+    async fn tell(&self, pod: &Pod, why: &Unschedulable) {
+        let message = why.message();
+        let about = reference(pod);
+        self.recorder.event(about, EventType::Warning, "FailedScheduling", message.clone());
+        let conditions = pod.status.as_ref().and_then(|s| s.conditions.as_deref());
+        let have = conditions.unwrap_or_default().iter().find(|c| c.type_ == "PodScheduled");
+        let same = have.is_some_and(|c| {
+            c.status == "False"
+                && c.reason.as_deref() == Some("Unschedulable")
+                && c.message.as_deref() == Some(message.as_str())
+        });
+        if same {
+            return;
+        }
+        let key = Key::of(pod);
+        let since = match have.filter(|c| c.status == "False") {
+            Some(c) => json!(c.last_transition_time),
+            None => json!(Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string()),
+        };
+        let mut condition = json!({
+            "type": "PodScheduled", "status": "False", "reason": "Unschedulable",
+            "message": message, "lastTransitionTime": since,
+        });
+        if let Some(generation) = pod.metadata.generation {
+            condition["observedGeneration"] = generation.into();
+        }
+        let patch =
+            json!({"metadata": {"uid": pod.metadata.uid}, "status": {"conditions": [condition]}});
+        let pods: Api<Pod> = Api::namespaced(self.client.clone(), &key.namespace);
+        let patched =
+            pods.patch_status(&key.name, &PatchParams::default(), &Patch::Strategic(patch)).await;
+        if let Err(error) = patched {
+            tracing::debug!(pod = %key, %error, "condition not written");
+        }
+    }
+
+    fn event(&self, state: &mut State, event: ClusterEvent) {
+        state.queue.event(event, &self.all(), Timestamp::now());
+        self.wake.notify_one();
+    }
+
+    fn node(&self, change: &Change<'_, Node>) {
+        let mut state = self.state.lock();
+        state.snapshot.set_node(&change.key.name, change.new.cloned());
+        match (change.old, change.new) {
+            (None, Some(_)) => self.event(&mut state, ClusterEvent::NodeAdded),
+            (Some(old), Some(new)) if matters(old, new) => {
+                self.event(&mut state, ClusterEvent::NodeChanged);
+            }
+            _ => {}
+        }
+    }
+
+    fn namespace(&self, change: &Change<'_, Namespace>) {
+        let mut state = self.state.lock();
+        let name = change.key.name.clone();
+        match change.new {
+            Some(namespace) => {
+                let labels = namespace.metadata.labels.clone().unwrap_or_default();
+                state.snapshot.namespaces.insert(name, labels);
+            }
+            None => {
+                state.snapshot.namespaces.remove(&name);
+            }
+        }
+    }
+
+    fn pod(&self, change: &Change<'_, Pod>) {
+        let mut state = self.state.lock();
+        let Some(pod) = change.new else {
+            let old = change.old.and_then(|p| p.metadata.uid.as_deref());
+            state.snapshot.remove_pod(old.unwrap_or_default());
+            state.queue.remove(change.key);
+            return self.event(&mut state, ClusterEvent::PodGone);
+        };
+        if let Some(old) = change.old.filter(|old| old.metadata.uid != pod.metadata.uid) {
+            state.snapshot.remove_pod(old.metadata.uid.as_deref().unwrap_or_default());
+            state.queue.remove(change.key);
+        }
+        let info = Arc::new(PodInfo::new(Arc::clone(pod)));
+        let finished = |p: &Pod| {
+            let phase = p.status.as_ref().and_then(|s| s.phase.as_deref());
+            matches!(phase, Some("Succeeded" | "Failed"))
+        };
+        state.snapshot.set_pod(&info);
+        if self.is_mine(pod) && !finished(pod) {
+            if state.snapshot.is_assumed(&info.uid) {
+                return;
+            }
+            let gated = self.plugins.iter().any(|w| w.plugin.enqueue(&info).is_err());
+            match gated {
+                true => state.queue.remove(change.key),
+                // Only what the pod wants can matter, not what is reported of it.
+                false
+                    if change.old.is_none_or(|old| {
+                        old.spec != pod.spec || old.metadata.labels != pod.metadata.labels
+                    }) =>
+                {
+                    state.queue.add(change.key, info.priority(), Timestamp::now());
+                }
+                false => {}
+            }
+            self.wake.notify_one();
+            return;
+        }
+        state.queue.remove(change.key);
+        let placed = |p: &Arc<Pod>| p.spec.as_ref().is_some_and(|s| s.node_name.is_some());
+        let was_placed = change.old.is_some_and(placed);
+        if change.old.is_some_and(|old| !finished(old)) && finished(pod) {
+            self.event(&mut state, ClusterEvent::PodGone);
+        } else if placed(pod) && !was_placed {
+            self.event(&mut state, ClusterEvent::PodPlaced);
+        }
+    }
+}
+
+/// Whether a change of a node can make a difference; heartbeats do not.
+fn matters(old: &Node, new: &Node) -> bool {
+    let allocatable = |n: &Node| n.status.as_ref().and_then(|s| s.allocatable.clone());
+    old.spec != new.spec
+        || old.metadata.labels != new.metadata.labels
+        || allocatable(old) != allocatable(new)
+}

@@ -1,0 +1,335 @@
+//! The cluster as the scheduler sees it: nodes with the pods on them, updated in place.
+//!
+//! Pods that were given a node but are not bound yet are assumed: they count until the binding
+//! fails or the cache shows them.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
+
+use client::Key;
+use k8s_openapi::api::core::v1::{Node, Pod};
+
+use crate::resources::{PodRequests, Resources, of_pod};
+use crate::selectors::Labels;
+
+/// A pod with what plugins ask of it often.
+#[derive(Clone, Debug)]
+pub struct PodInfo {
+    pub pod: Arc<Pod>,
+    pub key: Key,
+    pub uid: String,
+    pub requests: PodRequests,
+    pub ports: Vec<HostPort>,
+    /// Has (anti-)affinity to other pods.
+    pub affinity: bool,
+    pub required_anti_affinity: bool,
+}
+
+/// A port of the node that a pod wants.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct HostPort {
+    /// Empty: all addresses.
+    pub address: String,
+    pub protocol: String,
+    pub port: i32,
+}
+
+impl HostPort {
+    pub fn conflicts(&self, other: &Self) -> bool {
+        self.port == other.port
+            && self.protocol == other.protocol
+            && (self.address.is_empty()
+                || other.address.is_empty()
+                || self.address == other.address)
+    }
+}
+
+impl PodInfo {
+    pub fn new(pod: Arc<Pod>) -> Self {
+        let affinity = pod.spec.as_ref().and_then(|s| s.affinity.as_ref());
+        let anti = affinity.and_then(|a| a.pod_anti_affinity.as_ref());
+        let required =
+            anti.and_then(|a| a.required_during_scheduling_ignored_during_execution.as_ref());
+        Self {
+            key: Key::of(&*pod),
+            uid: pod.metadata.uid.clone().unwrap_or_default(),
+            requests: of_pod(&pod),
+            ports: ports(&pod),
+            affinity: affinity.is_some_and(|a| a.pod_affinity.is_some()) || anti.is_some(),
+            required_anti_affinity: required.is_some_and(|terms| !terms.is_empty()),
+            pod,
+        }
+    }
+
+    pub fn namespace(&self) -> &str {
+        &self.key.namespace
+    }
+
+    pub fn labels(&self) -> Option<&Labels> {
+        self.pod.metadata.labels.as_ref()
+    }
+
+    pub fn priority(&self) -> i32 {
+        self.pod.spec.as_ref().and_then(|s| s.priority).unwrap_or(0)
+    }
+
+    pub fn node_name(&self) -> Option<&str> {
+        self.pod.spec.as_ref()?.node_name.as_deref().filter(|n| !n.is_empty())
+    }
+}
+
+fn ports(pod: &Pod) -> Vec<HostPort> {
+    let Some(spec) = &pod.spec else { return Vec::new() };
+    let sidecars = spec.init_containers.iter().flatten();
+    let sidecars = sidecars.filter(|c| c.restart_policy.as_deref() == Some("Always"));
+    let all = spec.containers.iter().chain(sidecars).flat_map(|c| c.ports.iter().flatten());
+    all.filter_map(|p| {
+        let port = p.host_port.filter(|n| *n > 0)?;
+        let address = p.host_ip.clone().filter(|ip| ip != "0.0.0.0" && ip != "::");
+        Some(HostPort {
+            address: address.unwrap_or_default(),
+            protocol: p.protocol.clone().unwrap_or_else(|| "TCP".into()),
+            port,
+        })
+    })
+    .collect()
+}
+
+/// A node with its pods.
+#[derive(Clone, Debug, Default)]
+pub struct NodeInfo {
+    /// Absent for a node that is gone, or not yet seen, while pods name it.
+    pub node: Option<Arc<Node>>,
+    pub pods: HashMap<String, Arc<PodInfo>>,
+    pub allocatable: Resources,
+    pub allowed_pods: usize,
+    pub requested: Resources,
+    pub scored: (i64, i64),
+    /// Image name to bytes.
+    pub images: HashMap<String, i64>,
+}
+
+impl NodeInfo {
+    pub fn name(&self) -> &str {
+        self.node.as_ref().and_then(|n| n.metadata.name.as_deref()).unwrap_or_default()
+    }
+
+    pub fn label(&self, key: &str) -> Option<&str> {
+        self.node.as_ref()?.metadata.labels.as_ref()?.get(key).map(String::as_str)
+    }
+
+    fn set_node(&mut self, node: Arc<Node>) {
+        let status = node.status.as_ref();
+        let allocatable = status.and_then(|s| s.allocatable.as_ref());
+        self.allocatable = Resources::parse(allocatable);
+        let pods = allocatable.and_then(|a| a.get("pods"));
+        self.allowed_pods = pods.and_then(|q| q.0.parse().ok()).unwrap_or(0);
+        let images = status.and_then(|s| s.images.as_ref()).into_iter().flatten();
+        self.images = images
+            .flat_map(|i| {
+                let size = i.size_bytes.unwrap_or(0);
+                i.names.iter().flatten().map(move |name| (name.clone(), size))
+            })
+            .collect();
+        self.node = Some(node);
+    }
+
+    fn add(&mut self, pod: Arc<PodInfo>) {
+        self.remove(&pod.uid);
+        self.requested.add(&pod.requests.asked);
+        self.scored.0 += pod.requests.scored.0;
+        self.scored.1 += pod.requests.scored.1;
+        self.pods.insert(pod.uid.clone(), pod);
+    }
+
+    fn remove(&mut self, uid: &str) {
+        if let Some(pod) = self.pods.remove(uid) {
+            self.requested.subtract(&pod.requests.asked);
+            self.scored.0 -= pod.requests.scored.0;
+            self.scored.1 -= pod.requests.scored.1;
+        }
+    }
+}
+
+/// The whole cluster.
+#[derive(Clone, Debug, Default)]
+pub struct Snapshot {
+    nodes: BTreeMap<String, NodeInfo>,
+    /// Pod uid to the node it counts on.
+    placed: HashMap<String, String>,
+    /// Of those, the ones that are only assumed.
+    assumed: HashSet<String>,
+    pub namespaces: HashMap<String, Labels>,
+    /// How many pods have (anti-)affinity to others: none is the common case.
+    with_affinity: usize,
+}
+
+impl Snapshot {
+    /// Nodes that exist, by name.
+    pub fn nodes(&self) -> impl Iterator<Item = &NodeInfo> {
+        self.nodes.values().filter(|n| n.node.is_some())
+    }
+
+    pub fn node(&self, name: &str) -> Option<&NodeInfo> {
+        self.nodes.get(name).filter(|n| n.node.is_some())
+    }
+
+    pub fn len(&self) -> usize {
+        self.nodes().count()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    pub fn any_affinity(&self) -> bool {
+        self.with_affinity > 0
+    }
+
+    pub fn set_node(&mut self, name: &str, node: Option<Arc<Node>>) {
+        match node {
+            Some(node) => self.nodes.entry(name.to_owned()).or_default().set_node(node),
+            None => {
+                if let Some(info) = self.nodes.get_mut(name) {
+                    info.node = None;
+                    if info.pods.is_empty() {
+                        self.nodes.remove(name);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Brings in a pod as the cache has it. A finished pod, or one without a node, counts nowhere;
+    /// but one that is assumed goes on counting until it is bound or forgotten.
+    pub fn set_pod(&mut self, pod: &Arc<PodInfo>) {
+        let phase = pod.pod.status.as_ref().and_then(|s| s.phase.as_deref());
+        let finished = matches!(phase, Some("Succeeded" | "Failed"));
+        match pod.node_name() {
+            Some(node) if !finished => {
+                self.assumed.remove(&pod.uid);
+                self.place(node, Arc::clone(pod));
+            }
+            None if self.assumed.contains(&pod.uid) && !finished => {}
+            _ => self.remove_pod(&pod.uid),
+        }
+    }
+
+    /// Counts a pod on the node that was chosen for it.
+    pub fn assume(&mut self, pod: &Arc<PodInfo>, node: &str) {
+        self.place(node, Arc::clone(pod));
+        self.assumed.insert(pod.uid.clone());
+    }
+
+    /// Takes an assumption back: the binding failed.
+    pub fn forget(&mut self, uid: &str) {
+        if self.assumed.remove(uid) {
+            self.remove_pod(uid);
+        }
+    }
+
+    pub fn is_assumed(&self, uid: &str) -> bool {
+        self.assumed.contains(uid)
+    }
+
+    fn place(&mut self, node: &str, pod: Arc<PodInfo>) {
+        if let Some(before) = self.placed.get(&pod.uid)
+            && before != node
+        {
+            self.remove_pod(&pod.uid.clone());
+        }
+        let had = self.placed.insert(pod.uid.clone(), node.to_owned()).is_some();
+        if pod.affinity && !had {
+            self.with_affinity += 1;
+        }
+        self.nodes.entry(node.to_owned()).or_default().add(pod);
+    }
+
+    pub fn remove_pod(&mut self, uid: &str) {
+        self.assumed.remove(uid);
+        let Some(node) = self.placed.remove(uid) else { return };
+        if let Some(info) = self.nodes.get_mut(&node) {
+            if info.pods.get(uid).is_some_and(|p| p.affinity) {
+                self.with_affinity -= 1;
+            }
+            info.remove(uid);
+            if info.pods.is_empty() && info.node.is_none() {
+                self.nodes.remove(&node);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+pub mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    pub fn pod(name: &str, spec: Value) -> Arc<PodInfo> {
+        labelled(name, json!({}), spec)
+    }
+
+    pub fn labelled(name: &str, labels: Value, spec: Value) -> Arc<PodInfo> {
+        let mut spec = spec;
+        if spec.get("containers").is_none() {
+            spec["containers"] = json!([{"name": "c"}]);
+        }
+        let pod = json!({
+            "metadata": {"namespace": "ns", "name": name, "uid": name, "labels": labels},
+            "spec": spec,
+        });
+        Arc::new(PodInfo::new(Arc::new(serde_json::from_value(pod).expect("a pod"))))
+    }
+
+    pub fn node(name: &str, extra: Value) -> Arc<Node> {
+        let mut node = json!({
+            "metadata": {"name": name, "labels": {"kubernetes.io/hostname": name}},
+            "spec": {},
+            "status": {"allocatable": {"cpu": "4", "memory": "8Gi", "pods": "110"}},
+        });
+        for part in ["spec", "status"] {
+            for (k, v) in extra.get(part).and_then(Value::as_object).into_iter().flatten() {
+                node[part][k] = v.clone();
+            }
+        }
+        for (k, v) in extra.get("labels").and_then(Value::as_object).into_iter().flatten() {
+            node["metadata"]["labels"][k] = v.clone();
+        }
+        Arc::new(serde_json::from_value(node).expect("a node"))
+    }
+
+    #[test]
+    fn an_assumed_pod_counts_until_bound_or_forgotten() {
+        let asks = json!({"containers": [{"name": "c", "resources": {"requests": {"cpu": "1"}}}]});
+        let waiting = pod("p", asks.clone());
+        let mut bound = asks;
+        bound["nodeName"] = json!("n");
+        let bound = pod("p", bound);
+        let used = |s: &Snapshot| s.node("n").expect("a node").requested.milli_cpu;
+
+        let mut snapshot = Snapshot::default();
+        snapshot.set_node("n", Some(node("n", json!({}))));
+        snapshot.assume(&waiting, "n");
+        snapshot.set_pod(&waiting);
+        assert_eq!(used(&snapshot), 1000, "an old view of the pod takes nothing back");
+        snapshot.set_pod(&bound);
+        assert_eq!(used(&snapshot), 1000, "counted once");
+        snapshot.forget("p");
+        assert_eq!(used(&snapshot), 1000, "bound: no longer an assumption");
+        snapshot.remove_pod("p");
+        assert_eq!(used(&snapshot), 0);
+
+        snapshot.assume(&waiting, "n");
+        snapshot.forget("p");
+        assert_eq!(used(&snapshot), 0);
+    }
+
+    #[test]
+    fn pods_of_a_node_not_yet_seen_are_counted_when_it_comes() {
+        let mut snapshot = Snapshot::default();
+        snapshot.set_pod(&pod("p", json!({"nodeName": "n"})));
+        assert!(snapshot.is_empty());
+        snapshot.set_node("n", Some(node("n", json!({}))));
+        assert_eq!(snapshot.node("n").map(|n| n.pods.len()), Some(1));
+    }
+}
