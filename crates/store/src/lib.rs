@@ -106,7 +106,8 @@ pub enum WatchEvent {
 /// Where upstream's API server shows etcd's words to clients, the text is etcd's.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// Revision below the compaction; carries the oldest one still kept.
+    /// Revision below the compaction; carries the oldest one still kept, or 0 if the engine does
+    /// not tell.
     #[error("etcdserver: mvcc: required revision has been compacted")]
     Compacted { oldest: Revision },
     /// A revision that the store has not reached.
@@ -162,7 +163,14 @@ pub trait Store: Send + Sync + 'static {
     /// Changes of keys that begin with `prefix`, from `from` (inclusive) on.
     async fn watch(&self, prefix: Bytes, from: Revision) -> Result<WatchStream, StoreError>;
 
+    /// Whether progress can be asked for. Without it (old etcd) a cache cannot be shown to be
+    /// current, and what must be current is read from the store.
+    fn reports_progress(&self) -> bool {
+        true
+    }
+
     /// Asks that all watches soon deliver [`WatchEvent::Progress`] at or above the present revision.
+    /// `Unavailable` where [`Store::reports_progress`] is false.
     async fn request_progress(&self) -> Result<(), StoreError>;
 
     /// The newest revision, linearizable.
