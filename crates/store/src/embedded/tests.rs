@@ -212,3 +212,92 @@ async fn what_is_wrong_with_a_file_is_said() {
         assert!(matches!(error, Some(StoreError::Unavailable(_))), "{missing}: {error:?}");
     }
 }
+
+/// Storage in memory that can be told to fail.
+#[derive(Clone, Debug, Default)]
+struct Faulty {
+    memory: Arc<redb::backends::InMemoryBackend>,
+    full: Arc<std::sync::atomic::AtomicBool>,
+    sync_fails: Arc<std::sync::atomic::AtomicBool>,
+}
+
+impl StorageBackend for Faulty {
+    fn len(&self) -> std::io::Result<u64> {
+        self.memory.len()
+    }
+
+    fn read(&self, offset: u64, out: &mut [u8]) -> std::io::Result<()> {
+        self.memory.read(offset, out)
+    }
+
+    fn set_len(&self, len: u64) -> std::io::Result<()> {
+        self.memory.set_len(len)
+    }
+
+    fn sync_data(&self) -> std::io::Result<()> {
+        match self.sync_fails.load(Ordering::SeqCst) {
+            true => Err(std::io::Error::other("sync failed")),
+            false => self.memory.sync_data(),
+        }
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> std::io::Result<()> {
+        match self.full.load(Ordering::SeqCst) {
+            true => Err(std::io::ErrorKind::StorageFull.into()),
+            false => self.memory.write(offset, data),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_full_disk_stops_writes_only_while_it_is_full() {
+    let storage = Faulty::default();
+    let make = storage.clone();
+    let options = Options { sweep_interval: Duration::from_millis(5), ..Options::default() };
+    let store = Embedded::open_backend(move || make.clone(), options).unwrap();
+    create(&store, "/a", "x").await;
+    let mut watch = store.watch(bytes("/"), 2).await.unwrap();
+
+    storage.full.store(true, Ordering::SeqCst);
+    let put = || store.put(bytes("/b"), bytes("x"), Expect::Absent, None);
+    let error = put().await.unwrap_err();
+    assert!(matches!(error, StoreError::Unknown(_) | StoreError::Unavailable(_)), "{error:?}");
+    assert!(matches!(put().await, Err(StoreError::Unavailable(_))));
+
+    storage.full.store(false, Ordering::SeqCst);
+    let outcome = loop {
+        match put().await {
+            Ok(outcome) => break outcome,
+            Err(StoreError::Unavailable(_)) => tokio::task::yield_now().await,
+            Err(error) => panic!("{error:?}"),
+        }
+    };
+    // The first attempt was in doubt, so either is right; the watch knows which.
+    let revision = match outcome {
+        Outcome::Done(revision) => revision,
+        Outcome::Mismatch(Some(kv)) => kv.mod_revision,
+        Outcome::Mismatch(None) => panic!("refused without a reason"),
+    };
+    assert_eq!(revision, 3);
+    for expected in [2, 3] {
+        match watch.next().await {
+            Some(Ok(WatchEvent::Changes { revision, .. })) => assert_eq!(revision, expected),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn nothing_is_built_on_a_failed_sync() {
+    let storage = Faulty::default();
+    let make = storage.clone();
+    let options = Options { sweep_interval: Duration::from_millis(5), ..Options::default() };
+    let store = Embedded::open_backend(move || make.clone(), options).unwrap();
+    storage.sync_fails.store(true, Ordering::SeqCst);
+    let error = store.put(bytes("/a"), bytes("x"), Expect::Absent, None).await.unwrap_err();
+    assert!(matches!(error, StoreError::Unknown(_)), "{error:?}");
+    storage.sync_fails.store(false, Ordering::SeqCst);
+    store.sweep().await.unwrap_err();
+    let error = store.get(b"/a", None).await.unwrap_err().to_string();
+    assert!(error.contains("failed to sync"), "{error}");
+}

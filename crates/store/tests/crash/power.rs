@@ -182,7 +182,8 @@ async fn replay_gives(
     assert_eq!(&state, held, "{context}: history does not lead to the present");
 }
 
-async fn live_and_crash(seed: u64) {
+/// Returns how many writes were done.
+async fn live_and_crash(seed: u64) -> u64 {
     let mut rng = StdRng::seed_from_u64(seed);
     let known = Arc::new(Mutex::new(Known::default()));
     let new = Disk::new(Vec::new(), usize::MAX);
@@ -218,11 +219,15 @@ async fn live_and_crash(seed: u64) {
         store.close().await.expect("close");
         image = sound.contents();
     }
+    let n_writes = known.lock().expect("known").revision;
+    n_writes
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn acknowledged_writes_survive_power_loss() {
+    let mut n_writes = 0;
     for seed in 0..n_seeds() {
-        live_and_crash(seed).await;
+        n_writes += live_and_crash(seed).await;
     }
+    assert!(n_writes > 10 * n_seeds(), "too little was written to tell: {n_writes}");
 }
