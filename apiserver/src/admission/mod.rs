@@ -1,5 +1,7 @@
 //! What may be written: plugins that change or refuse objects on their way to the store.
 
+pub mod pods;
+
 use apimachinery::Value;
 use apimachinery::gvk::{GroupResource, GroupVersionKind};
 use apimachinery::status::ApiError;
