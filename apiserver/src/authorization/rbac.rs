@@ -353,7 +353,6 @@ mod tests {
                 request("get", "", "pods", ""),
                 r#"+RBAC: allowed by ClusterRoleBinding "cluster-admin" of ClusterRole "cluster-admin" to Group "system:masters""#,
             ),
-            (&user("system:kube-scheduler", &[]), request("create", "", "pods/binding", "a"), ""),
         ];
         for (user, request, want) in cases {
             let got = match rbac.authorize(&Attributes { user, request: &request }).await {
