@@ -107,7 +107,12 @@ impl NodeRestriction {
         let group = if resource == "csidrivers" { "storage.k8s.io" } else { "" };
         let resource = GroupResource::new(group, resource);
         let found = self.reader.get(&resource, namespace, name);
-        found.ok_or_else(|| Refusal::Error(ApiError::NotFound { resource, name: name.to_owned() }))
+        // Upstream's listers name what is missing in the singular.
+        found.ok_or_else(|| {
+            let one = resource.resource.strip_suffix('s').unwrap_or(&resource.resource);
+            let resource = GroupResource::new(group, one);
+            Refusal::Error(ApiError::NotFound { resource, name: name.to_owned() })
+        })
     }
 
     async fn check(
@@ -796,7 +801,7 @@ mod tests {
                 None,
                 r#"node "n1" can only delete pods with spec.nodeName set to itself"#,
             ),
-            (Delete, "", "pods", "a", "none", Value::Null, None, r#"pods "none" not found"#),
+            (Delete, "", "pods", "a", "none", Value::Null, None, r#"pod "none" not found"#),
             (
                 Update,
                 "",
