@@ -7,12 +7,8 @@ use apimachinery::gvk::GroupResource;
 use apimachinery::status::ApiError;
 use apimachinery::{Value, object};
 use async_trait::async_trait;
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
-use x509_parser::certification_request::X509CertificationRequest;
-use x509_parser::prelude::FromDer;
 
-use super::{Attributes, Operation, Plugin, forbidden, pods};
+use super::{Attributes, Operation, Plugin, certificates, forbidden, pods};
 use crate::authorization::node::node_of;
 use crate::authorization::{self, Authorizer, Decision};
 use crate::reader::{Object, Reader};
@@ -544,27 +540,13 @@ fn signing_request(node: &str, a: &Attributes<'_>, object: Option<&Value>) -> Re
     ) {
         return Ok(());
     }
-    let name = common_name(object::str_at(request, &["spec", "request"]))
-        .map_err(|e| format!("unable to parse csr: {e}"))?;
+    let name = certificates::subject(request)
+        .map_err(|e| format!("unable to parse csr: {e}"))?
+        .common_name;
     if name != format!("system:node:{node}") {
         return Err(format!("can only create a node CSR with CN=system:node:{node}").into());
     }
     Ok(())
-}
-
-/// The common name of a base64-encoded PEM certificate request.
-fn common_name(encoded: &str) -> Result<String, String> {
-    let pem = STANDARD.decode(encoded).map_err(|e| e.to_string())?;
-    let not_pem = "PEM block type must be CERTIFICATE REQUEST";
-    let (_, block) = x509_parser::pem::parse_x509_pem(&pem).map_err(|_| not_pem)?;
-    if block.label != "CERTIFICATE REQUEST" {
-        return Err(not_pem.to_owned());
-    }
-    let (_, request) =
-        X509CertificationRequest::from_der(&block.contents).map_err(|e| e.to_string())?;
-    let subject = &request.certification_request_info.subject;
-    let name = subject.iter_common_name().last().and_then(|cn| cn.as_str().ok());
-    Ok(name.unwrap_or_default().to_owned())
 }
 
 #[async_trait]
@@ -602,6 +584,8 @@ mod tests {
     use super::*;
     use crate::authorization::testing::{Memory, user};
     use crate::authorization::{AlwaysAllow, AlwaysDeny};
+    use base64::Engine as _;
+    use base64::engine::general_purpose::STANDARD;
     use serde_json::json;
 
     fn world() -> Arc<Memory> {

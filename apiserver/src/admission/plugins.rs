@@ -12,6 +12,7 @@ use super::priority::Priority;
 use super::runtime_class::RuntimeClass;
 use super::service_account::ServiceAccount;
 use super::tolerations::DefaultTolerationSeconds;
+use super::{certificates, storage};
 use crate::authentication::Clock;
 use crate::authorization::Authorizer;
 use crate::reader::Reader;
@@ -105,6 +106,19 @@ fn build(name: &str, config: &Config) -> Option<Arc<dyn Plugin>> {
             not_ready: config.not_ready_toleration_seconds,
             unreachable: config.unreachable_toleration_seconds,
         }),
+        "DefaultStorageClass" => Arc::new(storage::DefaultStorageClass(config.reader.clone())),
+        "DefaultIngressClass" => Arc::new(storage::DefaultIngressClass(config.reader.clone())),
+        "StorageObjectInUseProtection" => Arc::new(storage::StorageObjectInUseProtection),
+        "PersistentVolumeClaimResize" => {
+            Arc::new(storage::PersistentVolumeClaimResize(config.reader.clone()))
+        }
+        "CertificateApproval" => {
+            Arc::new(certificates::CertificateApproval(config.authorizer.clone()))
+        }
+        "CertificateSigning" => {
+            Arc::new(certificates::CertificateSigning(config.authorizer.clone()))
+        }
+        "CertificateSubjectRestriction" => Arc::new(certificates::CertificateSubjectRestriction),
         "RuntimeClass" => Arc::new(RuntimeClass::new(lookup())),
         _ => return None,
     })
@@ -179,7 +193,14 @@ mod tests {
             "PodSecurity",
             "Priority",
             "DefaultTolerationSeconds",
+            "DefaultStorageClass",
+            "StorageObjectInUseProtection",
+            "PersistentVolumeClaimResize",
             "RuntimeClass",
+            "CertificateApproval",
+            "CertificateSigning",
+            "CertificateSubjectRestriction",
+            "DefaultIngressClass",
         ];
         assert_eq!(names(&[], &[]).as_deref(), Ok(&default[..]));
         let restricted = names(&["NodeRestriction", "Priority"], &["PodSecurity"]).expect("valid");
