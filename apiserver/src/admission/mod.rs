@@ -13,6 +13,7 @@ pub mod runtime_class;
 pub mod service_account;
 pub mod storage;
 pub mod tolerations;
+pub mod topology_labels;
 
 #[cfg(test)]
 mod testing;

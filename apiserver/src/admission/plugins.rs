@@ -12,6 +12,7 @@ use super::priority::Priority;
 use super::runtime_class::RuntimeClass;
 use super::service_account::ServiceAccount;
 use super::tolerations::DefaultTolerationSeconds;
+use super::topology_labels::PodTopologyLabels;
 use super::{certificates, storage};
 use crate::authentication::Clock;
 use crate::authorization::Authorizer;
@@ -119,6 +120,7 @@ fn build(name: &str, config: &Config) -> Option<Arc<dyn Plugin>> {
             Arc::new(certificates::CertificateSigning(config.authorizer.clone()))
         }
         "CertificateSubjectRestriction" => Arc::new(certificates::CertificateSubjectRestriction),
+        "PodTopologyLabels" => Arc::new(PodTopologyLabels(config.reader.clone())),
         "RuntimeClass" => Arc::new(RuntimeClass::new(lookup())),
         _ => return None,
     })
@@ -201,6 +203,7 @@ mod tests {
             "CertificateSigning",
             "CertificateSubjectRestriction",
             "DefaultIngressClass",
+            "PodTopologyLabels",
         ];
         assert_eq!(names(&[], &[]).as_deref(), Ok(&default[..]));
         let restricted = names(&["NodeRestriction", "Priority"], &["PodSecurity"]).expect("valid");
