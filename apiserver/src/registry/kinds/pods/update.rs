@@ -419,7 +419,7 @@ pub fn status(errors: &mut ErrorList, pod: &At<'_>, old: &Value) {
     if class.str() != old_status.at("qosClass").str() {
         errors.push(class.invalid_as(class.str(), "field is immutable"));
     }
-    for field in ["containerStatuses", "initContainerStatuses"] {
+    for field in ["containerStatuses", "initContainerStatuses", "ephemeralContainerStatuses"] {
         terminated_stay(errors, field, &status, &old_status, &old["spec"]);
     }
     ips(errors, &status.at("podIPs"));
@@ -446,38 +446,52 @@ fn terminated_stay(
     old: &At<'_>,
     spec: &Value,
 ) {
-    let policy = object::str_at(spec, &["restartPolicy"]);
-    if policy == "Always" {
-        return;
-    }
-    let containers =
-        if field == "containerStatuses" { "containers" } else { "initContainers" };
+    let containers = match field {
+        "containerStatuses" => "containers",
+        "initContainerStatuses" => "initContainers",
+        _ => "",
+    };
     for (i, old) in old.at(field).items().enumerate() {
-        let exit = old.down(&["state", "terminated", "exitCode"]);
-        if !old.down(&["state", "terminated"]).is_set() {
-            continue;
-        }
-        // Failed containers start again, unless the policy says otherwise.
-        if exit.int() != 0 && policy == "OnFailure" {
-            continue;
-        }
+        let terminated = old.down(&["state", "terminated"]);
         let name = old.at("name").str();
+        let new = status.at(field).items().find(|s| s.at("name").str() == name);
+        let revived = new.is_some_and(|n| !n.down(&["state", "terminated"]).is_set());
+        if !terminated.is_set() || !revived {
+            continue;
+        }
         let own = object::list_at(spec, &[containers])
             .iter()
             .find(|c| object::str_at(c, &["name"]) == name);
-        let restarts = own.is_some_and(|c| {
-            c.get("restartPolicy").is_some_and(|p| p == "Always" || p == "OnFailure")
-                || c.get("restartPolicyRules").is_some_and(|r| !check::is_zero(r))
-        });
-        if restarts {
-            continue;
-        }
-        let new = status.at(field).items().find(|s| s.at("name").str() == name);
-        if new.is_some_and(|n| !n.down(&["state", "terminated"]).is_set()) {
-            let at = At::new(&Value::Null, status.at(field).path().index(i));
+        if !own.is_some_and(|c| restarts(c, spec, terminated.at("exitCode").int())) {
+            let path = status.at(field).path().index(i).child("state");
             let text = "may not be transitioned to non-terminated state";
-            errors.push(At::new(at.value(), at.path().child("state")).forbidden(text));
+            errors.push(FieldError::forbidden(&path, text));
         }
+    }
+}
+
+/// Whether a container that ended with this code is started again.
+fn restarts(container: &Value, spec: &Value, exit_code: i64) -> bool {
+    for rule in object::list_at(container, &["restartPolicyRules"]) {
+        let codes = object::list_at(rule, &["exitCodes", "values"]);
+        let listed = codes.iter().any(|c| c.as_i64() == Some(exit_code));
+        let hit = match object::str_at(rule, &["exitCodes", "operator"]) {
+            "In" => listed,
+            "NotIn" => !listed,
+            _ => false,
+        };
+        if hit {
+            return object::str_at(rule, &["action"]) == "Restart";
+        }
+    }
+    let policy = match object::str_at(container, &["restartPolicy"]) {
+        "" => object::str_at(spec, &["restartPolicy"]),
+        own => own,
+    };
+    match policy {
+        "Always" => true,
+        "OnFailure" => exit_code != 0,
+        _ => false,
     }
 }
 
