@@ -1,10 +1,15 @@
 //! The registry of message schemas: facts about every built-in type, loaded from one data file
 //! that `hack/schema` generates (JSON names, protobuf numbers, list types, merge keys, defaults).
 
+mod load;
+pub(crate) mod shape;
+
 use std::collections::HashMap;
+use std::sync::{LazyLock, OnceLock};
 
 use crate::Value;
 use crate::gvk::GroupVersionKind;
+use shape::Shape;
 
 /// Index of a message in its [`Registry`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -16,6 +21,8 @@ pub struct Registry {
     pub messages: Vec<Message>,
     pub by_name: HashMap<String, MessageId>,
     pub kinds: HashMap<GroupVersionKind, MessageId>,
+    /// What the codecs derive from `messages`, made at their first use.
+    pub(crate) shapes: OnceLock<Vec<Shape>>,
 }
 
 /// A message: Go struct, JSON object, protobuf message.
@@ -23,8 +30,11 @@ pub struct Registry {
 pub struct Message {
     /// OpenAPI name: `io.k8s.api.core.v1.Pod`.
     pub name: String,
-    /// Fields in declaration order.
+    /// Fields in declaration order. `kind` and `apiVersion` of an object are fields of it with
+    /// number 0.
     pub fields: Vec<Field>,
+    /// `+structType=atomic` on the type itself: server-side apply owns it as a whole.
+    pub atomic: bool,
 }
 
 /// A field of a message.
@@ -32,7 +42,7 @@ pub struct Message {
 pub struct Field {
     /// Name in JSON. For an inlined message, the protobuf name, which JSON does not show.
     pub json: String,
-    /// Field number in protobuf.
+    /// Field number in protobuf; 0 when protobuf does not carry the field.
     pub number: u32,
     pub ty: Type,
     /// A Go pointer (or slice or map): absent differs from zero.
@@ -52,6 +62,12 @@ pub struct Field {
     pub patch_strategy: Vec<String>,
     /// Declared default (`+default=`), applied by decoding of a versioned object.
     pub default: Option<Value>,
+    /// The list is a message of its own in protobuf, `{1: repeated}`, so that nil and empty
+    /// differ there. A list that is a map's value always is one.
+    pub wrapped: bool,
+    /// Go's name of the type where it does not follow from `ty` (`v1.DNSPolicy`), for the text of
+    /// type errors. A named list or map has its own type after a `=`.
+    pub go: Option<Box<str>>,
 }
 
 /// What a field holds.
@@ -84,6 +100,19 @@ pub enum Type {
     RawExtension,
     /// `apiextensions.JSON`: any JSON value; `{1: bytes}` of JSON in protobuf.
     Json,
+    /// A JSON schema or something simpler in its place; the message is `JSONSchemaProps`.
+    SchemaOr(SchemaOr, MessageId),
+}
+
+/// What may stand in the place of a JSON schema. In protobuf `{1: schema, 2: repeated other}`,
+/// except for a bool: `{1: allows, 2: schema}`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SchemaOr {
+    Bool,
+    /// A list of schemas.
+    Array,
+    /// A list of strings.
+    Strings,
 }
 
 /// `+listType`, for server-side apply.
@@ -96,10 +125,14 @@ pub enum ListType {
     Map(Vec<String>),
 }
 
+static BUILTIN: LazyLock<Registry> = LazyLock::new(|| {
+    load::parse(include_str!("types.txt")).unwrap_or_else(|e| panic!("built-in schema: {e}"))
+});
+
 impl Registry {
     /// The types of Kubernetes v1.35, loaded once.
     pub fn builtin() -> &'static Registry {
-        todo!()
+        &BUILTIN
     }
 
     pub fn message(&self, id: MessageId) -> &Message {
@@ -113,4 +146,38 @@ impl Registry {
     pub fn kind(&self, gvk: &GroupVersionKind) -> Option<MessageId> {
         self.kinds.get(gvk).copied()
     }
+
+    /// The fields of a message's JSON object, in the order in which Go writes them: inlined
+    /// messages are flattened.
+    pub fn json_fields(&self, id: MessageId) -> impl Iterator<Item = &Field> {
+        self.shape(id).slots.iter().map(|slot| slot.field(self))
+    }
+
+    /// The field that a message's JSON object shows under a name.
+    pub fn json_field(&self, id: MessageId, name: &str) -> Option<&Field> {
+        let shape = self.shape(id);
+        shape.find(self, name).map(|i| shape.slots[i].field(self))
+    }
+
+    pub(crate) fn shape(&self, id: MessageId) -> &Shape {
+        &self.shapes.get_or_init(|| Shape::all(self))[id.0 as usize]
+    }
 }
+
+impl Message {
+    /// The name without its package: `Pod`.
+    pub fn short_name(&self) -> &str {
+        self.name.rsplit_once('.').map_or(self.name.as_str(), |(_, name)| name)
+    }
+
+    /// The type as Go prints it: `v1.Pod`.
+    pub fn go_name(&self) -> &str {
+        match self.name.rmatch_indices('.').nth(1) {
+            Some((dot, _)) => &self.name[dot + 1..],
+            None => &self.name,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,3 @@
+package main
+import "io"
+func golden(out io.Writer) error { return nil }
