@@ -1,5 +1,20 @@
 //! What may be written: plugins that change or refuse objects on their way to the store.
 
+pub mod lookup;
+pub mod namespace_lifecycle;
+pub mod node_restriction;
+pub mod node_taint;
+pub mod plugins;
+pub mod pod_security;
+pub mod pods;
+pub mod priority;
+pub mod runtime_class;
+pub mod service_account;
+pub mod tolerations;
+
+#[cfg(test)]
+mod testing;
+
 use apimachinery::Value;
 use apimachinery::gvk::{GroupResource, GroupVersionKind};
 use apimachinery::status::ApiError;

@@ -19,6 +19,12 @@ pub enum ApiError {
         name: String,
         reason: String,
     },
+    /// A create in a namespace that is being deleted.
+    NamespaceTerminating {
+        resource: GroupResource,
+        name: String,
+        namespace: String,
+    },
     NotFound {
         resource: GroupResource,
         name: String,
@@ -115,7 +121,7 @@ impl ApiError {
         match self {
             Self::BadRequest(_) => 400,
             Self::Unauthorized => 401,
-            Self::Forbidden { .. } => 403,
+            Self::Forbidden { .. } | Self::NamespaceTerminating { .. } => 403,
             Self::NotFound { .. } | Self::NoSuchPath => 404,
             Self::MethodNotAllowed { .. } => 405,
             Self::NotAcceptable { .. } | Self::NotConvertible { .. } => 406,
@@ -139,7 +145,7 @@ impl ApiError {
         match self {
             Self::BadRequest(_) => "BadRequest",
             Self::Unauthorized => "Unauthorized",
-            Self::Forbidden { .. } => "Forbidden",
+            Self::Forbidden { .. } | Self::NamespaceTerminating { .. } => "Forbidden",
             Self::NotFound { .. } | Self::NoSuchPath => "NotFound",
             Self::MethodNotAllowed { .. } => "MethodNotAllowed",
             Self::NotAcceptable { .. } | Self::NotConvertible { .. } => "NotAcceptable",
@@ -175,6 +181,10 @@ impl ApiError {
                     (_, name) => format!("{resource} {} is forbidden: {reason}", quote(name)),
                 }
             }
+            Self::NamespaceTerminating { resource, name, namespace } => format!(
+                "{resource} {} is forbidden: unable to create new content in namespace {namespace} because it is being terminated",
+                quote(name)
+            ),
             Self::NotFound { resource, name } => format!("{resource} {} not found", quote(name)),
             Self::NoSuchPath => "the server could not find the requested resource".to_owned(),
             Self::MethodNotAllowed { resource, .. } if resource.resource.is_empty() => {
@@ -237,6 +247,14 @@ impl ApiError {
             | Self::NotFound { resource, name }
             | Self::AlreadyExists { resource, name }
             | Self::Conflict { resource, name, .. } => about(resource, name, 0),
+            Self::NamespaceTerminating { resource, name, namespace } => {
+                let mut d = about(resource, name, 0);
+                d["causes"] = json!([{
+                    "reason": "NamespaceTerminating", "field": "metadata.namespace",
+                    "message": format!("namespace {namespace} is being terminated"),
+                }]);
+                d
+            }
             Self::GenerateNameConflict { resource, name, retry_after_seconds } => {
                 about(resource, name, *retry_after_seconds)
             }

@@ -1,1 +1,11 @@
-//! .
+//! What every component needs to talk to the apiserver: a client from a kubeconfig, caches fed by
+//! watches, work queues, events and leader election. Each exists once, here.
+
+pub mod cache;
+pub mod connect;
+pub mod events;
+pub mod queue;
+
+pub use cache::{Cache, Caches, Change, Key};
+pub use connect::connect;
+pub use queue::Queue;

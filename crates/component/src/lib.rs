@@ -1,1 +1,8 @@
-//! .
+//! What every binary shares: the command line, config files, TLS serving, health, logs and
+//! shutdown. A component is Config → build (binds) → run → drain.
+
+pub mod cli;
+pub mod config;
+pub mod logs;
+pub mod serving;
+pub mod shutdown;

@@ -1,0 +1,26 @@
+//! A client from a kubeconfig file.
+
+use std::path::Path;
+
+use anyhow::Context;
+use kube::config::{KubeConfigOptions, Kubeconfig};
+
+/// Connects as the kubeconfig's current context says. No request is made yet.
+///
+/// `user_agent` is the component's name; the version is added.
+///
+/// # Errors
+/// The file cannot be read or names no usable cluster and user; the error names the file.
+pub async fn connect(kubeconfig: &Path, user_agent: &str) -> anyhow::Result<kube::Client> {
+    let whence = || format!("kubeconfig {}", kubeconfig.display());
+    let file = Kubeconfig::read_from(kubeconfig).with_context(whence)?;
+    let mut config = kube::Config::from_custom_kubeconfig(file, &KubeConfigOptions::default())
+        .await
+        .with_context(whence)?;
+    // Watches stay open for long; requests without an answer are bounded by the server.
+    config.read_timeout = None;
+    let agent = format!("{user_agent}/v{}", env!("CARGO_PKG_VERSION"));
+    let name = http::header::USER_AGENT;
+    config.headers.push((name, http::HeaderValue::from_str(&agent).with_context(whence)?));
+    kube::Client::try_from(config).with_context(whence)
+}

@@ -1,0 +1,286 @@
+//! Work queues: keys to be looked at, each at most once at a time (client-go `workqueue`).
+
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::hash::Hash;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+/// First delay after a failure; it doubles with each further one.
+const BASE_DELAY: Duration = Duration::from_millis(5);
+/// Longest delay after a failure.
+const MAX_DELAY: Duration = Duration::from_secs(1000);
+
+struct State<T> {
+    ready: VecDeque<T>,
+    /// In `ready`, or to be put there when the worker that has it is done.
+    dirty: HashSet<T>,
+    processing: HashSet<T>,
+    delayed: BTreeMap<(Instant, u64), T>,
+    /// Where in `delayed` a key stands: it stands there once, at its earliest time.
+    due: HashMap<T, (Instant, u64)>,
+    failures: HashMap<T, u32>,
+    sequence: u64,
+}
+
+/// A queue of keys. Adding a key that waits changes nothing; adding one that is being worked on
+/// makes it wait until that work is done. Clones share it.
+pub struct Queue<T> {
+    state: Arc<Mutex<State<T>>>,
+    wake: Arc<Notify>,
+    shutdown: CancellationToken,
+}
+
+impl<T> Clone for Queue<T> {
+    fn clone(&self) -> Self {
+        Self {
+            state: Arc::clone(&self.state),
+            wake: Arc::clone(&self.wake),
+            shutdown: self.shutdown.clone(),
+        }
+    }
+}
+
+impl<T: Clone + Eq + Hash + Send + 'static> Queue<T> {
+    pub fn new(shutdown: CancellationToken) -> Self {
+        Self {
+            state: Arc::new(Mutex::new(State {
+                ready: VecDeque::new(),
+                dirty: HashSet::new(),
+                processing: HashSet::new(),
+                delayed: BTreeMap::new(),
+                due: HashMap::new(),
+                failures: HashMap::new(),
+                sequence: 0,
+            })),
+            wake: Arc::new(Notify::new()),
+            shutdown,
+        }
+    }
+
+    /// Adds a key, to be worked on as soon as may be.
+    pub fn add(&self, key: T) {
+        self.state.lock().add(key);
+        self.wake.notify_one();
+    }
+
+    /// Adds a key when `delay` has passed; sooner if it is added sooner otherwise.
+    pub fn add_after(&self, key: T, delay: Duration) {
+        if delay.is_zero() {
+            return self.add(key);
+        }
+        self.state.lock().add_at(key, Instant::now() + delay);
+        self.wake.notify_one();
+    }
+
+    /// Adds a key after a delay that grows with each failure since [`Queue::forget`].
+    pub fn add_rate_limited(&self, key: T) {
+        let delay = {
+            let mut state = self.state.lock();
+            let failures = state.failures.entry(key.clone()).or_insert(0);
+            *failures = failures.saturating_add(1);
+            BASE_DELAY.saturating_mul(1 << (*failures - 1).min(20)).min(MAX_DELAY)
+        };
+        self.add_after(key, delay);
+    }
+
+    /// Forgets a key's failures.
+    pub fn forget(&self, key: &T) {
+        self.state.lock().failures.remove(key);
+    }
+
+    /// How often a key has failed since [`Queue::forget`].
+    pub fn failures(&self, key: &T) -> u32 {
+        self.state.lock().failures.get(key).copied().unwrap_or(0)
+    }
+
+    pub fn len(&self) -> usize {
+        self.state.lock().ready.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The next key, to be given back with [`Queue::done`]; `None` at shutdown.
+    pub async fn next(&self) -> Option<T> {
+        loop {
+            let notified = self.wake.notified();
+            let due = {
+                let mut state = self.state.lock();
+                state.ripen(Instant::now());
+                if let Some(key) = state.take() {
+                    if !state.ready.is_empty() {
+                        self.wake.notify_one();
+                    }
+                    return Some(key);
+                }
+                state.delayed.keys().next().map(|(at, _)| *at)
+            };
+            let ripe = async {
+                match due {
+                    Some(at) => tokio::time::sleep_until(at).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = notified => {}
+                () = ripe => {}
+                () = self.shutdown.cancelled() => return None,
+            }
+        }
+    }
+
+    /// Says that the work on a key has ended.
+    pub fn done(&self, key: &T) {
+        let mut state = self.state.lock();
+        state.processing.remove(key);
+        if state.dirty.contains(key) {
+            state.ready.push_back(key.clone());
+            self.wake.notify_one();
+        }
+    }
+
+    /// Runs `workers` loops that call `work` for each key until shutdown. A key whose work fails
+    /// is tried again, later each time.
+    pub async fn run<F, W>(self, name: &'static str, workers: usize, work: W)
+    where
+        F: Future<Output = anyhow::Result<()>> + Send,
+        W: Fn(T) -> F + Send + Sync + 'static,
+        T: std::fmt::Debug + Sync,
+    {
+        let worker = || async {
+            while let Some(key) = self.next().await {
+                match work(key.clone()).await {
+                    Ok(()) => self.forget(&key),
+                    Err(error) => {
+                        tracing::warn!(
+                            controller = name,
+                            ?key,
+                            error = format!("{error:#}"),
+                            "will retry"
+                        );
+                        self.add_rate_limited(key.clone());
+                    }
+                }
+                self.done(&key);
+            }
+        };
+        futures::future::join_all((0..workers).map(|_| worker())).await;
+    }
+}
+
+impl<T: Clone + Eq + Hash> State<T> {
+    fn add(&mut self, key: T) {
+        if let Some(at) = self.due.remove(&key) {
+            self.delayed.remove(&at);
+        }
+        if self.dirty.insert(key.clone()) && !self.processing.contains(&key) {
+            self.ready.push_back(key);
+        }
+    }
+
+    fn add_at(&mut self, key: T, at: Instant) {
+        if self.dirty.contains(&key) && !self.processing.contains(&key) {
+            return;
+        }
+        match self.due.get(&key) {
+            Some((already, _)) if *already <= at => return,
+            Some(later) => {
+                self.delayed.remove(later);
+            }
+            None => {}
+        }
+        self.sequence += 1;
+        self.due.insert(key.clone(), (at, self.sequence));
+        self.delayed.insert((at, self.sequence), key);
+    }
+
+    fn ripen(&mut self, now: Instant) {
+        while let Some(entry) = self.delayed.first_entry() {
+            if entry.key().0 > now {
+                return;
+            }
+            let key = entry.remove();
+            self.due.remove(&key);
+            self.add(key);
+        }
+    }
+
+    fn take(&mut self) -> Option<T> {
+        let key = self.ready.pop_front()?;
+        self.dirty.remove(&key);
+        self.processing.insert(key.clone());
+        Some(key)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn queue() -> Queue<&'static str> {
+        Queue::new(CancellationToken::new())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_key_added_twice_is_handed_out_once() {
+        let q = queue();
+        q.add("a");
+        q.add("a");
+        assert_eq!(q.next().await, Some("a"));
+        q.done(&"a");
+        assert!(q.is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_key_added_during_its_work_comes_again_after_it() {
+        let q = queue();
+        q.add("a");
+        assert_eq!(q.next().await, Some("a"));
+        q.add("a");
+        assert!(q.is_empty(), "not handed out while it is worked on");
+        q.done(&"a");
+        assert_eq!(q.next().await, Some("a"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_earliest_of_two_delays_counts() {
+        let q = queue();
+        let start = Instant::now();
+        q.add_after("a", Duration::from_secs(10));
+        q.add_after("a", Duration::from_secs(2));
+        q.add_after("a", Duration::from_secs(5));
+        assert_eq!(q.next().await, Some("a"));
+        assert_eq!(start.elapsed().as_secs(), 2);
+        q.done(&"a");
+        assert!(q.state.lock().delayed.is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn failures_wait_longer_each_time_until_forgotten() {
+        let q = queue();
+        let mut waits = Vec::new();
+        for _ in 0..4 {
+            let start = Instant::now();
+            q.add_rate_limited("a");
+            q.next().await;
+            q.done(&"a");
+            waits.push(start.elapsed().as_millis());
+        }
+        assert_eq!(waits, [5, 10, 20, 40]);
+        q.forget(&"a");
+        assert_eq!(q.failures(&"a"), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn shutdown_ends_waiting() {
+        let q = queue();
+        q.shutdown.cancel();
+        assert_eq!(q.next().await, None);
+    }
+}
