@@ -1,0 +1,166 @@
+//! Rows written shortly: a kind with upstream's usual shape, and what differs.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use apimachinery::gvk::GroupVersionKind;
+use apimachinery::schema;
+
+use crate::registry::{
+    Action, Column, Connect, PostHandler, Resource, SelectableField, Storage, Strategy,
+    Subresource, Text, Verbs,
+};
+
+/// A row in the making.
+pub struct Row(Resource);
+
+/// Makes rows of kinds whose schemas are in `schemas`.
+pub struct Rows<'a> {
+    pub schemas: &'a schema::Registry,
+    pub rows: Vec<Resource>,
+}
+
+impl Rows<'_> {
+    /// Adds a row; a kind that the schemas do not know is left out.
+    pub fn add(
+        &mut self,
+        (group, version): (&'static str, &'static str),
+        (kind, plural): (&'static str, &'static str),
+        build: impl FnOnce(Row) -> Row,
+    ) {
+        let gvk = GroupVersionKind::new(group, version, kind);
+        if let Some(message) = self.schemas.kind(&gvk) {
+            self.rows.push(build(Row::new(group, version, kind, plural, message)).0);
+        }
+    }
+}
+
+impl Row {
+    fn new(
+        group: &'static str,
+        version: &'static str,
+        kind: &'static str,
+        plural: &'static str,
+        message: schema::MessageId,
+    ) -> Self {
+        Self(Resource {
+            group: group.into(),
+            version: version.into(),
+            kind: kind.into(),
+            plural: plural.into(),
+            singular: kind.to_lowercase().into(),
+            short_names: Vec::new(),
+            categories: Vec::new(),
+            namespaced: true,
+            message,
+            storage: Storage {
+                prefix: plural.into(),
+                version: (group.into(), version.into()),
+                ttl: None,
+            },
+            strategy: Arc::new(super::Plain),
+            columns: super::cells::named([super::cells::created_at_column()]),
+            fields: Vec::new(),
+            subresources: Vec::new(),
+            verbs: Verbs::All,
+        })
+    }
+
+    pub fn cluster(mut self) -> Self {
+        self.0.namespaced = false;
+        self
+    }
+
+    /// Objects are answered, not stored.
+    pub fn create_only(mut self) -> Self {
+        self.0.verbs = Verbs::CreateOnly;
+        self.0.columns = Vec::new();
+        self
+    }
+
+    pub fn short(mut self, names: &[&'static str]) -> Self {
+        self.0.short_names = names.iter().map(|n| Text::from(*n)).collect();
+        self
+    }
+
+    /// In the category `all`.
+    pub fn in_all(mut self) -> Self {
+        self.0.categories = vec!["all".into()];
+        self
+    }
+
+    pub fn prefix(mut self, prefix: &'static str) -> Self {
+        self.0.storage.prefix = prefix.into();
+        self
+    }
+
+    pub fn stored_as(mut self, group: &'static str, version: &'static str) -> Self {
+        self.0.storage.version = (group.into(), version.into());
+        self
+    }
+
+    pub fn ttl(mut self, ttl: Duration) -> Self {
+        self.0.storage.ttl = Some(ttl);
+        self
+    }
+
+    pub fn strategy(mut self, strategy: impl Strategy) -> Self {
+        self.0.strategy = Arc::new(strategy);
+        self
+    }
+
+    pub fn columns(mut self, columns: Vec<Column>) -> Self {
+        self.0.columns = columns;
+        self
+    }
+
+    pub fn fields(mut self, fields: Vec<SelectableField>) -> Self {
+        self.0.fields = fields;
+        self
+    }
+
+    /// `status`, which the main resource does not write.
+    pub fn status(self, strategy: impl Strategy) -> Self {
+        self.part("status", strategy, super::SPEC)
+    }
+
+    pub fn part(
+        mut self,
+        name: &'static str,
+        strategy: impl Strategy,
+        reset_fields: &'static [&'static [&'static str]],
+    ) -> Self {
+        let action = Action::Part { strategy: Arc::new(strategy), reset_fields };
+        self.0.subresources.push(Subresource { name, action });
+        self
+    }
+
+    /// `scale`, with replicas in their usual places. `selector` is a path of names joined by dots.
+    pub fn scale(mut self, selector: &'static str) -> Self {
+        self.0.subresources.push(Subresource {
+            name: "scale",
+            action: Action::Scale {
+                spec_replicas: "spec.replicas",
+                status_replicas: "status.replicas",
+                selector,
+            },
+        });
+        self
+    }
+
+    pub fn post(
+        mut self,
+        name: &'static str,
+        (group, version, kind): (&'static str, &'static str, &'static str),
+        handler: PostHandler,
+    ) -> Self {
+        let action = Action::Post { group, version, kind, handler };
+        self.0.subresources.push(Subresource { name, action });
+        self
+    }
+
+    pub fn connect(mut self, name: &'static str, connect: Connect) -> Self {
+        self.0.subresources.push(Subresource { name, action: Action::Connect(connect) });
+        self
+    }
+}
