@@ -69,6 +69,14 @@ enum Kind {
     DaemonSet,
 }
 
+/// DaemonSets had a generation of their template alone once; it lives on in an annotation.
+const TEMPLATE_GENERATION: [&str; 3] =
+    ["metadata", "annotations", "deprecated.daemonset.template.generation"];
+
+fn template_generation(object: &Value) -> i64 {
+    object::str_at(object, &TEMPLATE_GENERATION).parse().unwrap_or(0)
+}
+
 /// A kind that makes pods from a template.
 struct Workload {
     kind: Kind,
@@ -90,12 +98,23 @@ impl Strategy for Workload {
     fn prepare_for_create(&self, _: &Context<'_>, object: &mut Value) {
         begin(object);
         pods::drop_disabled_spec(child(child(child(object, "spec"), "template"), "spec"), None);
+        if self.kind == Kind::DaemonSet {
+            let asked = template_generation(object).max(1);
+            set(object, &TEMPLATE_GENERATION, asked.to_string());
+        }
     }
 
     fn prepare_for_update(&self, _: &Context<'_>, object: &mut Value, old: &Value) {
         let template = child(child(child(object, "spec"), "template"), "spec");
         pods::drop_disabled_spec(template, Some(&old["spec"]["template"]["spec"]));
         carry_on(object, old);
+        if self.kind == Kind::DaemonSet {
+            let path = ["spec", "template"];
+            let of = |o: &Value| object::get(o, &path).cloned().unwrap_or_default();
+            let changed = i64::from(!same(&of(object), &of(old)));
+            let number = template_generation(old).max(1) + changed;
+            set(object, &TEMPLATE_GENERATION, number.to_string());
+        }
         // Upstream counts changed annotations of deployments, too.
         let path = ["metadata", "annotations"];
         let annotations = |o: &Value| object::get(o, &path).cloned().unwrap_or_default();
@@ -143,23 +162,14 @@ impl Strategy for Workload {
             Some(old) if object::generation(object) == object::generation(old) => Vec::new(),
             _ => {
                 let mut list = Vec::new();
-                let name = object::name(object);
-                if self.kind == Kind::ReplicaSet || self.kind == Kind::Deployment {
-                    let messages = names::dns1123_label(name);
-                    if old.is_none() && !messages.is_empty() && self.kind == Kind::ReplicaSet {
-                        list.push(format!(
-                            "metadata.name: this is used in Pod names and hostnames, which can \
-                             result in surprising behavior; a DNS label is recommended: [{}]",
-                            messages.join(" ")
-                        ));
-                    }
-                    if old.is_none() && !messages.is_empty() && self.kind == Kind::Deployment {
-                        list.push(format!(
-                            "metadata.name: this is used in Pod names and hostnames, which can \
-                             result in surprising behavior; a DNS label is recommended: [{}]",
-                            messages.join(" ")
-                        ));
-                    }
+                let messages = names::dns1123_label(object::name(object));
+                let named = matches!(self.kind, Kind::ReplicaSet | Kind::Deployment);
+                if old.is_none() && named && !messages.is_empty() {
+                    list.push(format!(
+                        "metadata.name: this is used in Pod names and hostnames, which can result \
+                         in surprising behavior; a DNS label is recommended: [{}]",
+                        messages.join(" ")
+                    ));
                 }
                 list.extend(pods::template_warnings(&At::root(object).down(&["spec", "template"])));
                 list

@@ -160,7 +160,8 @@ fn round_up(list: &mut Value) {
     for value in list.as_object_mut().into_iter().flat_map(Map::values_mut) {
         let Some(text) = value.as_str() else { continue };
         // Only nano and micro amounts can be finer; the common case stays as it is.
-        if text.ends_with(['n', 'u']) || text.contains(['e', 'E', '.'])
+        let fine = text.ends_with(['n', 'u']) || text.contains(['e', 'E', '.']);
+        if fine
             && let Ok(quantity) = text.parse::<Quantity>()
             && quantity.milli_value().unsigned_abs() < 1_000_000_000
         {

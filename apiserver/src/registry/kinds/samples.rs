@@ -1,0 +1,1 @@
+//! One small valid object for each row.
