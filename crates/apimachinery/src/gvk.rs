@@ -29,7 +29,8 @@ impl GroupVersionKind {
 
 impl fmt::Display for GroupVersionKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}, Kind={}", self.api_version(), self.kind)
+        // The core group leaves its slash: `/v1, Kind=Pod`.
+        write!(f, "{}/{}, Kind={}", self.group, self.version, self.kind)
     }
 }
 
@@ -65,5 +66,23 @@ pub fn api_version(group: &str, version: &str) -> String {
     match group {
         "" => version.to_owned(),
         group => format!("{group}/{version}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names() {
+        for (api_version_text, kind, display) in
+            [("v1", "Pod", "/v1, Kind=Pod"), ("apps/v1", "Deployment", "apps/v1, Kind=Deployment")]
+        {
+            let gvk = GroupVersionKind::from_api_version(api_version_text, kind);
+            assert_eq!(gvk.to_string(), display);
+            assert_eq!(gvk.api_version(), api_version_text);
+        }
+        assert_eq!(GroupResource::new("", "pods").to_string(), "pods");
+        assert_eq!(GroupResource::new("apps", "deployments").to_string(), "deployments.apps");
     }
 }

@@ -8,6 +8,7 @@
 pub mod codec;
 pub mod field;
 pub mod gvk;
+pub mod meta;
 pub mod names;
 pub mod object;
 pub mod patch;

@@ -4,7 +4,7 @@
 use serde_json::json;
 
 use crate::Value;
-use crate::field::{self, ErrorList};
+use crate::field::{self, ErrorList, quote};
 use crate::gvk::GroupResource;
 
 /// What a request failed of. HTTP code, reason, message and details follow from it alone.
@@ -25,6 +25,7 @@ pub enum ApiError {
     },
     /// A path that nothing serves.
     NoSuchPath,
+    /// Without a resource: a path that does not take the HTTP method.
     MethodNotAllowed {
         resource: GroupResource,
         verb: String,
@@ -32,9 +33,20 @@ pub enum ApiError {
     NotAcceptable {
         accepted: Vec<String>,
     },
+    /// The object cannot be shown as `target` (a table, say) in the media types asked for.
+    NotConvertible {
+        target: String,
+        accepted: Vec<String>,
+    },
     AlreadyExists {
         resource: GroupResource,
         name: String,
+    },
+    /// No free name was found for a `generateName`.
+    GenerateNameConflict {
+        resource: GroupResource,
+        name: String,
+        retry_after_seconds: u32,
     },
     /// Optimistic locking or preconditions failed.
     Conflict {
@@ -53,6 +65,10 @@ pub enum ApiError {
         message: String,
         token: Option<String>,
     },
+    /// What was there is no longer.
+    Gone(String),
+    /// A patch that does not fit its object; the reason is not shown.
+    Unprocessable,
     Invalid {
         group: String,
         kind: String,
@@ -62,6 +78,7 @@ pub enum ApiError {
     UnsupportedMediaType {
         accepted: Vec<String>,
     },
+    /// What the limit is: `limit is 3145728`.
     TooLarge(String),
     TooManyRequests {
         message: String,
@@ -72,6 +89,13 @@ pub enum ApiError {
         asked: u64,
         current: u64,
     },
+    /// The server could not finish in time and asks to be asked again.
+    ServerTimeout {
+        resource: GroupResource,
+        operation: String,
+        retry_after_seconds: u32,
+    },
+    /// The message comes without its `Timeout: `.
     Timeout {
         message: String,
         retry_after_seconds: u32,
@@ -94,14 +118,17 @@ impl ApiError {
             Self::Forbidden { .. } => 403,
             Self::NotFound { .. } | Self::NoSuchPath => 404,
             Self::MethodNotAllowed { .. } => 405,
-            Self::NotAcceptable { .. } => 406,
-            Self::AlreadyExists { .. } | Self::Conflict { .. } | Self::ApplyConflict { .. } => 409,
-            Self::Expired { .. } => 410,
+            Self::NotAcceptable { .. } | Self::NotConvertible { .. } => 406,
+            Self::AlreadyExists { .. }
+            | Self::GenerateNameConflict { .. }
+            | Self::Conflict { .. }
+            | Self::ApplyConflict { .. } => 409,
+            Self::Expired { .. } | Self::Gone(_) => 410,
             Self::TooLarge(_) => 413,
             Self::UnsupportedMediaType { .. } => 415,
-            Self::Invalid { .. } => 422,
+            Self::Invalid { .. } | Self::Unprocessable => 422,
             Self::TooManyRequests { .. } => 429,
-            Self::Internal(_) => 500,
+            Self::Internal(_) | Self::ServerTimeout { .. } => 500,
             Self::ServiceUnavailable(_) => 503,
             Self::Timeout { .. } | Self::TooLargeResourceVersion { .. } => 504,
             Self::Other { code, .. } => *code,
@@ -115,16 +142,18 @@ impl ApiError {
             Self::Forbidden { .. } => "Forbidden",
             Self::NotFound { .. } | Self::NoSuchPath => "NotFound",
             Self::MethodNotAllowed { .. } => "MethodNotAllowed",
-            Self::NotAcceptable { .. } => "NotAcceptable",
-            Self::AlreadyExists { .. } => "AlreadyExists",
+            Self::NotAcceptable { .. } | Self::NotConvertible { .. } => "NotAcceptable",
+            Self::AlreadyExists { .. } | Self::GenerateNameConflict { .. } => "AlreadyExists",
             Self::Conflict { .. } | Self::ApplyConflict { .. } => "Conflict",
             Self::Expired { .. } => "Expired",
+            Self::Gone(_) => "Gone",
             Self::TooLarge(_) => "RequestEntityTooLarge",
             Self::UnsupportedMediaType { .. } => "UnsupportedMediaType",
-            Self::Invalid { .. } => "Invalid",
+            Self::Invalid { .. } | Self::Unprocessable => "Invalid",
             Self::TooManyRequests { .. } => "TooManyRequests",
             Self::Internal(_) => "InternalError",
             Self::ServiceUnavailable(_) => "ServiceUnavailable",
+            Self::ServerTimeout { .. } => "ServerTimeout",
             Self::Timeout { .. } | Self::TooLargeResourceVersion { .. } => "Timeout",
             Self::Other { reason, .. } => reason,
         }
@@ -133,7 +162,7 @@ impl ApiError {
     pub fn message(&self) -> String {
         match self {
             Self::BadRequest(m)
-            | Self::TooLarge(m)
+            | Self::Gone(m)
             | Self::ServiceUnavailable(m)
             | Self::Expired { message: m, .. }
             | Self::TooManyRequests { message: m, .. }
@@ -143,34 +172,59 @@ impl ApiError {
                 match (resource.resource.as_str(), name.as_str()) {
                     ("", _) => format!("forbidden: {reason}"),
                     (_, "") => format!("{resource} is forbidden: {reason}"),
-                    (_, name) => format!("{resource} \"{name}\" is forbidden: {reason}"),
+                    (_, name) => format!("{resource} {} is forbidden: {reason}", quote(name)),
                 }
             }
-            Self::NotFound { resource, name } => format!("{resource} \"{name}\" not found"),
+            Self::NotFound { resource, name } => format!("{resource} {} not found", quote(name)),
             Self::NoSuchPath => "the server could not find the requested resource".to_owned(),
-            Self::MethodNotAllowed { .. } => {
+            Self::MethodNotAllowed { resource, .. } if resource.resource.is_empty() => {
                 "the server does not allow this method on the requested resource".to_owned()
+            }
+            Self::MethodNotAllowed { resource, verb } => {
+                format!("{verb} is not supported on resources of kind \"{resource}\"")
             }
             Self::NotAcceptable { accepted } => {
                 format!("only the following media types are accepted: {}", accepted.join(", "))
             }
+            Self::NotConvertible { target, accepted } => format!(
+                "only the following media types are accepted when converting to {target}: {}",
+                accepted.join(", ")
+            ),
             Self::AlreadyExists { resource, name } => {
-                format!("{resource} \"{name}\" already exists")
+                format!("{resource} {} already exists", quote(name))
             }
+            Self::GenerateNameConflict { resource, name, .. } => format!(
+                "{resource} {} already exists, the server was not able to generate a unique name \
+                 for the object",
+                quote(name)
+            ),
             Self::Conflict { resource, name, reason } => {
-                format!("Operation cannot be fulfilled on {resource} \"{name}\": {reason}")
+                format!("Operation cannot be fulfilled on {resource} {}: {reason}", quote(name))
             }
             Self::ApplyConflict { causes } => apply_conflict_message(causes),
             Self::Invalid { group, kind, name, errors } => {
                 let kind = GroupResource::new(group, kind);
-                format!("{kind} \"{name}\" is invalid: {}", field::aggregate(errors))
+                match errors.as_slice() {
+                    [] => format!("{kind} {} is invalid", quote(name)),
+                    _ => {
+                        format!("{kind} {} is invalid: {}", quote(name), field::aggregate(errors))
+                    }
+                }
             }
+            Self::Unprocessable => {
+                "the server rejected our request due to an error in our request".to_owned()
+            }
+            Self::TooLarge(m) => format!("Request entity too large: {m}"),
+            Self::ServerTimeout { resource, operation, .. } => format!(
+                "The {operation} operation against {resource} could not be completed at this \
+                 time, please try again."
+            ),
             Self::UnsupportedMediaType { accepted } => format!(
                 "the body of the request was in an unknown format - accepted media types include: {}",
                 accepted.join(", ")
             ),
             Self::TooLargeResourceVersion { asked, current } => {
-                format!("Too large resource version: {asked}, current: {current}")
+                format!("Timeout: Too large resource version: {asked}, current: {current}")
             }
             Self::Timeout { message, .. } => format!("Timeout: {message}"),
             Self::Internal(m) => format!("Internal error occurred: {m}"),
@@ -178,30 +232,24 @@ impl ApiError {
     }
 
     fn details(&self) -> Option<Value> {
-        let of = |r: &GroupResource, name: &str| {
-            let mut d = json!({});
-            for (k, v) in [("name", name), ("group", &r.group), ("kind", &r.resource)] {
-                if !v.is_empty() {
-                    d[k] = v.into();
-                }
-            }
-            d
-        };
         Some(match self {
             Self::Forbidden { resource, name, .. }
             | Self::NotFound { resource, name }
             | Self::AlreadyExists { resource, name }
-            | Self::Conflict { resource, name, .. } => of(resource, name),
-            Self::NoSuchPath => json!({}),
-            Self::MethodNotAllowed { resource, .. } => of(resource, ""),
+            | Self::Conflict { resource, name, .. } => about(resource, name, 0),
+            Self::GenerateNameConflict { resource, name, retry_after_seconds } => {
+                about(resource, name, *retry_after_seconds)
+            }
+            Self::ServerTimeout { resource, operation, retry_after_seconds } => {
+                about(resource, operation, *retry_after_seconds)
+            }
+            Self::NoSuchPath | Self::Unprocessable => json!({}),
+            Self::MethodNotAllowed { resource, .. } => about(resource, "", 0),
             Self::Invalid { group, kind, name, errors } => {
-                let mut d = of(&GroupResource::new(group, kind), name);
-                d["causes"] = errors
-                    .iter()
-                    .map(|e| {
-                        json!({"reason": e.kind.reason(), "message": e.body(), "field": e.path})
-                    })
-                    .collect();
+                let mut d = about(&GroupResource::new(group, kind), name, 0);
+                if !errors.is_empty() {
+                    d["causes"] = errors.iter().map(cause).collect();
+                }
                 d
             }
             Self::ApplyConflict { causes } => json!({
@@ -211,7 +259,7 @@ impl ApiError {
             }),
             Self::TooManyRequests { retry_after_seconds, .. }
             | Self::Timeout { retry_after_seconds, .. } => {
-                json!({"retryAfterSeconds": retry_after_seconds})
+                about(&GroupResource::new("", ""), "", *retry_after_seconds)
             }
             Self::TooLargeResourceVersion { .. } => json!({
                 "retryAfterSeconds": 1,
@@ -239,16 +287,45 @@ impl ApiError {
     }
 }
 
-fn apply_conflict_message(causes: &[(String, String)]) -> String {
-    let noun = if causes.len() == 1 { "conflict" } else { "conflicts" };
-    match causes {
-        [(message, field)] => format!("Apply failed with 1 {noun}: {message}: {field}"),
-        _ => {
-            let mut text = format!("Apply failed with {} {noun}: ", causes.len());
-            let lines: Vec<String> =
-                causes.iter().map(|(message, field)| format!("{message}:\n- {field}")).collect();
-            text.push_str(&lines.join("\n"));
-            text
+/// Details that name an object; what is empty is left out.
+fn about(resource: &GroupResource, name: &str, retry_after_seconds: u32) -> Value {
+    let mut details = json!({});
+    for (key, v) in [("name", name), ("group", &resource.group), ("kind", &resource.resource)] {
+        if !v.is_empty() {
+            details[key] = v.into();
         }
     }
+    if retry_after_seconds > 0 {
+        details["retryAfterSeconds"] = retry_after_seconds.into();
+    }
+    details
 }
+
+fn cause(e: &field::FieldError) -> Value {
+    json!({"reason": e.kind.reason(), "message": e.body(), "field": e.path})
+}
+
+/// One conflict on one line; several grouped by their manager, in the order of the causes.
+fn apply_conflict_message(causes: &[(String, String)]) -> String {
+    if let [(message, field)] = causes {
+        return format!("Apply failed with 1 conflict: {message}: {field}");
+    }
+    let mut groups: Vec<(&str, Vec<&str>)> = Vec::new();
+    for (message, field) in causes {
+        match groups.iter_mut().find(|(m, _)| m == message) {
+            Some((_, fields)) => fields.push(field),
+            None => groups.push((message, vec![field])),
+        }
+    }
+    let mut lines = Vec::new();
+    for (message, fields) in groups {
+        let manager = message.strip_prefix("conflict with ").unwrap_or(message);
+        lines.push(format!("conflicts with {manager}:"));
+        lines.extend(fields.into_iter().map(|f| format!("- {f}")));
+    }
+    format!("Apply failed with {} conflicts: {}", causes.len(), lines.join("\n"))
+}
+
+#[cfg(test)]
+#[path = "status_tests.rs"]
+mod tests;
