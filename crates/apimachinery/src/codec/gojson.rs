@@ -101,6 +101,9 @@ pub(crate) fn value(value: &Value, out: &mut Vec<u8>) -> Result<(), DecodeError>
 
 /// Writes JSON text without white space, escaped as [`string`] escapes.
 pub(crate) fn compact(raw: &[u8], out: &mut Vec<u8>) -> Result<(), DecodeError> {
+    // Upstream would pass on what is not UTF-8; our readers may rely on text.
+    let text = syntax::lossy(raw);
+    let raw = text.as_bytes();
     let mut cursor = Cursor::new(raw);
     let valid = cursor.skip(0).is_ok() && cursor.peek() == 0 && cursor.pos == raw.len();
     if !valid {

@@ -166,6 +166,15 @@ impl<'a> Decoder<'a> {
             Type::Message(id) => self.message(*id, prior),
             Type::List(elem) => self.list(elem, prior),
             Type::Map(elem) => self.map(elem, prior),
+            Type::SchemaOr(or, id) => self.schema_or(*or, *id),
+            ty => self.leaf(ty, first),
+        }
+    }
+
+    /// A value that holds no others of a type, apart from [`value`](Self::value) so that nesting
+    /// takes little of the stack.
+    fn leaf(&mut self, ty: &'a Type, first: u8) -> Step<Option<Value>> {
+        match ty {
             Type::String => match first {
                 b'"' => Ok(Some(self.cursor.string()?.text().into_owned().into())),
                 _ => self.mismatched(),
@@ -182,7 +191,10 @@ impl<'a> Decoder<'a> {
             Type::Duration => self.duration(),
             Type::IntOrString => self.int_or_string(),
             Type::FieldsV1 | Type::RawExtension | Type::Json => self.any(false).map(Some),
-            Type::SchemaOr(or, id) => self.schema_or(*or, *id),
+            // Those that hold others are not for here.
+            Type::Message(_) | Type::List(_) | Type::Map(_) | Type::SchemaOr(..) => {
+                self.mismatched()
+            }
         }
     }
 

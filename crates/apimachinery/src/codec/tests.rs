@@ -87,8 +87,6 @@ fn mutate(bytes: &mut Vec<u8>, edits: &[(u16, u8, u8)]) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(200))]
-
     #[test]
     fn random_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
         exercise(schema("v1", "Pod"), &bytes);
@@ -110,4 +108,36 @@ proptest! {
             exercise(g.schema(), &raw);
         }
     }
+}
+
+#[test]
+fn recursive_types_are_bounded() {
+    let schema = golden::schema("apiextensions.k8s.io/v1", "CustomResourceDefinition");
+    let crd = |depth: usize| {
+        let (open, close) = (r#"{"not":"#.repeat(depth), "}".repeat(depth));
+        format!(
+            r#"{{"spec":{{"versions":[{{"name":"v1","schema":{{"openAPIV3Schema":{open}{{}}{close}}}}}]}}}}"#
+        )
+    };
+    let fits = crd(245);
+    let decoded = json::decode(schema, fits.as_bytes(), FieldValidation::Strict).expect("a CRD");
+    let raw = proto::encode(schema, &decoded.object).expect("protobuf");
+    assert_eq!(proto::decode(schema, &raw).expect("a CRD"), decoded.object);
+    let mut text = Vec::new();
+    proto::to_json(schema, "", "", &raw, &mut text).expect("JSON");
+    assert!(json::decode(schema, crd(260).as_bytes(), FieldValidation::Strict).is_err());
+
+    // The same in protobuf, deeper than JSON could have brought it in.
+    let mut raw = Vec::new();
+    for (number, times) in [(28, 2000), (1, 1), (4, 1), (7, 1), (2, 1)] {
+        for _ in 0..times {
+            let mut outer = Vec::new();
+            proto::wire::put_bytes(&mut outer, number, &raw);
+            raw = outer;
+        }
+    }
+    let deep = proto::decode(schema, &raw);
+    let mut text = Vec::new();
+    let shown = proto::to_json(schema, "", "", &raw, &mut text);
+    assert!(deep.is_err() && shown.is_err());
 }

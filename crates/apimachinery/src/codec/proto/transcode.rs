@@ -49,11 +49,23 @@ fn shown(field: &Field, group: &[(u16, Wire<'_>)]) -> Result<bool, DecodeError> 
     Ok(match &field.ty {
         Type::List(_) if field.wrapped => !scan::wrapped(&scan::joined(group, field)?)?.is_empty(),
         Type::Bytes => !scan::bytes(*wire, field)?.is_empty(),
-        _ if field.pointer => true,
+        // A pointer to what shows as null is left out: upstream shows the null, which it never
+        // reads back as a pointer.
         Type::Time | Type::MicroTime => {
             let micros = field.ty == Type::MicroTime;
             scan::instant(scan::bytes(*wire, field)?, micros, field)?.is_some()
         }
+        Type::FieldsV1 | Type::RawExtension | Type::Json => {
+            match scan::only(scan::bytes(*wire, field)?, 1)? {
+                Some(wire) => !matches!(scan::bytes(wire, field)?, b"" | b"null"),
+                None => false,
+            }
+        }
+        Type::SchemaOr(SchemaOr::Array | SchemaOr::Strings, _) => {
+            let raw = scan::bytes(*wire, field)?;
+            scan::only(raw, 1)?.is_some() || scan::only(raw, 2)?.is_some()
+        }
+        _ if field.pointer => true,
         Type::Bool | Type::Int32 | Type::Int64 => scan::varint(*wire, field)? != 0,
         Type::Double => scan::double(*wire, field)? != 0.0,
         Type::String => !scan::bytes(*wire, field)?.is_empty(),
@@ -153,6 +165,18 @@ fn one(
     depth: usize,
     out: &mut Vec<u8>,
 ) -> Done {
+    match ty {
+        Type::Message(id) => object(registry, *id, scan::bytes(wire, field)?, depth, out),
+        Type::SchemaOr(or, id) => {
+            schema_or(registry, field, *or, *id, scan::bytes(wire, field)?, depth, out)
+        }
+        ty => leaf(field, ty, wire, out),
+    }
+}
+
+/// A value that holds no messages of the schema, apart from [`one`] so that nesting takes little
+/// of the stack.
+fn leaf(field: &Field, ty: &Type, wire: Wire<'_>, out: &mut Vec<u8>) -> Done {
     let bytes = || scan::bytes(wire, field);
     match ty {
         Type::Bool => {
@@ -168,7 +192,6 @@ fn one(
             out.extend_from_slice(scalar::base64_encode(bytes()?).as_bytes());
             out.push(b'"');
         }
-        Type::Message(id) => return object(registry, *id, bytes()?, depth, out),
         Type::Quantity => match scan::only(bytes()?, 1)? {
             Some(wire) => {
                 let text = scan::text(wire, field)?;
@@ -199,11 +222,10 @@ fn one(
             },
             None => out.extend_from_slice(b"null"),
         },
-        Type::SchemaOr(or, id) => {
-            return schema_or(registry, field, *or, *id, bytes()?, depth, out);
+        // Not leaves: `whole_field` and `one` take them apart.
+        Type::List(_) | Type::Map(_) | Type::Message(_) | Type::SchemaOr(..) => {
+            out.extend_from_slice(b"null")
         }
-        // A list or map is no single value; `whole_field` takes them apart.
-        Type::List(_) | Type::Map(_) => out.extend_from_slice(b"null"),
     }
     Ok(())
 }
