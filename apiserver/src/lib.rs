@@ -4,6 +4,9 @@
 pub mod admission;
 pub mod authentication;
 pub mod authorization;
+pub mod discovery;
+pub mod openapi;
 pub mod reader;
 pub mod registry;
 pub mod request;
+pub mod table;

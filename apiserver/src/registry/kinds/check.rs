@@ -303,17 +303,17 @@ pub fn label_selector(errors: &mut ErrorList, at: &At<'_>) {
     for expression in at.at("matchExpressions").items() {
         let values = expression.at("values");
         match expression.at("operator").str() {
-            "In" | "NotIn" if values.is_empty() => errors
-                .push(values.required("must be specified when `operator` is 'In' or 'NotIn'")),
-            "Exists" | "DoesNotExist" if !values.is_empty() => errors.push(
-                values.forbidden(
+            "In" | "NotIn" if values.is_empty() => {
+                errors.push(values.required("must be specified when `operator` is 'In' or 'NotIn'"))
+            }
+            "Exists" | "DoesNotExist" if !values.is_empty() => {
+                errors.push(values.forbidden(
                     "may not be specified when `operator` is 'Exists' or 'DoesNotExist'",
-                ),
-            ),
+                ))
+            }
             "In" | "NotIn" | "Exists" | "DoesNotExist" => {}
-            other => errors.push(
-                expression.at("operator").invalid_as(other, "not a valid selector operator"),
-            ),
+            other => errors
+                .push(expression.at("operator").invalid_as(other, "not a valid selector operator")),
         }
         label_key(errors, &expression.at("key"));
         for value in values.items() {
@@ -352,10 +352,12 @@ pub fn legacy_ip(text: &str) -> Option<std::net::IpAddr> {
 pub fn check_legacy_ip(errors: &mut ErrorList, at: &At<'_>) -> bool {
     let ok = legacy_ip(at.str()).is_some();
     if !ok {
-        errors.push(at.invalid_as(
-            at.str(),
-            "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)",
-        ));
+        errors.push(
+            at.invalid_as(
+                at.str(),
+                "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)",
+            ),
+        );
     }
     ok
 }
@@ -368,10 +370,9 @@ pub fn legacy_cidr(text: &str) -> Option<ipnet::IpNet> {
 
 pub fn check_legacy_cidr(errors: &mut ErrorList, at: &At<'_>, text: &str) {
     if legacy_cidr(text).is_none() {
-        errors.push(at.invalid_as(
-            text,
-            "must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)",
-        ));
+        errors.push(
+            at.invalid_as(text, "must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)"),
+        );
     }
 }
 

@@ -6,8 +6,8 @@ use apimachinery::{Value, names};
 
 use super::cells::{age_column, column, named};
 use super::check::{At, invalid_each, nonnegative};
-use super::row::Rows;
 use super::checked;
+use super::row::Rows;
 use crate::registry::{Context, Strategy};
 
 pub fn rows(rows: &mut Rows<'_>) {

@@ -198,4 +198,3 @@ pub(crate) fn checked(object: &Value, f: impl FnOnce(&check::At<'_>, &mut ErrorL
     f(&check::At::root(object), &mut errors);
     errors
 }
-

@@ -106,7 +106,8 @@ impl Strategy for Status {
 
 /// Upstream reports taints as fields of the metadata.
 fn taints(errors: &mut ErrorList, root: &At<'_>) {
-    let list = At::new(root.down(&["spec", "taints"]).value(), Path::new("metadata").child("taints"));
+    let list =
+        At::new(root.down(&["spec", "taints"]).value(), Path::new("metadata").child("taints"));
     let mut seen = Seen::default();
     for taint in list.items() {
         label_key(errors, &taint.at("key"));

@@ -7,7 +7,7 @@ use apimachinery::{Value, names};
 use super::cells::{Cell, age_column, column, named, wide};
 use super::check::{At, invalid_each, label_selector, same};
 use super::row::Rows;
-use super::{child, checked, default_to, each};
+use super::{checked, child, default_to, each};
 use crate::registry::{Column, Context, Strategy};
 
 const GROUP: &str = "rbac.authorization.k8s.io";
@@ -72,9 +72,9 @@ fn policy_rule(errors: &mut ErrorList, rule: &At<'_>, namespaced: bool) {
             errors.push(urls.invalid("namespaced rules cannot apply to non-resource URLs"));
         }
         if !groups.is_empty() || !resources.is_empty() || !rule.at("resourceNames").is_empty() {
-            errors.push(urls.invalid(
-                "rules cannot apply to both regular resources and non-resource URLs",
-            ));
+            errors.push(
+                urls.invalid("rules cannot apply to both regular resources and non-resource URLs"),
+            );
         }
         return;
     }

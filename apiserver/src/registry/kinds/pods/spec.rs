@@ -202,7 +202,8 @@ fn pod_resources(errors: &mut ErrorList, spec: &At<'_>, claims: &[&str]) {
     }
     let limits = amounts(Some(at.at("limits").value()));
     for (name, sum) in aggregate_limits(spec.value()) {
-        let own = limits.get(&name).filter(|own| is_hugepages(&name) && sum.millis() > own.millis());
+        let own =
+            limits.get(&name).filter(|own| is_hugepages(&name) && sum.millis() > own.millis());
         if let Some(own) = own {
             errors.push(FieldError::invalid(
                 &at.path().child("limits").key(&name),
@@ -231,10 +232,12 @@ fn host_network(errors: &mut ErrorList, spec: &At<'_>, options: &Options) {
     for port in spec.at("containers").items().flat_map(|c| c.at("ports").items()) {
         let (host, number) = (port.at("hostPort"), port.at("containerPort").int());
         if (options.is_pod || host.int() != 0) && host.int() != number {
-            errors.push(host.invalid_as(
-                host.int(),
-                "must match `containerPort` when `hostNetwork` is true",
-            ));
+            errors.push(
+                host.invalid_as(
+                    host.int(),
+                    "must match `containerPort` when `hostNetwork` is true",
+                ),
+            );
         }
     }
 }
@@ -248,9 +251,10 @@ fn dns(errors: &mut ErrorList, spec: &At<'_>) {
             return;
         }
         if servers.is_empty() {
-            errors.push(servers.required(
-                "must provide at least one DNS nameserver when `dnsPolicy` is None",
-            ));
+            errors.push(
+                servers
+                    .required("must provide at least one DNS nameserver when `dnsPolicy` is None"),
+            );
             return;
         }
     }
