@@ -13,8 +13,8 @@ use bytes::Bytes;
 use serde_json::json;
 use store::{Expect, Outcome, SharedStore, StoreError};
 
-use super::ranges::{Family, PortRange};
 use super::Grant;
+use super::ranges::{Family, PortRange};
 
 /// Why something was not granted. The texts are upstream's.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -223,10 +223,8 @@ impl Ledger for StoreLedger {
         match grant {
             Grant::Port(port) => {
                 let range = self.ports;
-                self.swap(&range, |bits| {
-                    Ok(((), bits.clear(port.saturating_sub(range.first()))))
-                })
-                .await
+                self.swap(&range, |bits| Ok(((), bits.clear(port.saturating_sub(range.first())))))
+                    .await
             }
             Grant::Address(ip) => {
                 let key = self.key(&format!("ipaddresses/{ip}"));

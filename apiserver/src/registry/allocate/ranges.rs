@@ -92,10 +92,7 @@ impl AddressRange {
     }
 
     /// Every address once: from a random one on, the reserved part last.
-    pub fn candidates(
-        &self,
-        random: &dyn Fn(u64) -> u64,
-    ) -> impl Iterator<Item = IpAddr> + use<> {
+    pub fn candidates(&self, random: &dyn Fn(u64) -> u64) -> impl Iterator<Item = IpAddr> + use<> {
         let (first, size, reserved) = (self.first(), self.size(), self.reserved().min(self.size()));
         rotated(reserved, size - reserved, random)
             .chain(rotated(0, reserved, random))
@@ -164,10 +161,7 @@ impl PortRange {
     }
 
     /// Every port once: from a random one on, the reserved part last.
-    pub fn candidates(
-        &self,
-        random: &dyn Fn(u64) -> u64,
-    ) -> impl Iterator<Item = u16> + use<> {
+    pub fn candidates(&self, random: &dyn Fn(u64) -> u64) -> impl Iterator<Item = u16> + use<> {
         let (base, size, reserved) = (self.base, u64::from(self.size), self.reserved());
         rotated(reserved, size - reserved, random)
             .chain(rotated(0, reserved, random))

@@ -27,7 +27,13 @@ pub fn rows(rows: &mut Rows<'_>, deps: &Deps) {
     for (kind, names, short, scale, columns) in [
         (Kind::Deployment, ("Deployment", "deployments"), "deploy", "spec.selector", deployments()),
         (Kind::ReplicaSet, ("ReplicaSet", "replicasets"), "rs", "spec.selector", replica_sets()),
-        (Kind::StatefulSet, ("StatefulSet", "statefulsets"), "sts", "spec.selector", stateful_sets()),
+        (
+            Kind::StatefulSet,
+            ("StatefulSet", "statefulsets"),
+            "sts",
+            "spec.selector",
+            stateful_sets(),
+        ),
         (Kind::DaemonSet, ("DaemonSet", "daemonsets"), "ds", "", daemon_sets()),
     ] {
         rows.add(GROUP, names, |row| {
@@ -224,6 +230,8 @@ fn default_stateful_set(spec: &mut Value) {
     default_absent(spec, "replicas", 1);
     default_absent(spec, "revisionHistoryLimit", 10);
     for claim in super::each(spec, "volumeClaimTemplates") {
+        set(claim, &["apiVersion"], "v1");
+        set(claim, &["kind"], "PersistentVolumeClaim");
         default_absent(child(claim, "spec"), "volumeMode", "Filesystem");
         default_to(child(claim, "status"), "phase", "Pending");
     }
@@ -263,9 +271,7 @@ impl Workload {
         };
         let template = spec.at("template");
         // A missing selector selects nothing, which no labels match.
-        let matches = parsed
-            .as_ref()
-            .is_some_and(|s| s.is_everything() || selects(s, &template));
+        let matches = parsed.as_ref().is_some_and(|s| s.is_everything() || selects(s, &template));
         if !matches {
             let labels = template.down(&["metadata", "labels"]);
             errors.push(labels.invalid("`selector` does not match template `labels`"));
@@ -350,15 +356,18 @@ fn with_claims(template: &At<'_>, claims: &At<'_>) -> Value {
     for field in ["subdomain", "hostname"] {
         object::remove(&mut filled, &["spec", field]);
     }
-    let names: Vec<&str> =
-        claims.items().map(|c| c.down(&["metadata", "name"]).value().as_str().unwrap_or("")).collect();
+    let names: Vec<&str> = claims
+        .items()
+        .map(|c| c.down(&["metadata", "name"]).value().as_str().unwrap_or(""))
+        .collect();
     if !names.is_empty() {
         let mut volumes: Vec<Value> = names
             .iter()
             .map(|n| json!({"name": n, "persistentVolumeClaim": {"claimName": n}}))
             .collect();
         let own = object::list_at(&filled, &["spec", "volumes"]);
-        volumes.extend(own.iter().filter(|v| !names.contains(&object::str_at(v, &["name"]))).cloned());
+        volumes
+            .extend(own.iter().filter(|v| !names.contains(&object::str_at(v, &["name"]))).cloned());
         set(&mut filled, &["spec", "volumes"], volumes);
     }
     filled
@@ -383,9 +392,8 @@ fn always_restarts(errors: &mut ErrorList, template: &At<'_>, kind: &str) {
     }
     let deadline = template.down(&["spec", "activeDeadlineSeconds"]);
     if deadline.is_set() {
-        errors.push(
-            deadline.forbidden(format!("activeDeadlineSeconds in {kind} is not Supported")),
-        );
+        errors
+            .push(deadline.forbidden(format!("activeDeadlineSeconds in {kind} is not Supported")));
     }
 }
 
@@ -496,8 +504,13 @@ fn stateful_set_strategy(errors: &mut ErrorList, at: &At<'_>) {
 fn stateful_set_update(errors: &mut ErrorList, spec: &At<'_>, old: &Value) {
     let mut munged = spec.value().clone();
     for field in [
-        "replicas", "template", "updateStrategy", "minReadySeconds", "ordinals",
-        "revisionHistoryLimit", "persistentVolumeClaimRetentionPolicy",
+        "replicas",
+        "template",
+        "updateStrategy",
+        "minReadySeconds",
+        "ordinals",
+        "revisionHistoryLimit",
+        "persistentVolumeClaimRetentionPolicy",
     ] {
         keep(&mut munged, old, &[field]);
     }
@@ -544,31 +557,51 @@ fn counts(errors: &mut ErrorList, status: &At<'_>, kind: Kind) {
     let (all, parts): (&[&str], &[&str]) = match kind {
         Kind::Deployment => (
             &[
-                "observedGeneration", "replicas", "updatedReplicas", "readyReplicas",
-                "availableReplicas", "unavailableReplicas", "terminatingReplicas",
+                "observedGeneration",
+                "replicas",
+                "updatedReplicas",
+                "readyReplicas",
+                "availableReplicas",
+                "unavailableReplicas",
+                "terminatingReplicas",
                 "collisionCount",
             ],
             &["updatedReplicas", "readyReplicas", "availableReplicas"],
         ),
         Kind::ReplicaSet => (
             &[
-                "replicas", "fullyLabeledReplicas", "readyReplicas", "availableReplicas",
-                "observedGeneration", "terminatingReplicas",
+                "replicas",
+                "fullyLabeledReplicas",
+                "readyReplicas",
+                "availableReplicas",
+                "observedGeneration",
+                "terminatingReplicas",
             ],
             &["fullyLabeledReplicas", "readyReplicas", "availableReplicas"],
         ),
         Kind::StatefulSet => (
             &[
-                "replicas", "readyReplicas", "currentReplicas", "updatedReplicas",
-                "availableReplicas", "observedGeneration", "collisionCount",
+                "replicas",
+                "readyReplicas",
+                "currentReplicas",
+                "updatedReplicas",
+                "availableReplicas",
+                "observedGeneration",
+                "collisionCount",
             ],
             &["readyReplicas", "currentReplicas", "updatedReplicas", "availableReplicas"],
         ),
         Kind::DaemonSet => (
             &[
-                "currentNumberScheduled", "numberMisscheduled", "desiredNumberScheduled",
-                "numberReady", "observedGeneration", "updatedNumberScheduled", "numberAvailable",
-                "numberUnavailable", "collisionCount",
+                "currentNumberScheduled",
+                "numberMisscheduled",
+                "desiredNumberScheduled",
+                "numberReady",
+                "observedGeneration",
+                "updatedNumberScheduled",
+                "numberAvailable",
+                "numberUnavailable",
+                "collisionCount",
             ],
             &[],
         ),
@@ -617,8 +650,7 @@ fn controller(object: &Value) -> String {
     let Some(owner) = owners.iter().find(|o| object::bool_at(o, &["controller"])) else {
         return "<none>".to_owned();
     };
-    let (group, _) =
-        apimachinery::gvk::split_api_version(object::str_at(owner, &["apiVersion"]));
+    let (group, _) = apimachinery::gvk::split_api_version(object::str_at(owner, &["apiVersion"]));
     let kind = object::str_at(owner, &["kind"]).to_lowercase();
     let name = object::str_at(owner, &["name"]);
     if group.is_empty() { format!("{kind}/{name}") } else { format!("{kind}.{group}/{name}") }

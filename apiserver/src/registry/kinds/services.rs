@@ -138,7 +138,8 @@ struct Services {
 
 fn default(object: &mut Value) {
     let accessible = externally_accessible(object)
-        || (kind(object).is_empty() && !object::list_at(object, &["spec", "externalIPs"]).is_empty());
+        || (kind(object).is_empty()
+            && !object::list_at(object, &["spec", "externalIPs"]).is_empty());
     let spec = child(object, "spec");
     default_to(spec, "sessionAffinity", "None");
     match object::str_at(spec, &["sessionAffinity"]) {
@@ -148,7 +149,11 @@ fn default(object: &mut Value) {
         "ClientIP" => {
             let path = ["sessionAffinityConfig", "clientIP", "timeoutSeconds"];
             if object::int_at(spec, &path).is_none() {
-                set(spec, &["sessionAffinityConfig"], json!({"clientIP": {"timeoutSeconds": 10800}}));
+                set(
+                    spec,
+                    &["sessionAffinityConfig"],
+                    json!({"clientIP": {"timeoutSeconds": 10800}}),
+                );
             }
         }
         _ => {}
@@ -210,7 +215,8 @@ impl Strategy for Services {
             class_stays(errors, root, old);
             if needs_health_check(old) && needs_health_check(object) {
                 let port = root.down(&["spec", "healthCheckNodePort"]);
-                if port.int() != object::int_at(old, &["spec", "healthCheckNodePort"]).unwrap_or(0) {
+                if port.int() != object::int_at(old, &["spec", "healthCheckNodePort"]).unwrap_or(0)
+                {
                     errors.push(port.forbidden("field is immutable"));
                 }
             }
@@ -299,7 +305,9 @@ impl Strategy for Status {
         checked(object, |root, errors| {
             let ingress = root.down(&["status", "loadBalancer", "ingress"]);
             if !ingress.is_empty() && kind(object) != "LoadBalancer" {
-                errors.push(ingress.forbidden("may only be used when `spec.type` is \"LoadBalancer\""));
+                errors.push(
+                    ingress.forbidden("may only be used when `spec.type` is \"LoadBalancer\""),
+                );
                 return;
             }
             ingress.items().for_each(|i| load_balancer_ingress(errors, &i));
@@ -389,7 +397,8 @@ fn by_type(errors: &mut ErrorList, spec: &At<'_>, service: &Value) {
         "ExternalName" => {
             for field in ["clusterIPs", "ipFamilies", "ipFamilyPolicy"] {
                 if !spec.at(field).is_zero() {
-                    errors.push(spec.at(field).forbidden("may not be set for ExternalName services"));
+                    errors
+                        .push(spec.at(field).forbidden("may not be set for ExternalName services"));
                 }
             }
             let name = spec.at("externalName");
@@ -668,7 +677,8 @@ fn families_stay(errors: &mut ErrorList, root: &At<'_>, old: &Value) {
         }
         if new.len() == 1 && policy.str() != "SingleStack" {
             errors.push(
-                policy.invalid("must be set to 'SingleStack' when releasing the secondary ipFamily"),
+                policy
+                    .invalid("must be set to 'SingleStack' when releasing the secondary ipFamily"),
             );
         }
     }
@@ -726,12 +736,15 @@ fn warnings(service: &Value) -> Vec<String> {
 fn columns() -> Vec<Column> {
     named([
         column("Type", "string", "How the service is reached.", |s, _| kind(s).into()),
-        column("Cluster-IP", "string", "Its address in the cluster.", |s, _| {
-            match object::list_at(s, &["spec", "clusterIPs"]).first() {
+        column(
+            "Cluster-IP",
+            "string",
+            "Its address in the cluster.",
+            |s, _| match object::list_at(s, &["spec", "clusterIPs"]).first() {
                 Some(ip) => ip.clone(),
                 None => "<none>".into(),
-            }
-        }),
+            },
+        ),
         column("External-IP", "string", "Its addresses outside.", |s, _| external_ip(s).into()),
         column("Port(s)", "string", "Its ports, and those on nodes.", |s, _| {
             cells::or_none(&ports_cell(s))
@@ -753,19 +766,24 @@ fn external_ip(service: &Value) -> String {
         "ClusterIP" | "NodePort" if own.is_empty() => "<none>".to_owned(),
         "ClusterIP" | "NodePort" => own.join(","),
         "LoadBalancer" => {
-            let mut ips: Vec<&str> = object::list_at(service, &["status", "loadBalancer", "ingress"])
-                .iter()
-                .map(|i| match object::str_at(i, &["ip"]) {
-                    "" => object::str_at(i, &["hostname"]),
-                    ip => ip,
-                })
-                .filter(|text| !text.is_empty())
-                .collect();
+            let mut ips: Vec<&str> =
+                object::list_at(service, &["status", "loadBalancer", "ingress"])
+                    .iter()
+                    .map(|i| match object::str_at(i, &["ip"]) {
+                        "" => object::str_at(i, &["hostname"]),
+                        ip => ip,
+                    })
+                    .filter(|text| !text.is_empty())
+                    .collect();
             ips.sort_unstable();
             ips.dedup();
             match (ips.is_empty(), own.is_empty()) {
                 (true, true) => "<pending>".to_owned(),
-                _ => ips.into_iter().chain(own.iter().map(String::as_str)).collect::<Vec<_>>().join(","),
+                _ => ips
+                    .into_iter()
+                    .chain(own.iter().map(String::as_str))
+                    .collect::<Vec<_>>()
+                    .join(","),
             }
         }
         "ExternalName" => object::str_at(service, &["spec", "externalName"]).to_owned(),

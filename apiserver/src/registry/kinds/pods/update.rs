@@ -118,7 +118,9 @@ fn only_added_tolerations(errors: &mut ErrorList, new: &At<'_>, old: &At<'_>) {
         let old = but_seconds(old.value());
         if !new.items().any(|n| same(&but_seconds(n.value()), &old)) {
             errors.push(
-                new.forbidden("existing toleration can not be modified except its tolerationSeconds"),
+                new.forbidden(
+                    "existing toleration can not be modified except its tolerationSeconds",
+                ),
             );
             return;
         }
@@ -410,8 +412,9 @@ pub fn status(errors: &mut ErrorList, pod: &At<'_>, old: &Value) {
     if !nominated.is_empty() && nominated.str() != old_status.at("nominatedNodeName").str() {
         invalid_each(errors, &nominated, names::dns1123_subdomain(nominated.str()));
         if !old_node.is_empty() {
-            errors
-                .push(nominated.forbidden("may not be set on pods that are already bound to a node"));
+            errors.push(
+                nominated.forbidden("may not be set on pods that are already bound to a node"),
+            );
         }
     }
     observed(errors, &status.at("observedGeneration"));
