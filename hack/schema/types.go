@@ -7,9 +7,9 @@ import (
 	"strings"
 
 	admissionv1 "k8s.io/api/admission/v1"
-	imagepolicyv1alpha1 "k8s.io/api/imagepolicy/v1alpha1"
 	apidiscoveryv2 "k8s.io/api/apidiscovery/v2"
 	apidiscoveryv2beta1 "k8s.io/api/apidiscovery/v2beta1"
+	imagepolicyv1alpha1 "k8s.io/api/imagepolicy/v1alpha1"
 	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -78,15 +78,15 @@ func gvkText(gvk schema.GroupVersionKind) string {
 
 // Types whose encodings are written by hand, by the letter of their facts.
 var special = map[reflect.Type]string{
-	reflect.TypeFor[resource.Quantity]():      "Q",
-	reflect.TypeFor[intstr.IntOrString]():     "I",
-	reflect.TypeFor[metav1.Time]():            "T",
-	reflect.TypeFor[metav1.MicroTime]():       "U",
-	reflect.TypeFor[metav1.Duration]():        "D",
-	reflect.TypeFor[metav1.FieldsV1]():        "F",
-	reflect.TypeFor[runtime.RawExtension]():   "R",
-	reflect.TypeFor[apiextensionsv1.JSON]():   "J",
-	reflect.TypeFor[any]():                    "J",
+	reflect.TypeFor[resource.Quantity]():                            "Q",
+	reflect.TypeFor[intstr.IntOrString]():                           "I",
+	reflect.TypeFor[metav1.Time]():                                  "T",
+	reflect.TypeFor[metav1.MicroTime]():                             "U",
+	reflect.TypeFor[metav1.Duration]():                              "D",
+	reflect.TypeFor[metav1.FieldsV1]():                              "F",
+	reflect.TypeFor[runtime.RawExtension]():                         "R",
+	reflect.TypeFor[apiextensionsv1.JSON]():                         "J",
+	reflect.TypeFor[any]():                                          "J",
 	reflect.TypeFor[apiextensionsv1.JSONSchemaPropsOrBool]():        "B",
 	reflect.TypeFor[apiextensionsv1.JSONSchemaPropsOrArray]():       "A",
 	reflect.TypeFor[apiextensionsv1.JSONSchemaPropsOrStringArray](): "S",
@@ -155,6 +155,9 @@ func relative(name, from string) string {
 
 // goText is how Go names a type in errors, where that does not follow from its notation.
 func goText(t reflect.Type) string {
+	if t.Kind() == reflect.Slice && t.Elem() == reflect.TypeFor[any]() {
+		return "[]interface{}"
+	}
 	natural := func(t reflect.Type) bool {
 		if _, ok := special[t]; ok {
 			return true

@@ -112,6 +112,25 @@ pub(crate) fn put_trailer(out: &mut Vec<u8>) {
     put_bytes(out, 4, &[]);
 }
 
+/// The type and the enveloped object of a bare `WatchEvent`.
+pub(crate) fn watch_event(raw: &[u8]) -> Result<(&str, &[u8]), DecodeError> {
+    let (mut event_type, mut object): (&str, &[u8]) = ("", &[]);
+    let mut reader = Reader::new(raw);
+    while let Some((number, wire)) = reader.field()? {
+        match number {
+            1 => event_type = envelope_text(wire)?,
+            2 => {
+                let extension = envelope_bytes(wire)?;
+                if let Some(wire) = scan::only(extension, 1)? {
+                    object = envelope_bytes(wire)?;
+                }
+            }
+            _ => {}
+        }
+    }
+    Ok((event_type, object))
+}
+
 /// Transcodes a bare message to JSON without building a [`Value`]: appends
 /// `{"kind":...,"apiVersion":...,<fields>}` to `out`, in the canonical form, byte for byte as Go
 /// writes it. On an error, what was appended is of no use.
