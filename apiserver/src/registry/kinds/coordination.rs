@@ -35,7 +35,7 @@ impl Strategy for Leases {
 
     fn prepare_for_update(&self, _: &Context<'_>, object: &mut Value, old: &Value) {
         let in_use = |field: &&str| object::get(old, &["spec", field]).is_some();
-        if !COORDINATED.iter().any(|f| in_use(f)) {
+        if !COORDINATED.iter().any(in_use) {
             for field in COORDINATED {
                 object::remove(object, &["spec", field]);
             }

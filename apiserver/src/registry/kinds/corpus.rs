@@ -1,5 +1,6 @@
 //! Holds the rows to upstream's answers: `testdata/create.json` has objects, and what upstream
-//! v1.35 says of their creation: the errors, or the object with its defaults.
+//! v1.35 says of their creation: the errors, or the object with its defaults. `update.json` has
+//! stored objects, changes of them, and the same of those.
 
 use apimachinery::codec::{self, FieldValidation, Schema, json};
 use apimachinery::field::{FieldError, Path};
@@ -14,7 +15,7 @@ use super::{Deps, all};
 use crate::reader::{Object, Reader};
 use crate::registry::allocate::tests::MemoryLedger;
 use crate::registry::allocate::{AddressRange, PortRange, ServiceAllocator};
-use crate::registry::{Context, Resource};
+use crate::registry::{Action, Context, Resource, Subresource};
 
 /// A cache with nothing in it.
 pub(crate) struct Nothing;
@@ -100,6 +101,89 @@ fn strings(value: &Value) -> Vec<String> {
     list.iter().filter_map(|v| v.as_str().map(str::to_owned)).collect()
 }
 
+/// Updates as the pipeline does; gives the errors, or the object.
+fn update(row: &Resource, case: &Value) -> Result<Value, Vec<String>> {
+    let schemas = schema::Registry::builtin();
+    let schema = Schema { registry: schemas, message: row.message };
+    let of_part = object::str_at(case, &["subresource"]);
+    let strategy = match row.subresources.iter().find(|s| s.name == of_part) {
+        Some(Subresource { action: Action::Part { strategy, .. }, .. }) => strategy,
+        _ => &row.strategy,
+    };
+    let decode = |value: &Value| {
+        let bytes = serde_json::to_vec(value).unwrap();
+        let mut object = json::decode(schema, &bytes, FieldValidation::Ignore).unwrap().object;
+        codec::apply_defaults(schema, &mut object);
+        strategy.default(&mut object);
+        object
+    };
+    let old = decode(&case["old"]);
+    let mut sent = case["old"].clone();
+    merge(&mut sent, &case["change"]);
+    let mut object = decode(&sent);
+    let context = context();
+    if let Some(allocator) = strategy.allocator() {
+        match futures::executor::block_on(allocator.update(&context, &mut object, &old, true)) {
+            Ok(reservation) => futures::executor::block_on(reservation.abandon()),
+            Err(ApiError::Invalid { errors, .. }) => return Err(texts(&errors)),
+            Err(other) => return Err(vec![other.to_string()]),
+        }
+    }
+    strategy.prepare_for_update(&context, &mut object, &old);
+    codec::canonicalize(schema, &mut object).unwrap();
+    match strategy.validate_update(&context, &object, &old) {
+        errors if errors.is_empty() => Ok(object),
+        errors => Err(texts(&errors)),
+    }
+}
+
+/// A JSON merge patch.
+fn merge(into: &mut Value, patch: &Value) {
+    let (Value::Object(into), Value::Object(patch)) = (&mut *into, patch) else {
+        *into = patch.clone();
+        return;
+    };
+    for (key, value) in patch {
+        match value {
+            Value::Null => drop(into.remove(key)),
+            value => merge(into.entry(key.as_str()).or_insert(Value::Null), value),
+        }
+    }
+}
+
+/// First lines: what follows shows a difference in the words of Go's types.
+fn heads(list: &[String]) -> Vec<String> {
+    let mut heads: Vec<String> =
+        list.iter().map(|t| without_object(t.lines().next().unwrap_or(""))).collect();
+    heads.sort();
+    heads.dedup();
+    heads
+}
+
+fn update_difference(row: &Resource, case: &Value) -> Option<String> {
+    match (update(row, case), case.get("errors")) {
+        (Err(ours), Some(theirs)) => {
+            let (ours, theirs) = (heads(&ours), heads(&strings(theirs)));
+            (ours != theirs).then(|| format!("  ours {ours:#?}\n  theirs {theirs:#?}"))
+        }
+        (Ok(_), Some(theirs)) => Some(format!("  accepted, should be {theirs:#}")),
+        (Err(ours), None) => Some(format!("  refused: {ours:#?}")),
+        (Ok(mut ours), None) => {
+            let mut theirs = case["result"].clone();
+            for object in [&mut ours, &mut theirs] {
+                object::remove(object, &["metadata", "resourceVersion"]);
+            }
+            (!same(&ours, &theirs)).then(|| super::pods::difference(&theirs, &ours))
+        }
+    }
+}
+
+#[test]
+fn updates_are_answered_as_upstream_answers() {
+    let cases: Vec<Value> = serde_json::from_str(include_str!("testdata/update.json")).unwrap();
+    check(&cases, "old", update_difference);
+}
+
 /// What differs between our answer and upstream's, as text.
 fn difference(row: &Resource, case: &Value) -> Option<String> {
     let ours = create(row, &case["object"]);
@@ -137,6 +221,11 @@ fn difference(row: &Resource, case: &Value) -> Option<String> {
 
 #[test]
 fn creation_is_answered_as_upstream_answers() {
+    let cases: Vec<Value> = serde_json::from_str(include_str!("testdata/create.json")).unwrap();
+    check(&cases, "object", difference);
+}
+
+fn check(cases: &[Value], of: &str, difference: fn(&Resource, &Value) -> Option<String>) {
     let services = Arc::new(ServiceAllocator::new(
         Arc::new(MemoryLedger::default()),
         vec![AddressRange::new("10.96.0.0/16".parse().unwrap())],
@@ -145,12 +234,11 @@ fn creation_is_answered_as_upstream_answers() {
     ));
     let deps = Deps { services: Some(services), ..Deps::default() };
     let rows = all(schema::Registry::builtin(), &deps);
-    let cases: Vec<Value> = serde_json::from_str(include_str!("testdata/create.json")).unwrap();
     let mut failures = String::new();
     let mut failed = 0;
-    for case in &cases {
+    for case in cases {
         let name = object::str_at(case, &["name"]);
-        let row = row(&rows, &case["object"]).unwrap_or_else(|| panic!("{name}: no row"));
+        let row = row(&rows, &case[of]).unwrap_or_else(|| panic!("{name}: no row"));
         if let Some(text) = difference(row, case) {
             failed += 1;
             failures.push_str(&format!("{name}\n{text}\n"));

@@ -91,8 +91,8 @@ fn pod_annotations(errors: &mut ErrorList, at: &At<'_>, spec: &At<'_>) {
 
 /// A 32-bit integer without a leading zero or plus sign.
 fn is_deletion_cost(text: &str) -> bool {
-    let canonical = !text.starts_with('+') && !(text.starts_with('0') && text.len() > 1);
-    canonical && text.parse::<i32>().is_ok()
+    let padded = text.starts_with('+') || (text.starts_with('0') && text.len() > 1);
+    !padded && text.parse::<i32>().is_ok()
 }
 
 /// A PodSpec. `pod_name` is empty in templates.
