@@ -2,7 +2,7 @@
 //!
 //! The contract is etcd's (api_guarantees): a write that was acknowledged is durable and in every
 //! later linearizable read; revisions grow by one transaction; a watch delivers every event of
-//! its range once, in order, whole transactions together. `contract` holds both engines to it.
+//! its range once, in order, whole transactions together. `tests/contract` holds both engines to it.
 
 use std::ops::Bound;
 use std::sync::Arc;
@@ -74,6 +74,24 @@ pub enum Change {
     Delete { key: Bytes, revision: Revision, previous: Option<KeyValue> },
 }
 
+impl Change {
+    /// The key that changed.
+    pub fn key(&self) -> &Bytes {
+        match self {
+            Change::Put { kv, .. } => &kv.key,
+            Change::Delete { key, .. } => key,
+        }
+    }
+
+    /// The revision that changed it.
+    pub fn revision(&self) -> Revision {
+        match self {
+            Change::Put { kv, .. } => kv.mod_revision,
+            Change::Delete { revision, .. } => *revision,
+        }
+    }
+}
+
 /// What a watch delivers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum WatchEvent {
@@ -84,16 +102,19 @@ pub enum WatchEvent {
 }
 
 /// Why an operation failed. Every write that returns an error other than `Unknown` had no effect.
+///
+/// Where upstream's API server shows etcd's words to clients, the text is etcd's.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// Revision below the compaction; carries the oldest one still kept.
-    #[error("required revision has been compacted")]
+    /// Revision below the compaction; carries the oldest one still kept, or 0 if the engine does
+    /// not tell.
+    #[error("etcdserver: mvcc: required revision has been compacted")]
     Compacted { oldest: Revision },
     /// A revision that the store has not reached.
-    #[error("required revision {asked} is a future revision; current is {current}")]
+    #[error("etcdserver: mvcc: required revision is a future revision")]
     Future { asked: Revision, current: Revision },
-    /// The request was larger than the engine takes.
-    #[error("request is too large: {0}")]
+    /// The request was larger than the engine takes; carries how large and what the limit is.
+    #[error("etcdserver: request is too large")]
     TooLarge(String),
     /// A watcher that reads too slowly was closed.
     #[error("watcher was too slow and has been closed")]
@@ -142,7 +163,14 @@ pub trait Store: Send + Sync + 'static {
     /// Changes of keys that begin with `prefix`, from `from` (inclusive) on.
     async fn watch(&self, prefix: Bytes, from: Revision) -> Result<WatchStream, StoreError>;
 
+    /// Whether progress can be asked for. Without it (old etcd) a cache cannot be shown to be
+    /// current, and what must be current is read from the store.
+    fn reports_progress(&self) -> bool {
+        true
+    }
+
     /// Asks that all watches soon deliver [`WatchEvent::Progress`] at or above the present revision.
+    /// `Unavailable` where [`Store::reports_progress`] is false.
     async fn request_progress(&self) -> Result<(), StoreError>;
 
     /// The newest revision, linearizable.
@@ -157,6 +185,19 @@ pub trait Store: Send + Sync + 'static {
 
 /// A shared handle.
 pub type SharedStore = Arc<dyn Store>;
+
+/// The first key after all keys that begin with `prefix`; empty if there is none (the prefix is
+/// empty or all `0xff`), which stands for "to the end of the key space".
+pub fn prefix_end(prefix: &[u8]) -> Bytes {
+    match prefix.iter().rposition(|byte| *byte != u8::MAX) {
+        Some(last) => {
+            let mut end = prefix[..=last].to_vec();
+            end[last] += 1;
+            Bytes::from(end)
+        }
+        None => Bytes::new(),
+    }
+}
 
 pub mod embedded;
 pub mod etcd;

@@ -1,1 +1,0 @@
-//! The embedded engine: history and state in one redb file; concurrent writers share an fsync.

@@ -1,1 +1,0 @@
-//! etcd, v3.4 and later.

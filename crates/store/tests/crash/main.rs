@@ -1,0 +1,5 @@
+//! What an embedded store holds after a crash: all that was acknowledged, nothing by halves.
+
+mod disk;
+mod kill;
+mod power;
