@@ -77,7 +77,7 @@ pub trait Strategy: Send + Sync + 'static {
     fn to_storage(&self, _object: &mut Value) {}
 
     /// The inverse of [`Strategy::to_storage`].
-    fn from_storage(&self, _object: &mut Value) {}
+    fn to_served(&self, _object: &mut Value) {}
 
     /// What grants to objects of the kind (addresses, ports). Its `create` and `update` run after
     /// mutating admission and before `prepare_for_*` and `validate`; the reservation is committed

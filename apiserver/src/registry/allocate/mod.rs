@@ -97,6 +97,9 @@ async fn release(ledger: &dyn Ledger, grants: &[Grant]) {
     }
 }
 
+/// What dry runs show for a port that would be granted.
+const DRY_RUN_PORT: u16 = 32769;
+
 /// How services are granted addresses and ports.
 pub struct ServiceAllocator {
     ledger: Arc<dyn Ledger>,
@@ -188,14 +191,15 @@ impl ServiceAllocator {
         let Some(ip) = apimachinery::names::parse_ip(asked) else {
             return Err(Refused::Other(format!("failed to parse service IP \"{asked}\"")));
         };
-        let ranges = self.all_ranges(context);
-        let Some(range) = ranges.iter().find(|r| r.contains(ip)) else {
-            return Err(Refused::NoSuchRange);
-        };
-        if !range.grants(ip) {
-            return Err(Refused::Other(format!(
-                "the provided IP ({ip}) is not in the valid range. The range of valid IPs is {range}"
-            )));
+        if !self.all_ranges(context).iter().any(|r| r.grants(ip)) {
+            // Upstream words it otherwise when nothing is to be taken.
+            return Err(match self.ranges.first().filter(|_| dry_run) {
+                Some(range) => Refused::Other(format!(
+                    "the provided IP ({ip}) is not in the valid range. The range of valid IPs is \
+                     {range}"
+                )),
+                None => Refused::NoSuchRange,
+            });
         }
         if !dry_run {
             self.ledger.take_address(ip, service, context.now).await?;
@@ -284,22 +288,23 @@ impl ServiceAllocator {
         dry_run: bool,
         reservation: &mut Reservation,
     ) -> Result<(), Refused> {
+        if dry_run {
+            return Ok(());
+        }
         let Some(port) = self.ports.port(port) else {
             return Err(Refused::Other(format!(
                 "provided port is not in the valid range. The range of valid ports is {}",
                 self.ports
             )));
         };
-        if !dry_run {
-            self.ledger.take_port(&self.ports, port).await?;
-            reservation.taken.push(Grant::Port(port));
-        }
+        self.ledger.take_port(&self.ports, port).await?;
+        reservation.taken.push(Grant::Port(port));
         Ok(())
     }
 
     async fn any_port(&self, dry_run: bool, reservation: &mut Reservation) -> Result<u16, Refused> {
         if dry_run {
-            return Ok(self.ports.first());
+            return Ok(DRY_RUN_PORT);
         }
         let port = self.ledger.take_any_port(&self.ports, &*self.random).await?;
         reservation.taken.push(Grant::Port(port));
@@ -547,4 +552,4 @@ fn port_error(service: &Value, index: usize, port: i64, refused: &Refused) -> Ap
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

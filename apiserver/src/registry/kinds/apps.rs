@@ -230,6 +230,8 @@ fn default_stateful_set(spec: &mut Value) {
     default_absent(spec, "replicas", 1);
     default_absent(spec, "revisionHistoryLimit", 10);
     for claim in super::each(spec, "volumeClaimTemplates") {
+        set(claim, &["apiVersion"], "v1");
+        set(claim, &["kind"], "PersistentVolumeClaim");
         default_absent(child(claim, "spec"), "volumeMode", "Filesystem");
         default_to(child(claim, "status"), "phase", "Pending");
     }

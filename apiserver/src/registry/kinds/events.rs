@@ -87,7 +87,7 @@ impl Strategy for Events {
         }
     }
 
-    fn from_storage(&self, object: &mut Value) {
+    fn to_served(&self, object: &mut Value) {
         if self.new_group {
             from_core(object);
         }

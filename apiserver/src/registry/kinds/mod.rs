@@ -15,6 +15,7 @@ pub mod namespaces;
 pub mod networking;
 pub mod nodes;
 pub mod pods;
+pub mod policy;
 pub mod rbac;
 pub mod resources;
 pub mod reviews;
@@ -24,6 +25,8 @@ pub mod services;
 
 #[cfg(test)]
 mod corpus;
+#[cfg(test)]
+pub(crate) use corpus::context as corpus_context;
 pub mod samples;
 
 use std::sync::Arc;
@@ -77,6 +80,7 @@ pub fn all(schemas: &schema::Registry, deps: &Deps) -> Vec<Resource> {
     rbac::rows(&mut rows);
     scheduling::rows(&mut rows);
     networking::rows(&mut rows);
+    policy::rows(&mut rows);
     reviews::rows(&mut rows);
     rows.rows
 }

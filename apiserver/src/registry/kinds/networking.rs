@@ -134,14 +134,7 @@ fn cidrs(errors: &mut ErrorList, root: &At<'_>) {
         }
     }
     for cidr in list.items() {
-        match cidr.str().parse::<ipnet::IpNet>() {
-            Err(_) => super::check::check_legacy_cidr(errors, &cidr, cidr.str()),
-            Ok(net) if net.trunc().to_string() != cidr.str() => {
-                errors
-                    .push(cidr.invalid(format!("must be in canonical form (\"{}\")", net.trunc())));
-            }
-            Ok(_) => {}
-        }
+        invalid_each(errors, &cidr, names::strict_cidr(cidr.str(), false));
     }
     let six: Vec<bool> =
         list.strings().filter_map(legacy_cidr).map(|c| matches!(c, ipnet::IpNet::V6(_))).collect();

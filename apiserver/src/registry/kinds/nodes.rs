@@ -144,6 +144,15 @@ fn pod_cidrs(errors: &mut ErrorList, at: &At<'_>) {
     for cidr in at.items() {
         check_legacy_cidr(errors, &cidr, cidr.str());
     }
+    let broken = at.items().find(|c| legacy_cidr(c.str()).is_none());
+    if let Some(broken) = broken.filter(|_| at.len() > 1) {
+        let (i, text) = (at.items().position(|c| c.str() == broken.str()), broken.str());
+        let i = i.unwrap_or_default();
+        errors.push(FieldError::internal(at.path(), format!(
+            "invalid PodCIDRs. failed to check with dual stack with error:invalid CIDR[{i}]: <nil> \
+             (invalid CIDR address: {text})"
+        )));
+    }
     let six: Vec<bool> = at
         .strings()
         .map(|c| legacy_cidr(c).is_some_and(|c| matches!(c, ipnet::IpNet::V6(_))))

@@ -2,6 +2,7 @@
 
 use apimachinery::field::{ErrorList, FieldError};
 use apimachinery::object;
+use apimachinery::selector::LabelSelector;
 use apimachinery::{Value, names};
 
 use super::cells::{Cell, age_column, column, named, wide};
@@ -48,7 +49,12 @@ impl Strategy for Roles {
                     "at least one clusterRoleSelector required if aggregationRule is non-nil",
                 ));
             }
-            selectors.items().for_each(|s| label_selector(errors, &s));
+            for selector in selectors.items() {
+                label_selector(errors, &selector);
+                if LabelSelector::from_json(Some(selector.value())).is_err() {
+                    errors.push(selector.invalid_as(Value::Null, "invalid label selector."));
+                }
+            }
         })
     }
 

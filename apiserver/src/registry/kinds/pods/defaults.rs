@@ -45,7 +45,22 @@ pub fn pod(pod: &mut Value) {
     pod_level_limits(spec);
     pod_level_requests(spec);
     default_absent(spec, "enableServiceLinks", true);
+    if spec["terminationGracePeriodSeconds"].as_i64().is_some_and(|s| s < 0) {
+        spec["terminationGracePeriodSeconds"] = 1.into();
+    }
     pod_spec(spec);
+    both_ips(child(pod, "status"));
+}
+
+/// `podIP` is the first of `podIPs`; where they differ, the older field holds.
+fn both_ips(status: &mut Value) {
+    let one = status["podIP"].as_str().unwrap_or("").to_owned();
+    let first = status["podIPs"][0]["ip"].as_str().unwrap_or("").to_owned();
+    if one.is_empty() && !first.is_empty() {
+        status["podIP"] = first.into();
+    } else if one != first {
+        status["podIPs"] = json!([{"ip": one}]);
+    }
 }
 
 /// `serviceAccount` is the old name of `serviceAccountName`; both always say the same.

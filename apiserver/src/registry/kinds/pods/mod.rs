@@ -127,7 +127,7 @@ impl Strategy for Pods {
         defaults::pod(object);
     }
 
-    fn prepare_for_create(&self, _: &Context<'_>, object: &mut Value) {
+    fn prepare_for_create(&self, context: &Context<'_>, object: &mut Value) {
         set(object, &["metadata", "generation"], 1);
         drop_disabled(object, None);
         set(object, &["status"], json!({"phase": "Pending", "qosClass": qos_class(object)}));
@@ -137,7 +137,8 @@ impl Strategy for Pods {
                 &["status", "conditions"],
                 json!([{
                     "type": "PodScheduled", "status": "False", "reason": "SchedulingGated",
-                    "lastProbeTime": null, "lastTransitionTime": null,
+                    "lastProbeTime": null,
+                    "lastTransitionTime": context.now.strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
                     "message": "Scheduling is blocked due to non-empty scheduling gates",
                 }]),
             );

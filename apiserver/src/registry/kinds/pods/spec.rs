@@ -5,7 +5,6 @@ use apimachinery::names;
 
 use super::super::check::{
     At, annotations, check_legacy_ip, invalid_each, labels, one_of, range_message,
-    subdomain_with_underscore,
 };
 use super::super::resources::{
     Of, aggregate_limits, aggregate_requests, amounts, is_hugepages, requirements,
@@ -92,8 +91,8 @@ fn pod_annotations(errors: &mut ErrorList, at: &At<'_>, spec: &At<'_>) {
 
 /// A 32-bit integer without a leading zero or plus sign.
 fn is_deletion_cost(text: &str) -> bool {
-    let canonical = !text.starts_with('+') && !(text.starts_with('0') && text.len() > 1);
-    canonical && text.parse::<i32>().is_ok()
+    let padded = text.starts_with('+') || (text.starts_with('0') && text.len() > 1);
+    !padded && text.parse::<i32>().is_ok()
 }
 
 /// A PodSpec. `pod_name` is empty in templates.
@@ -275,7 +274,7 @@ fn dns(errors: &mut ErrorList, spec: &At<'_>) {
     }
     for search in searches.items().filter(|s| s.str() != ".") {
         let name = search.str().strip_suffix('.').unwrap_or(search.str());
-        let messages = subdomain_with_underscore(name);
+        let messages = names::dns1123_subdomain_with_underscore(name);
         errors.extend(messages.into_iter().map(|m| search.invalid_as(name, m)));
     }
     for option in at.at("options").items().filter(|o| o.at("name").is_empty()) {

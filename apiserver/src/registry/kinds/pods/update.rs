@@ -4,6 +4,8 @@
 use apimachinery::field::{ErrorList, FieldError, Path};
 use apimachinery::{Value, names, object};
 
+use serde_json::json;
+
 use super::super::check::{self, At, invalid_each, legacy_ip, range_message, same};
 use super::super::resources::is_sidecar;
 use super::spec::{self, Options};
@@ -506,6 +508,8 @@ fn ips(errors: &mut ErrorList, at: &At<'_>) {
         six.push(legacy_ip(ip.str()).is_some_and(|ip| ip.is_ipv6()));
     }
     if six.len() > 1 && !check::is_dual_stack(&six) {
-        errors.push(at.invalid("may specify no more than one IP for each IP family"));
+        // The capitals are upstream's.
+        let shown: Vec<Value> = at.items().map(|e| json!({"IP": e.at("ip").str()})).collect();
+        errors.push(at.invalid_as(shown, "may specify no more than one IP for each IP family"));
     }
 }
