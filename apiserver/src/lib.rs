@@ -4,6 +4,7 @@
 pub mod admission;
 pub mod authentication;
 pub mod authorization;
+pub mod connect;
 pub mod discovery;
 pub mod openapi;
 pub mod reader;
