@@ -1,0 +1,146 @@
+//! Flags, as upstream names them.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use ipnet::IpNet;
+
+use crate::controllers::ipam::Range;
+
+#[derive(Clone, Debug, clap::Parser)]
+#[command(name = "kube-controller-manager", version)]
+pub struct Options {
+    /// Path of a kubeconfig
+    #[arg(long)]
+    pub kubeconfig: Option<PathBuf>,
+    /// Path of a kubeconfig to check callers' tokens with
+    #[arg(long)]
+    pub authentication_kubeconfig: Option<PathBuf>,
+    /// Path of a kubeconfig to check callers' rights with
+    #[arg(long)]
+    pub authorization_kubeconfig: Option<PathBuf>,
+    /// Give each node a range of pod addresses
+    #[arg(long, num_args = 0..=1, require_equals = true, default_value_t = false,
+          default_missing_value = "true", action = clap::ArgAction::Set)]
+    pub allocate_node_cidrs: bool,
+    /// Address of /healthz and /metrics
+    #[arg(long, default_value = "0.0.0.0")]
+    pub bind_address: IpAddr,
+    /// Port of /healthz and /metrics; 0 for none
+    #[arg(long, default_value_t = 10257)]
+    pub secure_port: u16,
+    /// Client CA: for kubeadm's manifests; callers of /healthz and /metrics are not authenticated
+    #[arg(long)]
+    pub client_ca_file: Option<PathBuf>,
+    /// Front proxy CA: as client-ca-file
+    #[arg(long)]
+    pub requestheader_client_ca_file: Option<PathBuf>,
+    /// Addresses of pods, to be cut up for nodes
+    #[arg(long, default_value = "")]
+    pub cluster_cidr: String,
+    #[arg(long, default_value = "kubernetes")]
+    pub cluster_name: String,
+    /// CA that signs certificate requests: the signing controllers do not run yet
+    #[arg(long)]
+    pub cluster_signing_cert_file: Option<PathBuf>,
+    #[arg(long)]
+    pub cluster_signing_key_file: Option<PathBuf>,
+    /// Controllers to run: `*`, names, or `-name` to leave one out
+    #[arg(long, value_delimiter = ',', default_value = "*", allow_hyphen_values = true)]
+    pub controllers: Vec<String>,
+    /// Only the leader runs controllers
+    #[arg(long, num_args = 0..=1, require_equals = true, default_value_t = true,
+          default_missing_value = "true", action = clap::ArgAction::Set)]
+    pub leader_elect: bool,
+    /// Prefix length of a node's range (IPv4)
+    #[arg(long, default_value_t = 0)]
+    pub node_cidr_mask_size: u8,
+    #[arg(long, default_value_t = 0)]
+    pub node_cidr_mask_size_ipv4: u8,
+    #[arg(long, default_value_t = 0)]
+    pub node_cidr_mask_size_ipv6: u8,
+    /// A node that has not reported for so long is lost
+    #[arg(long, default_value = "50s")]
+    pub node_monitor_grace_period: String,
+    /// How often nodes are looked at
+    #[arg(long, default_value = "5s")]
+    pub node_monitor_period: String,
+    /// CA that is published in every namespace
+    #[arg(long)]
+    pub root_ca_file: Option<PathBuf>,
+    /// Key that signs legacy service-account tokens: these are not made
+    #[arg(long)]
+    pub service_account_private_key_file: Option<PathBuf>,
+    #[arg(long, default_value = "")]
+    pub service_cluster_ip_range: String,
+    /// Finished pods beyond this many are deleted
+    #[arg(long, default_value_t = 12_500)]
+    pub terminated_pod_gc_threshold: i64,
+    #[arg(long)]
+    pub tls_cert_file: Option<PathBuf>,
+    #[arg(long)]
+    pub tls_private_key_file: Option<PathBuf>,
+    /// Each controller under its own service account
+    #[arg(long, num_args = 0..=1, require_equals = true, default_value_t = false,
+          default_missing_value = "true", action = clap::ArgAction::Set)]
+    pub use_service_account_credentials: bool,
+    /// Verbosity of the log
+    #[arg(short = 'v', long = "v", default_value_t = 0)]
+    pub v: u8,
+}
+
+impl Options {
+    /// The ranges that nodes are given theirs from.
+    ///
+    /// # Errors
+    /// Names the flag that is wrong.
+    pub fn ranges(&self) -> anyhow::Result<Vec<Range>> {
+        let mut ranges = Vec::new();
+        for text in self.cluster_cidr.split(',').map(str::trim).filter(|t| !t.is_empty()) {
+            let cluster: IpNet =
+                text.parse().with_context(|| format!("--cluster-cidr: {text:?} is not a CIDR"))?;
+            let (own, default) = match cluster {
+                IpNet::V4(_) => (self.node_cidr_mask_size_ipv4, 24),
+                IpNet::V6(_) => (self.node_cidr_mask_size_ipv6, 64),
+            };
+            let node = match (own, self.node_cidr_mask_size) {
+                (0, 0) => default,
+                (0, both) => both,
+                (own, _) => own,
+            };
+            if node < cluster.prefix_len() || node > cluster.max_prefix_len() {
+                bail!("--node-cidr-mask-size: /{node} is no part of {cluster}");
+            }
+            ranges.push(Range { cluster, node });
+        }
+        if self.allocate_node_cidrs && ranges.is_empty() {
+            bail!("--allocate-node-cidrs needs --cluster-cidr");
+        }
+        Ok(ranges)
+    }
+
+    /// Whether a controller is to run.
+    pub fn enabled(&self, name: &str) -> bool {
+        let mut enabled = false;
+        for entry in &self.controllers {
+            match entry.strip_prefix('-') {
+                Some(left_out) if left_out == name => return false,
+                Some(_) => {}
+                None => enabled |= entry == "*" || entry == name,
+            }
+        }
+        enabled
+    }
+}
+
+/// A duration as Go writes it.
+///
+/// # Errors
+/// Names the flag.
+pub fn duration(flag: &str, text: &str) -> anyhow::Result<Duration> {
+    let span: jiff::SignedDuration =
+        text.parse().with_context(|| format!("--{flag}: {text:?} is not a duration"))?;
+    Duration::try_from(span).with_context(|| format!("--{flag}: {text:?} is negative"))
+}
