@@ -1,0 +1,260 @@
+//! Whether a pod that was bound to this node can run here. What does not fit is failed.
+
+use std::collections::{BTreeMap, HashSet};
+
+use k8s_openapi::api::core::v1::{NodeSelectorTerm, Pod};
+use parking_lot::Mutex;
+
+use crate::kubelet::Kubelet;
+use crate::objects::{is_static, is_terminal_phase, namespace, spec, status, uid};
+use crate::pod::resources::pod_total;
+use crate::pod::status::Waiting;
+use crate::quantity::{List, amount};
+
+/// The pods that have been let in; one at a time is judged.
+#[derive(Default)]
+pub struct Admission {
+    admitted: Mutex<HashSet<String>>,
+}
+
+impl Admission {
+    /// Judges a pod against those let in before.
+    ///
+    /// # Errors
+    /// Reason and message that the pod fails with.
+    pub fn admit(&self, k: &Kubelet, pod: &Pod) -> Result<(), Waiting> {
+        let mut admitted = self.admitted.lock();
+        let pods = k.pods.read();
+        admitted.retain(|uid| pods.contains_key(uid));
+        if admitted.contains(uid(pod)) {
+            return Ok(());
+        }
+        // A pod that runs already was let in before this kubelet started.
+        let runs = status(pod).phase.as_deref() == Some("Running");
+        if !runs {
+            let others: Vec<&Pod> = pods
+                .values()
+                .filter(|p| {
+                    uid(p) != uid(pod)
+                        && !is_terminal_phase(status(p).phase.as_deref())
+                        && (admitted.contains(uid(p))
+                            || status(p).phase.as_deref() == Some("Running"))
+                })
+                .map(|p| &**p)
+                .collect();
+            fits(pod, &others, &k.allocatable())?;
+            if !is_static(pod) && k.node.is_some() {
+                matches_node(pod, &k.node_name, &k.node_labels())?;
+            }
+            tolerates(k, pod)?;
+        }
+        admitted.insert(uid(pod).to_owned());
+        Ok(())
+    }
+}
+
+fn refuse(reason: impl Into<String>, message: impl Into<String>) -> Waiting {
+    Waiting { reason: reason.into(), message: message.into() }
+}
+
+/// Whether the pod's requests fit beside the others'.
+///
+/// # Errors
+/// `OutOfpods`, `OutOfcpu` and the like.
+pub fn fits(pod: &Pod, others: &[&Pod], allocatable: &List) -> Result<(), Waiting> {
+    let capacity = |name: &str| allocatable.get(name).map_or(0, |q| amount(q).milli_value());
+    if (others.len() as i64 + 1) * 1000 > capacity("pods") {
+        let message = format!(
+            "Pod was rejected: Node didn't have enough resource: pods, requested: 1, used: {}, capacity: {}",
+            others.len(),
+            capacity("pods") / 1000
+        );
+        return Err(refuse("OutOfpods", message));
+    }
+    let mut used: BTreeMap<String, i64> = BTreeMap::new();
+    for other in others {
+        for (name, n) in pod_total(other, |r| r.requests.as_ref()) {
+            *used.entry(name).or_default() += n;
+        }
+    }
+    for (name, wanted) in pod_total(pod, |r| r.requests.as_ref()) {
+        let taken = used.get(&name).copied().unwrap_or(0);
+        if wanted > 0 && taken + wanted > capacity(&name) {
+            // CPU is counted in thousandths, the rest in units.
+            let unit = if name == "cpu" { 1 } else { 1000 };
+            let message = format!(
+                "Pod was rejected: Node didn't have enough resource: {name}, requested: {}, used: {}, capacity: {}",
+                wanted / unit,
+                taken / unit,
+                capacity(&name) / unit
+            );
+            return Err(refuse(format!("OutOf{name}"), message));
+        }
+    }
+    Ok(())
+}
+
+/// Whether the node is one that the pod asks for.
+///
+/// # Errors
+/// `NodeAffinity`.
+pub fn matches_node(
+    pod: &Pod,
+    name: &str,
+    labels: &BTreeMap<String, String>,
+) -> Result<(), Waiting> {
+    let selector = spec(pod).node_selector.iter().flatten();
+    let selected = selector.into_iter().all(|(key, value)| labels.get(key) == Some(value));
+    let terms = spec(pod)
+        .affinity
+        .as_ref()
+        .and_then(|a| a.node_affinity.as_ref())
+        .and_then(|a| a.required_during_scheduling_ignored_during_execution.as_ref())
+        .map(|s| s.node_selector_terms.as_slice());
+    let matched = terms.is_none_or(|terms| terms.iter().any(|t| term_matches(t, name, labels)));
+    match selected && matched {
+        true => Ok(()),
+        false => Err(refuse(
+            "NodeAffinity",
+            "Pod was rejected: Predicate NodeAffinity failed: node(s) didn't match Pod's node affinity/selector",
+        )),
+    }
+}
+
+fn term_matches(term: &NodeSelectorTerm, name: &str, labels: &BTreeMap<String, String>) -> bool {
+    let expressions = term.match_expressions.as_deref().unwrap_or_default();
+    let fields = term.match_fields.as_deref().unwrap_or_default();
+    if expressions.is_empty() && fields.is_empty() {
+        return false;
+    }
+    let holds = |key: &str, operator: &str, values: Option<&Vec<String>>, value: Option<&str>| {
+        let values = values.map(Vec::as_slice).unwrap_or_default();
+        match operator {
+            "In" => value.is_some_and(|v| values.iter().any(|x| x == v)),
+            "NotIn" => !value.is_some_and(|v| values.iter().any(|x| x == v)),
+            "Exists" => value.is_some(),
+            "DoesNotExist" => value.is_none(),
+            "Gt" | "Lt" => {
+                let bound = values.first().and_then(|v| v.parse::<i64>().ok());
+                let own = value.and_then(|v| v.parse::<i64>().ok());
+                match (own, bound) {
+                    (Some(own), Some(bound)) => (operator == "Gt") == (own > bound) && own != bound,
+                    _ => false,
+                }
+            }
+            other => {
+                tracing::debug!(key, operator = other, "unknown operator in node affinity");
+                false
+            }
+        }
+    };
+    expressions.iter().all(|e| {
+        holds(&e.key, &e.operator, e.values.as_ref(), labels.get(&e.key).map(String::as_str))
+    }) && fields.iter().all(|f| {
+        let value = (f.key == "metadata.name").then_some(name);
+        holds(&f.key, &f.operator, f.values.as_ref(), value)
+    })
+}
+
+/// Taints with effect NoExecute are held against pods here; the others are the scheduler's.
+fn tolerates(k: &Kubelet, pod: &Pod) -> Result<(), Waiting> {
+    if is_static(pod) || namespace(pod).is_empty() {
+        return Ok(());
+    }
+    let nodes = k.node.as_ref().map(client::Cache::list).unwrap_or_default();
+    let taints = nodes.first().and_then(|n| n.spec.as_ref()?.taints.clone()).unwrap_or_default();
+    for taint in taints.iter().filter(|t| t.effect == "NoExecute") {
+        let tolerated = spec(pod).tolerations.iter().flatten().any(|t| {
+            let effect = t.effect.as_deref().unwrap_or_default();
+            let key = t.key.as_deref().unwrap_or_default();
+            (effect.is_empty() || effect == taint.effect)
+                && (key.is_empty() || key == taint.key)
+                && match t.operator.as_deref() {
+                    Some("Exists") => true,
+                    _ => {
+                        t.value.as_deref().unwrap_or_default()
+                            == taint.value.as_deref().unwrap_or_default()
+                    }
+                }
+        });
+        if !tolerated {
+            return Err(refuse(
+                "TaintToleration",
+                format!(
+                    "Pod was rejected: Predicate TaintToleration failed: node(s) had untolerated taint(s): {{{}: {}}}",
+                    taint.key,
+                    taint.value.as_deref().unwrap_or_default()
+                ),
+            ));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn pod(requests: serde_json::Value, more: serde_json::Value) -> Pod {
+        let mut spec = json!({"containers": [{"name": "c", "resources": {"requests": requests}}]});
+        if let (Some(spec), Some(more)) = (spec.as_object_mut(), more.as_object()) {
+            spec.extend(more.clone());
+        }
+        serde_json::from_value(json!({ "spec": spec })).unwrap()
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused() {
+        let allocatable: List =
+            serde_json::from_value(json!({"cpu": "1", "memory": "1Gi", "pods": "2"})).unwrap();
+        let half = pod(json!({"cpu": "600m"}), json!({}));
+        let small = pod(json!({"memory": "1Mi"}), json!({}));
+        assert!(fits(&half, &[&small], &allocatable).is_ok());
+        let refused = fits(&half, &[&half], &allocatable).unwrap_err();
+        assert_eq!(refused.reason, "OutOfcpu");
+        assert_eq!(
+            refused.message,
+            "Pod was rejected: Node didn't have enough resource: cpu, requested: 600, used: 600, capacity: 1000"
+        );
+        assert_eq!(fits(&small, &[&small, &small], &allocatable).unwrap_err().reason, "OutOfpods");
+        let odd = pod(json!({"example.org/x": "1"}), json!({}));
+        assert_eq!(fits(&odd, &[], &allocatable).unwrap_err().reason, "OutOfexample.org/x");
+    }
+
+    #[test]
+    fn nodes_are_chosen_by_label_and_name() {
+        let labels = BTreeMap::from([("a".to_owned(), "5".to_owned())]);
+        let affinity = |term: serde_json::Value| {
+            json!({"affinity": {"nodeAffinity": {
+                "requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [term]}}}})
+        };
+        for (more, want) in [
+            (json!({}), true),
+            (json!({"nodeSelector": {"a": "5"}}), true),
+            (json!({"nodeSelector": {"a": "6"}}), false),
+            (
+                affinity(
+                    json!({"matchExpressions": [{"key": "a", "operator": "Gt", "values": ["4"]}]}),
+                ),
+                true,
+            ),
+            (
+                affinity(
+                    json!({"matchExpressions": [{"key": "a", "operator": "Lt", "values": ["5"]}]}),
+                ),
+                false,
+            ),
+            (
+                affinity(
+                    json!({"matchFields": [{"key": "metadata.name", "operator": "In", "values": ["n"]}]}),
+                ),
+                true,
+            ),
+            (affinity(json!({})), false),
+        ] {
+            let pod = pod(json!({}), more.clone());
+            assert_eq!(matches_node(&pod, "n", &labels).is_ok(), want, "{more}");
+        }
+    }
+}

@@ -1,0 +1,185 @@
+//! What all parts of one kubelet share.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use client::Cache;
+use client::events::{EventType, Recorder};
+use k8s_openapi::api::core::v1::{ConfigMap, Node, ObjectReference, Pod, Secret, Service};
+use kube::Api;
+use parking_lot::{Mutex, RwLock};
+use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::admission::Admission;
+use crate::backoff::Backoff;
+use crate::cgroups::Cgroups;
+use crate::config::KubeletConfiguration;
+use crate::images::Images;
+use crate::node::machine::Machine;
+use crate::pod::env::Missing;
+use crate::pod::resources::CpuSettings;
+use crate::probe::Prober;
+use crate::quantity::List;
+use crate::runtime::Cri;
+use crate::runtime::views::Views;
+use crate::tokens::Tokens;
+
+/// How old a config map or secret may be when volumes are refreshed.
+const OBJECT_TTL: Duration = Duration::from_secs(15);
+/// Remembered objects, of each kind.
+const OBJECT_LIMIT: usize = 2048;
+
+/// Objects read lately, by namespace and name.
+type Recent<K> = Mutex<HashMap<(String, String), (Instant, Arc<K>)>>;
+
+/// Whether the runtime and the pods' network work; the reason if not.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RuntimeHealth {
+    pub runtime: Option<String>,
+    pub network: Option<String>,
+}
+
+/// One kubelet.
+pub struct Kubelet {
+    pub config: KubeletConfiguration,
+    pub root: PathBuf,
+    pub logs: PathBuf,
+    pub node_name: String,
+    pub client: Option<kube::Client>,
+    pub cri: Cri,
+    pub views: Views,
+    pub recorder: Recorder,
+    pub services: Option<Cache<Service>>,
+    pub node: Option<Cache<Node>>,
+    pub images: Images,
+    pub crash_backoff: Backoff,
+    pub prober: Prober,
+    pub cgroups: Cgroups,
+    pub machine: Machine,
+    pub tokens: Tokens,
+    pub admission: Admission,
+    pub wakers: Mutex<HashMap<String, Arc<Notify>>>,
+    pub health: watch::Sender<RuntimeHealth>,
+    /// The node's addresses, the primary first.
+    pub host_ips: RwLock<Vec<String>>,
+    /// The pods that are the kubelet's to run, by uid.
+    pub pods: RwLock<BTreeMap<String, Arc<Pod>>>,
+    pub relisted: Mutex<Option<Instant>>,
+    pub config_maps: Recent<ConfigMap>,
+    pub secrets: Recent<Secret>,
+    pub started: Instant,
+    pub shutdown: CancellationToken,
+}
+
+impl Kubelet {
+    /// Makes a pod's worker look again.
+    pub fn wake(&self, uid: &str) {
+        if let Some(waker) = self.wakers.lock().get(uid) {
+            waker.notify_one();
+        }
+    }
+
+    pub fn event(
+        &self,
+        about: ObjectReference,
+        warning: bool,
+        reason: &str,
+        message: impl Into<String>,
+    ) {
+        let kind = if warning { EventType::Warning } else { EventType::Normal };
+        self.recorder.event(about, kind, reason, message);
+    }
+
+    pub fn cpu(&self) -> CpuSettings {
+        CpuSettings {
+            enforce_quota: self.config.cpu_cfs_quota,
+            period: i64::try_from(self.config.cpu_cfs_quota_period.0.as_micros())
+                .unwrap_or(100_000),
+        }
+    }
+
+    pub fn host_ips(&self) -> Vec<String> {
+        self.host_ips.read().clone()
+    }
+
+    /// What pods may use of this machine.
+    pub fn allocatable(&self) -> List {
+        crate::node::status::allocatable(&self.config, &self.machine)
+    }
+
+    /// The node's labels, empty without an API server.
+    pub fn node_labels(&self) -> BTreeMap<String, String> {
+        let nodes = self.node.as_ref().map(Cache::list).unwrap_or_default();
+        nodes.first().and_then(|n| n.metadata.labels.clone()).unwrap_or_default()
+    }
+
+    /// A config map; one read a moment ago will do unless it must be `fresh`.
+    ///
+    /// # Errors
+    /// It is not there, or the API server does not give it.
+    pub async fn config_map(
+        &self,
+        namespace: &str,
+        name: &str,
+        fresh: bool,
+    ) -> Result<Arc<ConfigMap>, Missing> {
+        self.object(&self.config_maps, namespace, name, fresh).await
+    }
+
+    /// A secret, as [`Kubelet::config_map`].
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn secret(
+        &self,
+        namespace: &str,
+        name: &str,
+        fresh: bool,
+    ) -> Result<Arc<Secret>, Missing> {
+        self.object(&self.secrets, namespace, name, fresh).await
+    }
+
+    async fn object<K>(
+        &self,
+        recent: &Recent<K>,
+        namespace: &str,
+        name: &str,
+        fresh: bool,
+    ) -> Result<Arc<K>, Missing>
+    where
+        K: client::cache::Cacheable
+            + kube::Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>,
+    {
+        let key = (namespace.to_owned(), name.to_owned());
+        if !fresh
+            && let Some((at, object)) = recent.lock().get(&key)
+            && at.elapsed() < OBJECT_TTL
+        {
+            return Ok(Arc::clone(object));
+        }
+        let Some(client) = &self.client else {
+            let message = "the kubelet has no API server".to_owned();
+            return Err(Missing { not_found: false, message });
+        };
+        let api: Api<K> = Api::namespaced(client.clone(), namespace);
+        match api.get(name).await {
+            Ok(object) => {
+                let object = Arc::new(object);
+                let mut recent = recent.lock();
+                if recent.len() >= OBJECT_LIMIT {
+                    recent.clear();
+                }
+                recent.insert(key, (Instant::now(), Arc::clone(&object)));
+                Ok(object)
+            }
+            Err(kube::Error::Api(status)) => {
+                Err(Missing { not_found: status.code == 404, message: status.message.clone() })
+            }
+            Err(error) => Err(Missing { not_found: false, message: error.to_string() }),
+        }
+    }
+}

@@ -1,0 +1,270 @@
+//! The node's status.
+
+use std::collections::BTreeMap;
+
+use k8s_cri::v1 as cri;
+use k8s_openapi::api::core::v1::{
+    ContainerImage, DaemonEndpoint, Node, NodeAddress, NodeCondition, NodeDaemonEndpoints,
+    NodeFeatures, NodeRuntimeHandler, NodeStatus, NodeSystemInfo,
+};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
+use super::machine::Machine;
+use crate::config::KubeletConfiguration;
+use crate::kubelet::{Kubelet, RuntimeHealth};
+use crate::quantity::{List, amount, binary, decimal, milli};
+
+/// Images that are listed (upstream's `nodeStatusMaxImages`), and names of each.
+const MAX_IMAGES: usize = 50;
+const MAX_NAMES: usize = 5;
+/// What upstream's default `evictionHard` leaves free.
+const MEMORY_EVICTION: i64 = 100 << 20;
+const DISK_EVICTION_PERCENT: i64 = 10;
+
+/// What the machine has.
+pub fn capacity(config: &KubeletConfiguration, machine: &Machine) -> List {
+    BTreeMap::from([
+        ("cpu".to_owned(), decimal(machine.cpus)),
+        ("memory".to_owned(), binary(machine.memory / 1024 * 1024)),
+        ("ephemeral-storage".to_owned(), binary(machine.disk / 1024 * 1024)),
+        ("pods".to_owned(), decimal(max_pods(config, machine))),
+        ("hugepages-1Gi".to_owned(), decimal(0)),
+        ("hugepages-2Mi".to_owned(), decimal(0)),
+    ])
+}
+
+fn max_pods(config: &KubeletConfiguration, machine: &Machine) -> i64 {
+    match i64::from(config.pods_per_core) {
+        0 => i64::from(config.max_pods),
+        per_core => (per_core * machine.cpus).min(i64::from(config.max_pods)),
+    }
+}
+
+/// What pods may use of it: less what is reserved and what must stay free.
+pub fn allocatable(config: &KubeletConfiguration, machine: &Machine) -> List {
+    let reserved = |name: &str| -> i64 {
+        [&config.kube_reserved, &config.system_reserved]
+            .into_iter()
+            .filter_map(|list| list.get(name)?.parse::<apimachinery::quantity::Quantity>().ok())
+            .map(|q| q.milli_value())
+            .sum()
+    };
+    let mut list = capacity(config, machine);
+    for (name, quantity) in &mut list {
+        let left = amount(quantity).milli_value() - reserved(name);
+        *quantity = match name.as_str() {
+            "cpu" => milli(left.max(0)),
+            "memory" => binary((left / 1000 - MEMORY_EVICTION).max(0) / 1024 * 1024),
+            "ephemeral-storage" => {
+                decimal((left / 1000 * (100 - DISK_EVICTION_PERCENT) / 100).max(0))
+            }
+            _ => decimal((left / 1000).max(0)),
+        };
+    }
+    list
+}
+
+/// What the kernel says of a resource that may run short.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Pressure {
+    pub memory: bool,
+    pub disk: bool,
+    pub pids: bool,
+}
+
+impl Pressure {
+    /// Looks at what is free now, by upstream's default thresholds.
+    pub fn look(root: &std::path::Path) -> Self {
+        let memory = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+        let available = super::machine::meminfo(&memory, "MemAvailable");
+        let disk = nix::sys::statvfs::statvfs(root).is_ok_and(|s| {
+            let (free, all) = (u128::from(s.blocks_available()), u128::from(s.blocks()));
+            free * 100 < all * u128::from(DISK_EVICTION_PERCENT.unsigned_abs())
+        });
+        Self { memory: available.is_some_and(|a| a < MEMORY_EVICTION), disk, pids: false }
+    }
+}
+
+/// The conditions, with the times of those that have not changed kept.
+pub fn conditions(
+    health: &RuntimeHealth,
+    pressure: Pressure,
+    old: &[NodeCondition],
+    now: &Time,
+) -> Vec<NodeCondition> {
+    let pressures = [
+        (
+            "MemoryPressure",
+            pressure.memory,
+            "KubeletHasInsufficientMemory",
+            "kubelet has insufficient memory available",
+            "KubeletHasSufficientMemory",
+            "kubelet has sufficient memory available",
+        ),
+        (
+            "DiskPressure",
+            pressure.disk,
+            "KubeletHasDiskPressure",
+            "kubelet has disk pressure",
+            "KubeletHasNoDiskPressure",
+            "kubelet has no disk pressure",
+        ),
+        (
+            "PIDPressure",
+            pressure.pids,
+            "KubeletHasInsufficientPID",
+            "kubelet has insufficient PID available",
+            "KubeletHasSufficientPID",
+            "kubelet has sufficient PID available",
+        ),
+    ];
+    let mut found: Vec<(&str, bool, &str, String)> = pressures
+        .into_iter()
+        .map(|(name, bad, bad_reason, bad_text, reason, text)| match bad {
+            true => (name, true, bad_reason, bad_text.to_owned()),
+            false => (name, false, reason, text.to_owned()),
+        })
+        .collect();
+    let problems: Vec<&str> =
+        [&health.runtime, &health.network].into_iter().flatten().map(String::as_str).collect();
+    found.push(match problems.is_empty() {
+        true => ("Ready", true, "KubeletReady", "kubelet is posting ready status".to_owned()),
+        false if problems.len() == 1 => ("Ready", false, "KubeletNotReady", problems[0].to_owned()),
+        false => ("Ready", false, "KubeletNotReady", format!("[{}]", problems.join(", "))),
+    });
+    let make = |(name, status, reason, message): (&str, bool, &str, String)| {
+        let status = if status { "True" } else { "False" };
+        let before = old.iter().find(|c| c.type_ == name && c.status == status);
+        let since = before.and_then(|c| c.last_transition_time.clone());
+        NodeCondition {
+            type_: name.to_owned(),
+            status: status.to_owned(),
+            reason: Some(reason.to_owned()),
+            message: Some(message),
+            last_heartbeat_time: Some(now.clone()),
+            last_transition_time: since.or_else(|| Some(now.clone())),
+        }
+    };
+    let own: Vec<NodeCondition> = found.into_iter().map(make).collect();
+    let others = old.iter().filter(|c| !own.iter().any(|o| o.type_ == c.type_));
+    others.cloned().chain(own.iter().cloned()).collect()
+}
+
+/// The images, largest first.
+pub fn images(list: &[cri::Image]) -> Vec<ContainerImage> {
+    let mut images: Vec<&cri::Image> = list.iter().collect();
+    images.sort_by(|a, b| b.size.cmp(&a.size).then_with(|| a.id.cmp(&b.id)));
+    images
+        .into_iter()
+        .take(MAX_IMAGES)
+        .map(|image| ContainerImage {
+            names: Some(
+                image
+                    .repo_digests
+                    .iter()
+                    .chain(&image.repo_tags)
+                    .take(MAX_NAMES)
+                    .cloned()
+                    .collect(),
+            ),
+            size_bytes: i64::try_from(image.size).ok(),
+        })
+        .collect()
+}
+
+/// The whole status, as it is now.
+pub async fn current(k: &Kubelet, node: &Node, now: &Time) -> NodeStatus {
+    let old = node.status.clone().unwrap_or_default();
+    let version = k.cri.version(cri::VersionRequest::default()).await.unwrap_or_default();
+    let health = k.health.borrow().clone();
+    let list =
+        k.cri.list_images(cri::ListImagesRequest::default()).await.unwrap_or_default().images;
+    let mut addresses: Vec<NodeAddress> = k
+        .host_ips()
+        .into_iter()
+        .map(|address| NodeAddress { type_: "InternalIP".to_owned(), address })
+        .collect();
+    addresses.push(NodeAddress { type_: "Hostname".to_owned(), address: k.node_name.clone() });
+    let m = &k.machine;
+    let pressure = Pressure::look(&k.root);
+    NodeStatus {
+        capacity: Some(capacity(&k.config, m)),
+        allocatable: Some(k.allocatable()),
+        conditions: Some(conditions(
+            &health,
+            pressure,
+            old.conditions.as_deref().unwrap_or_default(),
+            now,
+        )),
+        addresses: Some(addresses),
+        daemon_endpoints: Some(NodeDaemonEndpoints {
+            kubelet_endpoint: Some(DaemonEndpoint { port: i32::from(k.config.port) }),
+        }),
+        node_info: Some(NodeSystemInfo {
+            architecture: m.architecture.clone(),
+            boot_id: m.boot_id.clone(),
+            container_runtime_version: format!(
+                "{}://{}",
+                version.runtime_name, version.runtime_version
+            ),
+            kernel_version: m.kernel.clone(),
+            kube_proxy_version: String::new(),
+            kubelet_version: crate::VERSION.to_owned(),
+            machine_id: m.machine_id.clone(),
+            operating_system: "linux".to_owned(),
+            os_image: m.os_image.clone(),
+            system_uuid: m.system_uuid.clone(),
+            ..NodeSystemInfo::default()
+        }),
+        images: Some(images(&list)),
+        features: old.features.clone().or_else(|| Some(NodeFeatures::default())),
+        runtime_handlers: old
+            .runtime_handlers
+            .clone()
+            .or_else(|| Some(vec![NodeRuntimeHandler::default()])),
+        ..old
+    }
+}
+
+/// Whether two statuses differ in more than the times of the heartbeat.
+pub fn differs(old: &NodeStatus, new: &NodeStatus) -> bool {
+    let plain = |status: &NodeStatus| {
+        let mut status = status.clone();
+        for condition in status.conditions.iter_mut().flatten() {
+            condition.last_heartbeat_time = None;
+        }
+        status
+    };
+    plain(old) != plain(new)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn allocatable_leaves_room() {
+        let machine = Machine { cpus: 4, memory: 8 << 30, disk: 100 << 30, ..Machine::default() };
+        let mut config = KubeletConfiguration::default();
+        config.kube_reserved.insert("cpu".into(), "500m".into());
+        let list = allocatable(&config, &machine);
+        assert_eq!(list["cpu"].0, "3500m");
+        assert_eq!(list["memory"].0, "8092Mi");
+        assert_eq!(list["pods"].0, "110");
+        assert_eq!(capacity(&config, &machine)["memory"].0, "8Gi");
+    }
+
+    #[test]
+    fn readiness_names_every_problem_and_keeps_times() {
+        let at = |s| Time(jiff::Timestamp::from_second(s).unwrap());
+        let well = conditions(&RuntimeHealth::default(), Pressure::default(), &[], &at(1));
+        let later = conditions(&RuntimeHealth::default(), Pressure::default(), &well, &at(9));
+        let ready = later.iter().find(|c| c.type_ == "Ready").unwrap();
+        assert_eq!((ready.status.as_str(), &ready.last_transition_time), ("True", &Some(at(1))));
+        let ill = RuntimeHealth { runtime: Some("a".into()), network: Some("b".into()) };
+        let ill = conditions(&ill, Pressure::default(), &later, &at(20));
+        let ready = ill.iter().find(|c| c.type_ == "Ready").unwrap();
+        assert_eq!(ready.message.as_deref(), Some("[a, b]"));
+        assert_eq!(ready.last_transition_time, Some(at(20)));
+    }
+}

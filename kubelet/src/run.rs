@@ -1,0 +1,305 @@
+//! Starts a kubelet and runs it until shutdown.
+
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use client::events::Recorder;
+use client::{Cache, connect};
+use k8s_openapi::api::core::v1::{Node, Pod, Service};
+use kube::Api;
+use kube::runtime::watcher;
+use parking_lot::RwLock;
+use tokio::sync::{Notify, watch};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::backoff::Backoff;
+use crate::cgroups::{Cgroups, Driver};
+use crate::config::KubeletConfiguration;
+use crate::images::Images;
+use crate::kubelet::{Kubelet, RuntimeHealth};
+use crate::manager::Manager;
+use crate::node::machine::Machine;
+use crate::node::register::{Beginning, taints};
+use crate::quantity::{millis, value};
+use crate::runtime::Cri;
+use crate::runtime::views::Views;
+use crate::static_pods::{Known, StaticPods};
+use crate::{gc, node, options, pleg, server};
+
+/// Runs a kubelet until `shutdown`. Pods go on running.
+///
+/// # Errors
+/// The configuration is wrong, or something that the kubelet cannot do without is missing: a
+/// kubeconfig that cannot be read, a cgroup controller, a port that is taken.
+pub async fn run(options: options::Options, shutdown: CancellationToken) -> anyhow::Result<()> {
+    let config = options.configuration()?;
+    let client = client_of(&options).await?;
+    check_machine(&config)?;
+    let k = Arc::new(build(&options, config, client, shutdown.clone())?);
+    let allocatable = k.allocatable();
+    k.cgroups
+        .set_up(
+            millis(Some(&allocatable), "cpu").unwrap_or(0),
+            value(Some(&allocatable), "memory").unwrap_or(0),
+        )
+        .context("failed to set up cgroups")?;
+    let tls = server::tls(&k, &options.cert_dir)?;
+    let address = SocketAddr::new(k.config.address.parse().context("address")?, k.config.port);
+    let listener = component::serving::bind(address).await?;
+    let health_listener = match k.config.healthz_port {
+        0 => None,
+        port => {
+            let ip: IpAddr = k.config.healthz_bind_address.parse().context("healthzBindAddress")?;
+            Some(component::serving::bind(SocketAddr::new(ip, port)).await?)
+        }
+    };
+    tracing::info!(node = k.node_name, %address, "kubelet starts");
+
+    let mut tasks = JoinSet::new();
+    tasks.spawn(server::serve(Arc::clone(&k), listener, tls));
+    if let Some(listener) = health_listener {
+        tasks.spawn(server::serve_health(Arc::clone(&k), listener));
+    }
+    let changed = Arc::new(Notify::new());
+    let seen = pleg::Seen::default();
+    tasks.spawn(pleg::run(Arc::clone(&k), Arc::clone(&seen), Arc::clone(&changed)));
+    tasks.spawn(node::watch_runtime(Arc::clone(&k)));
+    tasks.spawn(node::register::keep(Arc::clone(&k), beginning(&options, &k.config)?));
+    tasks.spawn(node::lease::keep(Arc::clone(&k)));
+    tasks.spawn(gc::run(Arc::clone(&k)));
+    tasks.spawn(follow_node(Arc::clone(&k)));
+
+    let statics = StaticPods::default();
+    if !k.config.static_pod_path.is_empty() {
+        let path = PathBuf::from(&k.config.static_pod_path);
+        let mut known = Known::default();
+        statics.read(&path, &k.node_name, &mut known);
+        let follow = statics.clone().follow(Arc::clone(&k), path, known, Arc::clone(&changed));
+        tasks.spawn(follow);
+    }
+    let api = k.client.as_ref().map(|client| {
+        let ours = watcher::Config::default().fields(&format!("spec.nodeName={}", k.node_name));
+        Cache::<Pod>::start(Api::all(client.clone()), ours, shutdown.clone())
+    });
+    let manager = Manager::new(Arc::clone(&k), api, statics, seen, changed);
+    let managing = tokio::spawn(manager.run());
+    shutdown.cancelled().await;
+    managing.await.context("the pods' manager failed")?;
+    let drained = async { while tasks.join_next().await.is_some() {} };
+    if tokio::time::timeout(Duration::from_secs(6), drained).await.is_err() {
+        tracing::debug!("tasks cut off at shutdown");
+    }
+    Ok(())
+}
+
+async fn client_of(options: &options::Options) -> anyhow::Result<Option<kube::Client>> {
+    let Some(path) = &options.kubeconfig else {
+        if options.bootstrap_kubeconfig.is_some() {
+            bail!("--bootstrap-kubeconfig needs --kubeconfig");
+        }
+        return Ok(None);
+    };
+    if !path.exists() && options.bootstrap_kubeconfig.is_some() {
+        bail!(
+            "kubeconfig {} does not exist, and getting a client certificate by --bootstrap-kubeconfig is not implemented",
+            path.display()
+        );
+    }
+    connect(path, "kubelet").await.map(Some)
+}
+
+fn check_machine(config: &KubeletConfiguration) -> anyhow::Result<()> {
+    let swaps = std::fs::read_to_string("/proc/swaps").unwrap_or_default();
+    if config.fail_swap_on && swaps.lines().count() > 1 {
+        bail!(
+            "running with swap on is not supported, please disable swap or set --fail-swap-on flag to false"
+        );
+    }
+    if config.container_runtime_endpoint.is_empty() {
+        bail!(
+            "the container runtime endpoint address was not specified or empty, use --container-runtime-endpoint to set"
+        );
+    }
+    Ok(())
+}
+
+fn beginning(
+    options: &options::Options,
+    config: &KubeletConfiguration,
+) -> anyhow::Result<Beginning> {
+    let labels = component::cli::key_values(&options.node_labels)
+        .map_err(anyhow::Error::msg)
+        .context("--node-labels")?;
+    let mut all = taints(&options.register_with_taints)
+        .map_err(anyhow::Error::msg)
+        .context("--register-with-taints")?;
+    all.extend(config.register_with_taints.iter().map(|t| k8s_openapi::api::core::v1::Taint {
+        key: t.key.clone(),
+        value: Some(t.value.clone()).filter(|v| !v.is_empty()),
+        effect: t.effect.clone(),
+        time_added: None,
+    }));
+    Ok(Beginning { labels: labels.into_iter().collect(), taints: all })
+}
+
+fn node_name(options: &options::Options) -> anyhow::Result<String> {
+    let name = match &options.hostname_override {
+        Some(name) => name.clone(),
+        None => nix::unistd::gethostname()
+            .context("host name")?
+            .into_string()
+            .map_err(|_| anyhow::anyhow!("the host name is not text"))?,
+    };
+    let name = name.trim().to_lowercase();
+    if name.is_empty() {
+        bail!("empty hostname is invalid");
+    }
+    Ok(name)
+}
+
+/// The addresses of the node: those given, or the one that packets leave from.
+fn host_ips(given: &[IpAddr]) -> Vec<String> {
+    if !given.is_empty() {
+        let specified = given.iter().filter(|ip| !ip.is_unspecified());
+        return specified.map(ToString::to_string).collect();
+    }
+    // Connecting a datagram socket sends nothing; it asks the routing table.
+    let routed = UdpSocket::bind("0.0.0.0:0")
+        .and_then(|socket| {
+            socket.connect("192.0.2.1:9")?;
+            socket.local_addr()
+        })
+        .map(|address| address.ip());
+    match routed {
+        Ok(ip) if !ip.is_loopback() && !ip.is_unspecified() => vec![ip.to_string()],
+        _ => first_interface_address().into_iter().collect(),
+    }
+}
+
+fn first_interface_address() -> Option<String> {
+    let addresses = nix::ifaddrs::getifaddrs().ok()?;
+    addresses
+        .filter_map(|interface| {
+            let address = interface.address?;
+            address.as_sockaddr_in().map(|a| a.ip())
+        })
+        .find(|ip| !ip.is_loopback())
+        .map(|ip| ip.to_string())
+}
+
+fn build(
+    options: &options::Options,
+    config: KubeletConfiguration,
+    client: Option<kube::Client>,
+    shutdown: CancellationToken,
+) -> anyhow::Result<Kubelet> {
+    let name = node_name(options)?;
+    let root = std::path::absolute(&options.root_dir).context("--root-dir")?;
+    for directory in [root.join("pods"), root.join("plugins"), root.join("plugins_registry")] {
+        std::fs::create_dir_all(&directory)
+            .with_context(|| format!("cannot make {}", directory.display()))?;
+    }
+    let cri = Cri::new(&config.container_runtime_endpoint, &config.image_service_endpoint)?;
+    let driver = match config.cgroup_driver.as_str() {
+        "systemd" => Driver::Systemd,
+        _ => Driver::Cgroupfs,
+    };
+    let cgroups = Cgroups::find(driver, &config.cgroup_root, config.cgroups_per_qos)?;
+    let recorder = match &client {
+        Some(client) => Recorder::start(client.clone(), "kubelet", &name, shutdown.clone()),
+        None => Recorder::none(),
+    };
+    let services = client.as_ref().map(|client| {
+        Cache::<Service>::start(
+            Api::all(client.clone()),
+            watcher::Config::default(),
+            shutdown.clone(),
+        )
+    });
+    let node = client.as_ref().map(|client| {
+        let own = watcher::Config::default().fields(&format!("metadata.name={name}"));
+        Cache::<Node>::start(Api::all(client.clone()), own, shutdown.clone())
+    });
+    let parallel =
+        config.max_parallel_image_pulls.and_then(|n| usize::try_from(n).ok()).unwrap_or(1);
+    Ok(Kubelet {
+        logs: Path::new(&config.pod_logs_dir).to_owned(),
+        machine: Machine::look(&root),
+        node_name: name,
+        views: Views::new(cri.clone()),
+        images: Images::new(parallel),
+        crash_backoff: Backoff::new(Duration::from_secs(10), Duration::from_secs(300)),
+        prober: crate::probe::Prober::default(),
+        tokens: crate::tokens::Tokens::default(),
+        admission: crate::admission::Admission::default(),
+        wakers: parking_lot::Mutex::default(),
+        health: watch::channel(RuntimeHealth {
+            runtime: Some("container runtime status check may not have completed yet".to_owned()),
+            network: None,
+        })
+        .0,
+        host_ips: RwLock::new(host_ips(&options.node_ip)),
+        pods: RwLock::default(),
+        relisted: parking_lot::Mutex::default(),
+        config_maps: parking_lot::Mutex::default(),
+        secrets: parking_lot::Mutex::default(),
+        started: tokio::time::Instant::now(),
+        config,
+        root,
+        client,
+        cri,
+        recorder,
+        services,
+        node,
+        cgroups,
+        shutdown,
+    })
+}
+
+/// Tells the runtime which addresses its pods get, when the node has them.
+async fn follow_node(k: Arc<Kubelet>) {
+    let Some(nodes) = &k.node else {
+        return give_pod_cidr(&k, &k.config.pod_cidr).await;
+    };
+    let (sender, mut receiver) = watch::channel(String::new());
+    nodes.on_change(move |change| {
+        let cidrs = change.new.and_then(|n| n.spec.as_ref()).and_then(|s| match &s.pod_cidrs {
+            Some(cidrs) if !cidrs.is_empty() => Some(cidrs.join(",")),
+            _ => s.pod_cidr.clone(),
+        });
+        if let Some(cidrs) = cidrs {
+            sender.send_if_modified(|current| {
+                let changed = *current != cidrs;
+                current.clone_from(&cidrs);
+                changed
+            });
+        }
+    });
+    loop {
+        let cidr = receiver.borrow_and_update().clone();
+        give_pod_cidr(&k, &cidr).await;
+        tokio::select! {
+            changed = receiver.changed() => if changed.is_err() { return },
+            () = k.shutdown.cancelled() => return,
+        }
+    }
+}
+
+async fn give_pod_cidr(k: &Kubelet, cidr: &str) {
+    if cidr.is_empty() {
+        return;
+    }
+    let request = k8s_cri::v1::UpdateRuntimeConfigRequest {
+        runtime_config: Some(k8s_cri::v1::RuntimeConfig {
+            network_config: Some(k8s_cri::v1::NetworkConfig { pod_cidr: cidr.to_owned() }),
+        }),
+    };
+    match k.cri.update_runtime_config(request).await {
+        Ok(_) => tracing::info!(cidr, "pod range given to the runtime"),
+        Err(error) => tracing::warn!(%error, cidr, "pod range not given to the runtime"),
+    }
+}
