@@ -2,6 +2,7 @@
 
 use anyhow::Context as _;
 use client::Caches;
+use client::accounts::Accounts;
 use client::events::Recorder;
 use component::serving::{self, text};
 use futures::future::{BoxFuture, join_all};
@@ -24,14 +25,27 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> anyhow::Resul
     let kubeconfig = options.kubeconfig.as_ref().context("--kubeconfig is needed")?;
     let client = client::connect(kubeconfig, "kube-controller-manager").await?;
     serve(&options, shutdown.clone()).await?;
+    let accounts = match options.use_service_account_credentials {
+        false => None,
+        true => {
+            let agent = "kube-controller-manager";
+            Some(Accounts::new(kubeconfig, agent, client.clone(), shutdown.clone()).await?)
+        }
+    };
+    let reader = match &accounts {
+        // Caches are shared: they read as the collector of garbage, which may read everything.
+        Some(accounts) => accounts.client("generic-garbage-collector").await?,
+        None => client.clone(),
+    };
     let starter = Starter {
-        caches: Caches::new(client.clone(), shutdown.clone()),
+        caches: Caches::new(reader, shutdown.clone()),
         client,
+        accounts,
         shutdown: shutdown.clone(),
         options: &options,
         running: Vec::new(),
     };
-    let running = starter.all()?;
+    let running = starter.all().await?;
     tokio::select! {
         _ = join_all(running) => {}
         () = shutdown.cancelled() => {}
@@ -62,86 +76,90 @@ async fn serve(options: &Options, shutdown: CancellationToken) -> anyhow::Result
 struct Starter<'a> {
     caches: Caches,
     client: Client,
+    accounts: Option<Accounts>,
     shutdown: CancellationToken,
     options: &'a Options,
     running: Vec<BoxFuture<'static, ()>>,
 }
 
 impl Starter<'_> {
-    fn context(&self, name: &str) -> Context {
-        let recorder = Recorder::start(self.client.clone(), name, "", self.shutdown.clone());
-        Context {
+    /// `source` is what events say they come from, `account` whose rights are used.
+    async fn context(&self, source: &str, account: &str) -> anyhow::Result<Context> {
+        let client = match &self.accounts {
+            Some(accounts) => accounts.client(account).await?,
+            None => self.client.clone(),
+        };
+        // Events are written with the manager's own rights.
+        let recorder = Recorder::start(self.client.clone(), source, "", self.shutdown.clone());
+        Ok(Context {
             caches: self.caches.clone(),
-            executor: Executor { client: self.client.clone(), recorder },
+            executor: Executor { client, recorder },
             shutdown: self.shutdown.clone(),
-        }
+        })
     }
 
-    /// `name` is upstream's of `--controllers`, `source` what its events say they come from.
-    fn add<C: Controller>(&mut self, name: &str, source: &str, make: impl FnOnce(&Context) -> C) {
+    /// Adds a controller under its names: of `--controllers`, in events, of its account.
+    async fn add<C: Controller>(
+        &mut self,
+        (name, source, account): (&str, &str, &str),
+        make: impl FnOnce(&Context) -> C,
+    ) -> anyhow::Result<()> {
         if self.options.enabled(name) {
-            let context = self.context(source);
+            let context = self.context(source, account).await?;
             let controller = make(&context);
             self.running.push(Box::pin(runner::run(controller, context)));
         }
+        Ok(())
     }
 
-    fn all(mut self) -> anyhow::Result<Vec<BoxFuture<'static, ()>>> {
+    async fn all(mut self) -> anyhow::Result<Vec<BoxFuture<'static, ()>>> {
         let options = self.options;
-        self.add("deployment-controller", "deployment-controller", deployment::Deployments::new);
-        self.add("replicaset-controller", "replicaset-controller", replicaset::ReplicaSets::new);
-        self.add("daemonset-controller", "daemonset-controller", daemonset::DaemonSets::new);
-        self.add(
-            "endpointslice-controller",
-            "endpoint-slice-controller",
-            endpoints::EndpointsController::new,
-        );
-        self.add(
+        let same = |name| (name, name, name);
+        self.add(same("deployment-controller"), deployment::Deployments::new).await?;
+        self.add(same("replicaset-controller"), replicaset::ReplicaSets::new).await?;
+        let names = ("daemonset-controller", "daemonset-controller", "daemon-set-controller");
+        self.add(names, daemonset::DaemonSets::new).await?;
+        let (slices, endpoints) = ("endpointslice-controller", "endpoint-controller");
+        let account = (slices, "endpoint-slice-controller", "endpointslice-controller");
+        self.add(account, endpoints::Slices::new).await?;
+        self.add(("endpoints-controller", endpoints, endpoints), endpoints::Objects::new).await?;
+        let names = (
             "serviceaccount-controller",
             "service-account-controller",
-            serviceaccount::ServiceAccounts::new,
+            "service-account-controller",
         );
+        self.add(names, serviceaccount::ServiceAccounts::new).await?;
         if let Some(path) = &options.root_ca_file {
             let ca = std::fs::read_to_string(path)
                 .with_context(|| format!("--root-ca-file {}", path.display()))?;
-            self.add("root-ca-certificate-publisher-controller", "root-ca-cert-publisher", |c| {
-                rootca::RootCa::new(c, ca)
-            });
+            let publisher = "root-ca-cert-publisher";
+            let names = ("root-ca-certificate-publisher-controller", publisher, publisher);
+            self.add(names, |c| rootca::RootCa::new(c, ca)).await?;
         }
         if options.allocate_node_cidrs {
             let ranges = options.ranges()?;
-            self.add("node-ipam-controller", "cidrAllocator", |c| ipam::Ipam::new(c, ranges));
+            let names = ("node-ipam-controller", "cidrAllocator", "node-controller");
+            self.add(names, |c| ipam::Ipam::new(c, ranges)).await?;
         }
         let grace = duration("node-monitor-grace-period", &options.node_monitor_grace_period)?;
         let period = duration("node-monitor-period", &options.node_monitor_period)?;
-        self.add("node-lifecycle-controller", "node-controller", |c| {
-            nodelifecycle::NodeLifecycle::new(c, grace, period)
-        });
-        self.add(
-            "taint-eviction-controller",
-            "taint-eviction-controller",
-            taints::TaintEviction::new,
-        );
+        let names = ("node-lifecycle-controller", "node-controller", "node-controller");
+        self.add(names, |c| nodelifecycle::NodeLifecycle::new(c, grace, period)).await?;
+        let taint = "taint-eviction-controller";
+        self.add((taint, taint, "node-controller"), taints::TaintEviction::new).await?;
         let threshold = usize::try_from(options.terminated_pod_gc_threshold).unwrap_or(0);
-        self.add("pod-garbage-collector-controller", "pod-garbage-collector", |c| {
-            podgc::PodGc::new(c, threshold)
-        });
-        self.add(
-            "clusterrole-aggregation-controller",
-            "clusterrole-aggregation",
-            aggregation::Aggregation::new,
-        );
-        for (name, source) in [
-            ("namespace-controller", "namespace-controller"),
-            ("garbage-collector-controller", "garbage-collector"),
-        ] {
-            if options.enabled(name) {
-                let context = self.context(source);
-                self.running.push(match name {
-                    "namespace-controller" => Box::pin(namespace::run(context)),
-                    _ => Box::pin(garbage::run(context)),
-                });
-            }
+        let collector = "pod-garbage-collector";
+        let names = ("pod-garbage-collector-controller", collector, collector);
+        self.add(names, |c| podgc::PodGc::new(c, threshold)).await?;
+        let account = "clusterrole-aggregation-controller";
+        self.add((account, account, account), aggregation::Aggregation::new).await?;
+        if options.enabled("namespace-controller") {
+            let context = self.context("namespace-controller", "namespace-controller").await?;
+            self.running.push(Box::pin(namespace::run(context)));
+        }
+        if options.enabled("garbage-collector-controller") {
+            let context = self.context("garbage-collector", "generic-garbage-collector").await?;
+            self.running.push(Box::pin(garbage::run(context)));
         }
         Ok(self.running)
     }

@@ -21,6 +21,8 @@ use crate::runner::{Context, Controller};
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
 const MANAGED_BY: &str = "endpointslice.kubernetes.io/managed-by";
 const MANAGER: &str = "endpointslice-controller.k8s.io";
+const OBJECT_MANAGER: &str = "endpoints.kubernetes.io/managed-by";
+const OBJECT_MANAGED: &str = "endpoint-controller";
 const HEADLESS: &str = "service.kubernetes.io/headless";
 const TRIGGER: &str = "endpoints.kubernetes.io/last-change-trigger-time";
 const OVER_CAPACITY: &str = "endpoints.kubernetes.io/over-capacity";
@@ -29,24 +31,66 @@ const ZONE: &str = "topology.kubernetes.io/zone";
 const PER_SLICE: usize = 100;
 const PER_OBJECT: usize = 1000;
 
-pub struct EndpointsController {
+/// What both are made from.
+struct Inputs {
     services: Cache<Service>,
     pods: Cache<Pod>,
+}
+
+impl Inputs {
+    fn new(context: &Context) -> Self {
+        Self { services: context.caches.of(), pods: context.caches.of() }
+    }
+
+    fn wire(&self, queue: &Queue<Key>) {
+        let q = queue.clone();
+        self.services.on_change(move |change| q.add(change.key.clone()));
+        let (q, services) = (queue.clone(), self.services.clone());
+        self.pods.on_change(move |change| {
+            for service in services.list_in(&change.key.namespace) {
+                let mut pods = change.old.into_iter().chain(change.new);
+                if pods.any(|p| selected(&service, p)) {
+                    q.add(Key::of(&*service));
+                }
+            }
+        });
+    }
+
+    /// A service that selects pods, and these.
+    fn look(&self, key: &Key) -> Option<(Arc<Service>, Vec<Arc<Pod>>)> {
+        let service = self.services.get(key)?;
+        if service.metadata.deletion_timestamp.is_some() || selector(&service).is_none() {
+            return None;
+        }
+        let mut pods = self.pods.list_in(&key.namespace);
+        pods.retain(|p| selected(&service, p));
+        Some((service, pods))
+    }
+}
+
+/// Keeps EndpointSlices.
+pub struct Slices {
+    inputs: Inputs,
     nodes: Cache<Node>,
     slices: Cache<EndpointSlice>,
+}
+
+/// Keeps Endpoints objects.
+pub struct Objects {
+    inputs: Inputs,
     endpoints: Cache<Endpoints>,
 }
 
-impl EndpointsController {
+impl Slices {
     pub fn new(context: &Context) -> Self {
         let caches = &context.caches;
-        Self {
-            services: caches.of(),
-            pods: caches.of(),
-            nodes: caches.of(),
-            slices: caches.of(),
-            endpoints: caches.of(),
-        }
+        Self { inputs: Inputs::new(context), nodes: caches.of(), slices: caches.of() }
+    }
+}
+
+impl Objects {
+    pub fn new(context: &Context) -> Self {
+        Self { inputs: Inputs::new(context), endpoints: context.caches.of() }
     }
 }
 
@@ -60,24 +104,13 @@ fn selected(service: &Service, pod: &Pod) -> bool {
         .is_some_and(|s| s.iter().all(|(k, v)| labels.and_then(|l| l.get(k)) == Some(v)))
 }
 
-impl Controller for EndpointsController {
+impl Controller for Slices {
     fn name(&self) -> &'static str {
         "endpointslice"
     }
 
     fn wire(&self, queue: &Queue<Key>) {
-        let q = queue.clone();
-        self.services.on_change(move |change| q.add(change.key.clone()));
-        let (q, services) = (queue.clone(), self.services.clone());
-        self.pods.on_change(move |change| {
-            for service in services.list_in(&change.key.namespace) {
-                let touched =
-                    change.old.into_iter().chain(change.new).any(|p| selected(&service, p));
-                if touched {
-                    q.add(Key::of(&*service));
-                }
-            }
-        });
+        self.inputs.wire(queue);
         let q = queue.clone();
         self.slices.on_change(move |change| {
             for slice in change.old.into_iter().chain(change.new) {
@@ -89,49 +122,58 @@ impl Controller for EndpointsController {
     }
 
     async fn synced(&self) {
-        tokio::join!(
-            self.services.synced(),
-            self.pods.synced(),
-            self.nodes.synced(),
-            self.slices.synced(),
-            self.endpoints.synced()
-        );
+        let Inputs { services, pods } = &self.inputs;
+        tokio::join!(services.synced(), pods.synced(), self.nodes.synced(), self.slices.synced());
     }
 
     fn plan(&self, key: &Key, now: Timestamp) -> Plan {
-        let service = self.services.get(key);
-        let slices: Vec<Arc<EndpointSlice>> = self
-            .slices
-            .list_in(&key.namespace)
-            .into_iter()
-            .filter(|s| label(&s.metadata, SERVICE_NAME) == Some(&key.name))
-            .filter(|s| label(&s.metadata, MANAGED_BY) == Some(MANAGER))
-            .collect();
         let mut plan = Plan::default();
-        let Some(service) = service.filter(|s| s.metadata.deletion_timestamp.is_none()) else {
-            // Slices go with their service by garbage collection; Endpoints have no owner.
-            if self.services.get(key).is_none()
-                && let Some(old) = self.endpoints.get(key)
-            {
-                plan.push(Action::delete(&*old));
-            }
-            return plan;
-        };
-        if selector(&service).is_none() {
-            return plan;
-        }
-        let pods: Vec<Arc<Pod>> = self
-            .pods
-            .list_in(&key.namespace)
-            .into_iter()
-            .filter(|p| selected(&service, p))
-            .collect();
+        // Slices of a service that is gone are garbage: they have an owner.
+        let Some((service, pods)) = self.inputs.look(key) else { return plan };
+        let mut slices = self.slices.list_in(&key.namespace);
+        slices.retain(|s| {
+            label(&s.metadata, SERVICE_NAME) == Some(&key.name)
+                && label(&s.metadata, MANAGED_BY) == Some(MANAGER)
+        });
         let zone = |node: &str| {
             let node = self.nodes.get(&Key::new("", node))?;
             node.metadata.labels.as_ref()?.get(ZONE).cloned()
         };
         slices_plan(&service, &pods, &slices, &zone, now, &mut plan);
-        endpoints_plan(&service, &pods, self.endpoints.get(key).as_deref(), &mut plan);
+        plan
+    }
+}
+
+impl Controller for Objects {
+    fn name(&self) -> &'static str {
+        "endpoints"
+    }
+
+    fn wire(&self, queue: &Queue<Key>) {
+        self.inputs.wire(queue);
+        let q = queue.clone();
+        self.endpoints.on_change(move |change| q.add(change.key.clone()));
+    }
+
+    async fn synced(&self) {
+        let Inputs { services, pods } = &self.inputs;
+        tokio::join!(services.synced(), pods.synced(), self.endpoints.synced());
+    }
+
+    fn plan(&self, key: &Key, _now: Timestamp) -> Plan {
+        let mut plan = Plan::default();
+        let have = self.endpoints.get(key);
+        match self.inputs.look(key) {
+            Some((service, pods)) => endpoints_plan(&service, &pods, have.as_deref(), &mut plan),
+            None => {
+                // Made by us for a service that is gone.
+                let ours =
+                    have.filter(|e| label(&e.metadata, OBJECT_MANAGER) == Some(OBJECT_MANAGED));
+                if let (None, Some(old)) = (self.inputs.services.get(key), ours) {
+                    plan.push(Action::delete(&*old));
+                }
+            }
+        }
         plan
     }
 }
@@ -436,7 +478,7 @@ fn endpoints_plan(service: &Service, pods: &[Arc<Pod>], have: Option<&Endpoints>
     if is_headless(service) {
         labels.insert(HEADLESS.into(), String::new());
     }
-    labels.insert("endpoints.kubernetes.io/managed-by".into(), "endpoint-controller".into());
+    labels.insert(OBJECT_MANAGER.into(), OBJECT_MANAGED.into());
     let subsets = Some(subsets).filter(|s| !s.is_empty());
     let mut metadata = have.map(|e| e.metadata.clone()).unwrap_or_else(|| ObjectMeta {
         name: service.metadata.name.clone(),

@@ -12,6 +12,12 @@ use kube::config::{KubeConfigOptions, Kubeconfig};
 /// # Errors
 /// The file cannot be read or names no usable cluster and user; the error names the file.
 pub async fn connect(kubeconfig: &Path, user_agent: &str) -> anyhow::Result<kube::Client> {
+    let config = config(kubeconfig, user_agent).await?;
+    kube::Client::try_from(config).with_context(|| format!("kubeconfig {}", kubeconfig.display()))
+}
+
+/// How [`connect`] connects.
+pub(crate) async fn config(kubeconfig: &Path, user_agent: &str) -> anyhow::Result<kube::Config> {
     let whence = || format!("kubeconfig {}", kubeconfig.display());
     let file = Kubeconfig::read_from(kubeconfig).with_context(whence)?;
     let mut config = kube::Config::from_custom_kubeconfig(file, &KubeConfigOptions::default())
@@ -22,5 +28,5 @@ pub async fn connect(kubeconfig: &Path, user_agent: &str) -> anyhow::Result<kube
     let agent = format!("{user_agent}/v{}", env!("CARGO_PKG_VERSION"));
     let name = http::header::USER_AGENT;
     config.headers.push((name, http::HeaderValue::from_str(&agent).with_context(whence)?));
-    kube::Client::try_from(config).with_context(whence)
+    Ok(config)
 }

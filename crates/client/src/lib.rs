@@ -1,6 +1,7 @@
 //! What every component needs to talk to the apiserver: a client from a kubeconfig, caches fed by
 //! watches, work queues, events and leader election. Each exists once, here.
 
+pub mod accounts;
 pub mod cache;
 pub mod connect;
 pub mod events;
