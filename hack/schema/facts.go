@@ -6,6 +6,8 @@ import (
 	"reflect"
 	"sort"
 	"strings"
+
+	"k8s.io/apimachinery/pkg/version"
 )
 
 const header = "# coxswain schema format 1: kubernetes v1.35.0"
@@ -49,6 +51,8 @@ func facts(out io.Writer) error {
 			fmt.Fprintln(out, "e", k.gvk.Kind, modelName(k.typ))
 		}
 	}
+	// No kind of an object, but a part of the API: the answer to /version.
+	need(reflect.TypeFor[version.Info]())
 	texts := map[string]string{}
 	for len(queue) > 0 {
 		t := queue[0]

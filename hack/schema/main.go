@@ -2,7 +2,9 @@
 //
 //	schema facts  > types.txt          what the types are
 //	schema golden > golden.txt         random objects, as upstream encodes them
-//	schema check SWAGGER < types.txt   compares the facts with upstream's OpenAPI document
+//	schema decodings > decodings.txt   what upstream's strict decoder makes of changed objects
+//	schema check DIR < types.txt   compares the facts with the OpenAPI documents in upstream's
+//	                               api/openapi-spec
 package main
 
 import (
@@ -26,8 +28,10 @@ func run() error {
 		return facts(out)
 	case len(os.Args) == 2 && os.Args[1] == "golden":
 		return golden(out)
+	case len(os.Args) == 2 && os.Args[1] == "decodings":
+		return decodings(out)
 	case len(os.Args) == 3 && os.Args[1] == "check":
 		return check(out, os.Args[2], os.Stdin)
 	}
-	return fmt.Errorf("usage: schema facts | golden | check SWAGGER")
+	return fmt.Errorf("usage: schema facts | golden | decodings | check DIR")
 }

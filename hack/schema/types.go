@@ -155,6 +155,9 @@ func relative(name, from string) string {
 
 // goText is how Go names a type in errors, where that does not follow from its notation.
 func goText(t reflect.Type) string {
+	if t.Kind() == reflect.Slice && t.Elem() == reflect.TypeFor[any]() {
+		return "[]interface{}"
+	}
 	natural := func(t reflect.Type) bool {
 		if _, ok := special[t]; ok {
 			return true

@@ -1,6 +1,8 @@
 //! The resources: one row of data each, and a strategy for what is particular to the kind.
 //! Nothing outside this folder names a kind.
 
+pub mod allocate;
+pub mod kinds;
 pub mod strategy;
 
 use std::borrow::Cow;
@@ -9,7 +11,7 @@ use std::sync::Arc;
 use apimachinery::Value;
 use apimachinery::schema::MessageId;
 
-pub use strategy::Strategy;
+pub use strategy::{Context, Strategy};
 
 /// Text that built-in rows write as literals and custom resources own.
 pub type Text = Cow<'static, str>;

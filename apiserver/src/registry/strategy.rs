@@ -71,4 +71,18 @@ pub trait Strategy: Send + Sync + 'static {
     fn reset_fields(&self) -> &'static [&'static [&'static str]] {
         &[]
     }
+
+    /// From the served version to the stored one, where they differ. Validation, table cells and
+    /// selectable fields see either.
+    fn to_storage(&self, _object: &mut Value) {}
+
+    /// The inverse of [`Strategy::to_storage`].
+    fn to_served(&self, _object: &mut Value) {}
+
+    /// What grants to objects of the kind (addresses, ports). Its `create` and `update` run after
+    /// mutating admission and before `prepare_for_*` and `validate`; the reservation is committed
+    /// when the object is stored, and abandoned when it is not.
+    fn allocator(&self) -> Option<&dyn super::allocate::Allocator> {
+        None
+    }
 }

@@ -296,8 +296,13 @@ impl ApiError {
         }
         let mut status = json!({
             "kind": "Status", "apiVersion": "v1", "metadata": metadata, "status": "Failure",
-            "message": self.message(), "reason": self.reason(), "code": self.code(),
+            "code": self.code(),
         });
+        for (name, text) in [("message", self.message().as_str()), ("reason", self.reason())] {
+            if !text.is_empty() {
+                status[name] = text.into();
+            }
+        }
         if let Some(details) = self.details() {
             status["details"] = details;
         }

@@ -30,9 +30,13 @@ async fn main() -> Result<(), Failure> {
         match name.as_str() {
             "embedded" => {
                 let path = folder.path().join("db");
-                let store = embedded::Embedded::open(path, embedded::Options::default())?;
+                let open = || embedded::Embedded::open(&path, embedded::Options::default());
+                let store = open()?;
                 measure(&name, store.clone()).await?;
                 store.close().await?;
+                let begin = Instant::now();
+                open()?.close().await?;
+                println!("{name}: opened and verified in {:.0?}", begin.elapsed());
             }
             "etcd" => {
                 let (_server, store) = start_etcd(folder.path()).await?;
@@ -84,7 +88,10 @@ async fn measure(name: &str, store: Arc<dyn Store>) -> Result<(), Failure> {
         let each = took.as_secs_f64() * 1e3 * n_writers as f64 / n as f64;
         println!("{name}: {n_writers:>3} writers: {rate:>7.0} writes/s, {each:.2} ms each");
     }
+    println!("{name}: {:.1} MB resident after the writes", rss()?);
     list(name, &store).await?;
+    let newest = store.current_revision().await?;
+    store.compact(newest).await?;
     watch(name, &store).await?;
     println!("{name}: {:.1} MB on disk, {:.1} MB resident", megabytes(store.size().await?), rss()?);
     Ok(())

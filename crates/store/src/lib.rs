@@ -2,7 +2,7 @@
 //!
 //! The contract is etcd's (api_guarantees): a write that was acknowledged is durable and in every
 //! later linearizable read; revisions grow by one transaction; a watch delivers every event of
-//! its range once, in order, whole transactions together. `contract` holds both engines to it.
+//! its range once, in order, whole transactions together. `tests/contract` holds both engines to it.
 
 use std::ops::Bound;
 use std::sync::Arc;

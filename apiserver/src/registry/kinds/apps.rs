@@ -27,7 +27,13 @@ pub fn rows(rows: &mut Rows<'_>, deps: &Deps) {
     for (kind, names, short, scale, columns) in [
         (Kind::Deployment, ("Deployment", "deployments"), "deploy", "spec.selector", deployments()),
         (Kind::ReplicaSet, ("ReplicaSet", "replicasets"), "rs", "spec.selector", replica_sets()),
-        (Kind::StatefulSet, ("StatefulSet", "statefulsets"), "sts", "spec.selector", stateful_sets()),
+        (
+            Kind::StatefulSet,
+            ("StatefulSet", "statefulsets"),
+            "sts",
+            "spec.selector",
+            stateful_sets(),
+        ),
         (Kind::DaemonSet, ("DaemonSet", "daemonsets"), "ds", "", daemon_sets()),
     ] {
         rows.add(GROUP, names, |row| {
@@ -69,6 +75,14 @@ enum Kind {
     DaemonSet,
 }
 
+/// DaemonSets had a generation of their template alone once; it lives on in an annotation.
+const TEMPLATE_GENERATION: [&str; 3] =
+    ["metadata", "annotations", "deprecated.daemonset.template.generation"];
+
+fn template_generation(object: &Value) -> i64 {
+    object::str_at(object, &TEMPLATE_GENERATION).parse().unwrap_or(0)
+}
+
 /// A kind that makes pods from a template.
 struct Workload {
     kind: Kind,
@@ -90,12 +104,23 @@ impl Strategy for Workload {
     fn prepare_for_create(&self, _: &Context<'_>, object: &mut Value) {
         begin(object);
         pods::drop_disabled_spec(child(child(child(object, "spec"), "template"), "spec"), None);
+        if self.kind == Kind::DaemonSet {
+            let asked = template_generation(object).max(1);
+            set(object, &TEMPLATE_GENERATION, asked.to_string());
+        }
     }
 
     fn prepare_for_update(&self, _: &Context<'_>, object: &mut Value, old: &Value) {
         let template = child(child(child(object, "spec"), "template"), "spec");
         pods::drop_disabled_spec(template, Some(&old["spec"]["template"]["spec"]));
         carry_on(object, old);
+        if self.kind == Kind::DaemonSet {
+            let path = ["spec", "template"];
+            let of = |o: &Value| object::get(o, &path).cloned().unwrap_or_default();
+            let changed = i64::from(!same(&of(object), &of(old)));
+            let number = template_generation(old).max(1) + changed;
+            set(object, &TEMPLATE_GENERATION, number.to_string());
+        }
         // Upstream counts changed annotations of deployments, too.
         let path = ["metadata", "annotations"];
         let annotations = |o: &Value| object::get(o, &path).cloned().unwrap_or_default();
@@ -143,23 +168,14 @@ impl Strategy for Workload {
             Some(old) if object::generation(object) == object::generation(old) => Vec::new(),
             _ => {
                 let mut list = Vec::new();
-                let name = object::name(object);
-                if self.kind == Kind::ReplicaSet || self.kind == Kind::Deployment {
-                    let messages = names::dns1123_label(name);
-                    if old.is_none() && !messages.is_empty() && self.kind == Kind::ReplicaSet {
-                        list.push(format!(
-                            "metadata.name: this is used in Pod names and hostnames, which can \
-                             result in surprising behavior; a DNS label is recommended: [{}]",
-                            messages.join(" ")
-                        ));
-                    }
-                    if old.is_none() && !messages.is_empty() && self.kind == Kind::Deployment {
-                        list.push(format!(
-                            "metadata.name: this is used in Pod names and hostnames, which can \
-                             result in surprising behavior; a DNS label is recommended: [{}]",
-                            messages.join(" ")
-                        ));
-                    }
+                let messages = names::dns1123_label(object::name(object));
+                let named = matches!(self.kind, Kind::ReplicaSet | Kind::Deployment);
+                if old.is_none() && named && !messages.is_empty() {
+                    list.push(format!(
+                        "metadata.name: this is used in Pod names and hostnames, which can result \
+                         in surprising behavior; a DNS label is recommended: [{}]",
+                        messages.join(" ")
+                    ));
                 }
                 list.extend(pods::template_warnings(&At::root(object).down(&["spec", "template"])));
                 list
@@ -214,6 +230,8 @@ fn default_stateful_set(spec: &mut Value) {
     default_absent(spec, "replicas", 1);
     default_absent(spec, "revisionHistoryLimit", 10);
     for claim in super::each(spec, "volumeClaimTemplates") {
+        set(claim, &["apiVersion"], "v1");
+        set(claim, &["kind"], "PersistentVolumeClaim");
         default_absent(child(claim, "spec"), "volumeMode", "Filesystem");
         default_to(child(claim, "status"), "phase", "Pending");
     }
@@ -253,9 +271,7 @@ impl Workload {
         };
         let template = spec.at("template");
         // A missing selector selects nothing, which no labels match.
-        let matches = parsed
-            .as_ref()
-            .is_some_and(|s| s.is_everything() || selects(s, &template));
+        let matches = parsed.as_ref().is_some_and(|s| s.is_everything() || selects(s, &template));
         if !matches {
             let labels = template.down(&["metadata", "labels"]);
             errors.push(labels.invalid("`selector` does not match template `labels`"));
@@ -340,15 +356,18 @@ fn with_claims(template: &At<'_>, claims: &At<'_>) -> Value {
     for field in ["subdomain", "hostname"] {
         object::remove(&mut filled, &["spec", field]);
     }
-    let names: Vec<&str> =
-        claims.items().map(|c| c.down(&["metadata", "name"]).value().as_str().unwrap_or("")).collect();
+    let names: Vec<&str> = claims
+        .items()
+        .map(|c| c.down(&["metadata", "name"]).value().as_str().unwrap_or(""))
+        .collect();
     if !names.is_empty() {
         let mut volumes: Vec<Value> = names
             .iter()
             .map(|n| json!({"name": n, "persistentVolumeClaim": {"claimName": n}}))
             .collect();
         let own = object::list_at(&filled, &["spec", "volumes"]);
-        volumes.extend(own.iter().filter(|v| !names.contains(&object::str_at(v, &["name"]))).cloned());
+        volumes
+            .extend(own.iter().filter(|v| !names.contains(&object::str_at(v, &["name"]))).cloned());
         set(&mut filled, &["spec", "volumes"], volumes);
     }
     filled
@@ -373,9 +392,8 @@ fn always_restarts(errors: &mut ErrorList, template: &At<'_>, kind: &str) {
     }
     let deadline = template.down(&["spec", "activeDeadlineSeconds"]);
     if deadline.is_set() {
-        errors.push(
-            deadline.forbidden(format!("activeDeadlineSeconds in {kind} is not Supported")),
-        );
+        errors
+            .push(deadline.forbidden(format!("activeDeadlineSeconds in {kind} is not Supported")));
     }
 }
 
@@ -486,8 +504,13 @@ fn stateful_set_strategy(errors: &mut ErrorList, at: &At<'_>) {
 fn stateful_set_update(errors: &mut ErrorList, spec: &At<'_>, old: &Value) {
     let mut munged = spec.value().clone();
     for field in [
-        "replicas", "template", "updateStrategy", "minReadySeconds", "ordinals",
-        "revisionHistoryLimit", "persistentVolumeClaimRetentionPolicy",
+        "replicas",
+        "template",
+        "updateStrategy",
+        "minReadySeconds",
+        "ordinals",
+        "revisionHistoryLimit",
+        "persistentVolumeClaimRetentionPolicy",
     ] {
         keep(&mut munged, old, &[field]);
     }
@@ -534,31 +557,51 @@ fn counts(errors: &mut ErrorList, status: &At<'_>, kind: Kind) {
     let (all, parts): (&[&str], &[&str]) = match kind {
         Kind::Deployment => (
             &[
-                "observedGeneration", "replicas", "updatedReplicas", "readyReplicas",
-                "availableReplicas", "unavailableReplicas", "terminatingReplicas",
+                "observedGeneration",
+                "replicas",
+                "updatedReplicas",
+                "readyReplicas",
+                "availableReplicas",
+                "unavailableReplicas",
+                "terminatingReplicas",
                 "collisionCount",
             ],
             &["updatedReplicas", "readyReplicas", "availableReplicas"],
         ),
         Kind::ReplicaSet => (
             &[
-                "replicas", "fullyLabeledReplicas", "readyReplicas", "availableReplicas",
-                "observedGeneration", "terminatingReplicas",
+                "replicas",
+                "fullyLabeledReplicas",
+                "readyReplicas",
+                "availableReplicas",
+                "observedGeneration",
+                "terminatingReplicas",
             ],
             &["fullyLabeledReplicas", "readyReplicas", "availableReplicas"],
         ),
         Kind::StatefulSet => (
             &[
-                "replicas", "readyReplicas", "currentReplicas", "updatedReplicas",
-                "availableReplicas", "observedGeneration", "collisionCount",
+                "replicas",
+                "readyReplicas",
+                "currentReplicas",
+                "updatedReplicas",
+                "availableReplicas",
+                "observedGeneration",
+                "collisionCount",
             ],
             &["readyReplicas", "currentReplicas", "updatedReplicas", "availableReplicas"],
         ),
         Kind::DaemonSet => (
             &[
-                "currentNumberScheduled", "numberMisscheduled", "desiredNumberScheduled",
-                "numberReady", "observedGeneration", "updatedNumberScheduled", "numberAvailable",
-                "numberUnavailable", "collisionCount",
+                "currentNumberScheduled",
+                "numberMisscheduled",
+                "desiredNumberScheduled",
+                "numberReady",
+                "observedGeneration",
+                "updatedNumberScheduled",
+                "numberAvailable",
+                "numberUnavailable",
+                "collisionCount",
             ],
             &[],
         ),
@@ -607,8 +650,7 @@ fn controller(object: &Value) -> String {
     let Some(owner) = owners.iter().find(|o| object::bool_at(o, &["controller"])) else {
         return "<none>".to_owned();
     };
-    let (group, _) =
-        apimachinery::gvk::split_api_version(object::str_at(owner, &["apiVersion"]));
+    let (group, _) = apimachinery::gvk::split_api_version(object::str_at(owner, &["apiVersion"]));
     let kind = object::str_at(owner, &["kind"]).to_lowercase();
     let name = object::str_at(owner, &["name"]);
     if group.is_empty() { format!("{kind}/{name}") } else { format!("{kind}.{group}/{name}") }

@@ -11,7 +11,12 @@ use crate::registry::Column;
 pub type Cell = fn(&Value, Timestamp) -> Value;
 
 /// A column that is always shown.
-pub fn column(name: &'static str, ty: &'static str, description: &'static str, cell: Cell) -> Column {
+pub fn column(
+    name: &'static str,
+    ty: &'static str,
+    description: &'static str,
+    cell: Cell,
+) -> Column {
     Column { name, ty, format: "", description, priority: 0, cell }
 }
 

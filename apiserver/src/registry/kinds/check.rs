@@ -6,7 +6,6 @@ use std::collections::HashSet;
 use apimachinery::field::{ErrorList, FieldError, Path};
 use apimachinery::quantity::Quantity;
 use apimachinery::{Map, Value, names};
-use serde_json::json;
 
 static NULL: Value = Value::Null;
 
@@ -303,17 +302,17 @@ pub fn label_selector(errors: &mut ErrorList, at: &At<'_>) {
     for expression in at.at("matchExpressions").items() {
         let values = expression.at("values");
         match expression.at("operator").str() {
-            "In" | "NotIn" if values.is_empty() => errors
-                .push(values.required("must be specified when `operator` is 'In' or 'NotIn'")),
-            "Exists" | "DoesNotExist" if !values.is_empty() => errors.push(
-                values.forbidden(
+            "In" | "NotIn" if values.is_empty() => {
+                errors.push(values.required("must be specified when `operator` is 'In' or 'NotIn'"))
+            }
+            "Exists" | "DoesNotExist" if !values.is_empty() => {
+                errors.push(values.forbidden(
                     "may not be specified when `operator` is 'Exists' or 'DoesNotExist'",
-                ),
-            ),
+                ))
+            }
             "In" | "NotIn" | "Exists" | "DoesNotExist" => {}
-            other => errors.push(
-                expression.at("operator").invalid_as(other, "not a valid selector operator"),
-            ),
+            other => errors
+                .push(expression.at("operator").invalid_as(other, "not a valid selector operator")),
         }
         label_key(errors, &expression.at("key"));
         for value in values.items() {
@@ -335,27 +334,19 @@ pub fn selector_is_empty(selector: &Value) -> bool {
 
 /// IP addresses as old fields take them: octets may have leading zeros.
 pub fn legacy_ip(text: &str) -> Option<std::net::IpAddr> {
-    if let Ok(ip) = text.parse() {
-        return Some(ip);
-    }
-    let octets: Vec<u8> = text
-        .split('.')
-        .map(|o| {
-            let digits = !o.is_empty() && o.bytes().all(|b| b.is_ascii_digit());
-            digits.then(|| o.trim_start_matches('0')).map(|o| if o.is_empty() { "0" } else { o })
-        })
-        .map(|o| o.and_then(|o| o.parse().ok()))
-        .collect::<Option<_>>()?;
-    <[u8; 4]>::try_from(octets).ok().map(Into::into)
+    names::parse_ip(text)
 }
 
+/// Whether the address is one that old fields take; the error is pushed when it is not.
 pub fn check_legacy_ip(errors: &mut ErrorList, at: &At<'_>) -> bool {
     let ok = legacy_ip(at.str()).is_some();
     if !ok {
-        errors.push(at.invalid_as(
-            at.str(),
-            "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)",
-        ));
+        errors.push(
+            at.invalid_as(
+                at.str(),
+                "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)",
+            ),
+        );
     }
     ok
 }
@@ -368,42 +359,15 @@ pub fn legacy_cidr(text: &str) -> Option<ipnet::IpNet> {
 
 pub fn check_legacy_cidr(errors: &mut ErrorList, at: &At<'_>, text: &str) {
     if legacy_cidr(text).is_none() {
-        errors.push(at.invalid_as(
-            text,
-            "must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)",
-        ));
+        errors.push(
+            at.invalid_as(text, "must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)"),
+        );
     }
 }
 
 /// At most one address (or CIDR) of each family, and two at all.
 pub fn is_dual_stack(ips: &[bool]) -> bool {
     ips.len() == 2 && ips[0] != ips[1]
-}
-
-/// RFC 1123 subdomains whose labels may hold underscores.
-pub fn subdomain_with_underscore(text: &str) -> Vec<String> {
-    let mut messages = Vec::new();
-    if text.len() > 253 {
-        messages.push("must be no more than 253 characters".to_owned());
-    }
-    let label = |l: &str| {
-        let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_';
-        let bytes = l.as_bytes();
-        !bytes.is_empty()
-            && bytes.iter().all(|b| inner(*b) || *b == b'-')
-            && inner(bytes[0])
-            && inner(bytes[bytes.len() - 1])
-    };
-    if !text.split('.').all(label) {
-        messages.push(
-            "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, \
-             '-' or '.', and must start and end with an alphanumeric character (e.g. \
-             'example.com', regex used for validation is \
-             '[a-z0-9_]([-_a-z0-9]*[a-z0-9_])?(\\.[a-z0-9_]([-_a-z0-9]*[a-z0-9_])?)*')"
-                .to_owned(),
-        );
-    }
-    messages
 }
 
 /// Reports list elements that were seen before.
@@ -419,9 +383,4 @@ impl Seen {
     pub fn has(&self, key: &str) -> bool {
         self.0.contains(key)
     }
-}
-
-/// A value for errors that show no value of the object.
-pub fn empty_string() -> Value {
-    json!("")
 }

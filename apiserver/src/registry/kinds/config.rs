@@ -38,10 +38,11 @@ pub fn rows(rows: &mut Rows<'_>) {
         ]))
     });
     rows.add(("", "v1"), ("ServiceAccount", "serviceaccounts"), |row| {
-        row.short(&["sa"])
-            .strategy(ServiceAccounts)
-            .columns(named([age_column()]))
-            .post("token", ("authentication.k8s.io", "v1", "TokenRequest"), PostHandler::Token)
+        row.short(&["sa"]).strategy(ServiceAccounts).columns(named([age_column()])).post(
+            "token",
+            ("authentication.k8s.io", "v1", "TokenRequest"),
+            PostHandler::Token,
+        )
     });
 }
 
@@ -144,9 +145,8 @@ impl Strategy for Secrets {
 
 /// What secrets of a known type must hold.
 fn required_keys(errors: &mut ErrorList, root: &At<'_>, data: &At<'_>) {
-    let entry = |key: &str| {
-        At::new(data.value().get(key).unwrap_or(&Value::Null), data.path().key(key))
-    };
+    let entry =
+        |key: &str| At::new(data.value().get(key).unwrap_or(&Value::Null), data.path().key(key));
     match root.at("type").str() {
         "kubernetes.io/service-account-token" => {
             let annotations = root.down(&["metadata", "annotations"]);

@@ -6,8 +6,8 @@ use apimachinery::{Value, names};
 
 use super::cells::{age_column, column, named};
 use super::check::{At, invalid_each, nonnegative};
-use super::row::Rows;
 use super::checked;
+use super::row::Rows;
 use crate::registry::{Context, Strategy};
 
 pub fn rows(rows: &mut Rows<'_>) {
@@ -23,7 +23,25 @@ pub fn rows(rows: &mut Rows<'_>) {
 
 struct Leases;
 
+/// Leases whose holder the cluster chooses are a feature that is off by default.
+const COORDINATED: [&str; 2] = ["strategy", "preferredHolder"];
+
 impl Strategy for Leases {
+    fn prepare_for_create(&self, _: &Context<'_>, object: &mut Value) {
+        for field in COORDINATED {
+            object::remove(object, &["spec", field]);
+        }
+    }
+
+    fn prepare_for_update(&self, _: &Context<'_>, object: &mut Value, old: &Value) {
+        let in_use = |field: &&str| object::get(old, &["spec", field]).is_some();
+        if !COORDINATED.iter().any(in_use) {
+            for field in COORDINATED {
+                object::remove(object, &["spec", field]);
+            }
+        }
+    }
+
     fn validate(&self, _: &Context<'_>, object: &Value) -> ErrorList {
         checked(object, |root, errors| {
             let spec = root.at("spec");

@@ -63,8 +63,10 @@ impl Strategy for Endpoints {
     }
 
     fn warnings(&self, _: &Value, _: Option<&Value>) -> Vec<String> {
-        vec!["v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice"
-            .to_owned()]
+        vec![
+            "v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice"
+                .to_owned(),
+        ]
     }
 }
 
@@ -233,7 +235,10 @@ fn addresses(errors: &mut ErrorList, at: &At<'_>, kind: &str) {
             let name = address.str().strip_suffix('.').unwrap_or(address.str());
             invalid_each(errors, &address, names::dns1123_subdomain(name));
             if !name.contains('.') {
-                errors.push(address.invalid("should be a domain with at least two segments separated by dots"));
+                errors
+                    .push(address.invalid(
+                        "should be a domain with at least two segments separated by dots",
+                    ));
             }
             continue;
         }

@@ -87,7 +87,7 @@ impl Strategy for Events {
         }
     }
 
-    fn from_storage(&self, object: &mut Value) {
+    fn to_served(&self, object: &mut Value) {
         if self.new_group {
             from_core(object);
         }
@@ -139,8 +139,11 @@ fn old_rules(errors: &mut ErrorList, root: &At<'_>, new_group: bool) {
     if !root.at("eventTime").is_empty() {
         reporter(errors, root, new_group);
     }
-    let here = At::new(root.down(&["metadata", "namespace"]).value(), root.at("namespace").path().clone());
-    errors.extend(names::dns1123_subdomain(namespace).into_iter().map(|m| here.invalid_as(namespace, m)));
+    let here =
+        At::new(root.down(&["metadata", "namespace"]).value(), root.at("namespace").path().clone());
+    errors.extend(
+        names::dns1123_subdomain(namespace).into_iter().map(|m| here.invalid_as(namespace, m)),
+    );
 }
 
 fn reporter(errors: &mut ErrorList, root: &At<'_>, new_group: bool) {
@@ -195,8 +198,19 @@ fn new_rules(errors: &mut ErrorList, root: &At<'_>) {
 
 fn unchanged(errors: &mut ErrorList, root: &At<'_>, old: &Value) {
     for field in [
-        "involvedObject", "reason", "message", "source", "firstTimestamp", "lastTimestamp", "count",
-        "type", "eventTime", "action", "related", "reportingComponent", "reportingInstance",
+        "involvedObject",
+        "reason",
+        "message",
+        "source",
+        "firstTimestamp",
+        "lastTimestamp",
+        "count",
+        "type",
+        "eventTime",
+        "action",
+        "related",
+        "reportingComponent",
+        "reportingInstance",
     ] {
         let shown = if field == "reportingComponent" { "reportingController" } else { field };
         let at = At::new(root.at(field).value(), root.at(shown).path().clone());
@@ -235,11 +249,21 @@ fn fields(about_field: &str) -> Vec<SelectableField> {
         };
     }
     let mut list = about_fields!(
-        "kind", "namespace", "name", "uid", "apiVersion", "resourceVersion", "fieldPath"
+        "kind",
+        "namespace",
+        "name",
+        "uid",
+        "apiVersion",
+        "resourceVersion",
+        "fieldPath"
     );
     list.extend(super::selectable! { "reason" => ["reason"], "type" => ["type"] });
     list.push(SelectableField {
-        label: if about_field == "regarding" { "reportingController" } else { "reportingComponent" },
+        label: if about_field == "regarding" {
+            "reportingController"
+        } else {
+            "reportingComponent"
+        },
         get: |e| reporting(e).into(),
     });
     list.push(SelectableField {
@@ -294,10 +318,7 @@ fn columns() -> Vec<Column> {
         }),
         wide("First Seen", "string", "When it happened first.", first_seen),
         wide("Count", "string", "How often it happened.", |e, _| of(e, count)),
-        Column {
-            priority: 1,
-            ..super::cells::name_column()
-        },
+        Column { priority: 1, ..super::cells::name_column() },
     ]
 }
 

@@ -24,6 +24,8 @@ pub mod services;
 
 #[cfg(test)]
 mod corpus;
+#[cfg(test)]
+pub(crate) use corpus::context as corpus_context;
 pub mod samples;
 
 use std::sync::Arc;
@@ -198,4 +200,3 @@ pub(crate) fn checked(object: &Value, f: impl FnOnce(&check::At<'_>, &mut ErrorL
     f(&check::At::root(object), &mut errors);
     errors
 }
-

@@ -134,19 +134,10 @@ fn cidrs(errors: &mut ErrorList, root: &At<'_>) {
         }
     }
     for cidr in list.items() {
-        match cidr.str().parse::<ipnet::IpNet>() {
-            Err(_) => super::check::check_legacy_cidr(errors, &cidr, cidr.str()),
-            Ok(net) if net.trunc().to_string() != cidr.str() => {
-                errors.push(cidr.invalid(format!("must be in canonical form (\"{}\")", net.trunc())));
-            }
-            Ok(_) => {}
-        }
+        invalid_each(errors, &cidr, names::strict_cidr(cidr.str(), false));
     }
-    let six: Vec<bool> = list
-        .strings()
-        .filter_map(legacy_cidr)
-        .map(|c| matches!(c, ipnet::IpNet::V6(_)))
-        .collect();
+    let six: Vec<bool> =
+        list.strings().filter_map(legacy_cidr).map(|c| matches!(c, ipnet::IpNet::V6(_))).collect();
     if six.len() == 2 && six[0] == six[1] {
         errors.push(list.invalid(
             "may specify no more than one IP for each IP family, i.e 192.168.0.0/24 and \

@@ -106,7 +106,8 @@ impl Strategy for Status {
 
 /// Upstream reports taints as fields of the metadata.
 fn taints(errors: &mut ErrorList, root: &At<'_>) {
-    let list = At::new(root.down(&["spec", "taints"]).value(), Path::new("metadata").child("taints"));
+    let list =
+        At::new(root.down(&["spec", "taints"]).value(), Path::new("metadata").child("taints"));
     let mut seen = Seen::default();
     for taint in list.items() {
         label_key(errors, &taint.at("key"));
@@ -142,6 +143,15 @@ fn amounts(errors: &mut ErrorList, root: &At<'_>) {
 fn pod_cidrs(errors: &mut ErrorList, at: &At<'_>) {
     for cidr in at.items() {
         check_legacy_cidr(errors, &cidr, cidr.str());
+    }
+    let broken = at.items().find(|c| legacy_cidr(c.str()).is_none());
+    if let Some(broken) = broken.filter(|_| at.len() > 1) {
+        let (i, text) = (at.items().position(|c| c.str() == broken.str()), broken.str());
+        let i = i.unwrap_or_default();
+        errors.push(FieldError::internal(at.path(), format!(
+            "invalid PodCIDRs. failed to check with dual stack with error:invalid CIDR[{i}]: <nil> \
+             (invalid CIDR address: {text})"
+        )));
     }
     let six: Vec<bool> = at
         .strings()

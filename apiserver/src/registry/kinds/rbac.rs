@@ -2,12 +2,13 @@
 
 use apimachinery::field::{ErrorList, FieldError};
 use apimachinery::object;
+use apimachinery::selector::LabelSelector;
 use apimachinery::{Value, names};
 
 use super::cells::{Cell, age_column, column, named, wide};
 use super::check::{At, invalid_each, label_selector, same};
 use super::row::Rows;
-use super::{child, checked, default_to, each};
+use super::{checked, child, default_to, each};
 use crate::registry::{Column, Context, Strategy};
 
 const GROUP: &str = "rbac.authorization.k8s.io";
@@ -48,7 +49,12 @@ impl Strategy for Roles {
                     "at least one clusterRoleSelector required if aggregationRule is non-nil",
                 ));
             }
-            selectors.items().for_each(|s| label_selector(errors, &s));
+            for selector in selectors.items() {
+                label_selector(errors, &selector);
+                if LabelSelector::from_json(Some(selector.value())).is_err() {
+                    errors.push(selector.invalid_as(Value::Null, "invalid label selector."));
+                }
+            }
         })
     }
 
@@ -72,9 +78,9 @@ fn policy_rule(errors: &mut ErrorList, rule: &At<'_>, namespaced: bool) {
             errors.push(urls.invalid("namespaced rules cannot apply to non-resource URLs"));
         }
         if !groups.is_empty() || !resources.is_empty() || !rule.at("resourceNames").is_empty() {
-            errors.push(urls.invalid(
-                "rules cannot apply to both regular resources and non-resource URLs",
-            ));
+            errors.push(
+                urls.invalid("rules cannot apply to both regular resources and non-resource URLs"),
+            );
         }
         return;
     }

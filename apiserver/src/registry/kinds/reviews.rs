@@ -96,8 +96,9 @@ fn requirement(errors: &mut ErrorList, at: &At<'_>) {
         errors.push(key.required("must be specified"));
     }
     match at.at("operator").str() {
-        "In" | "NotIn" if values.is_empty() => errors
-            .push(values.required("must be specified when `operator` is 'In' or 'NotIn'")),
+        "In" | "NotIn" if values.is_empty() => {
+            errors.push(values.required("must be specified when `operator` is 'In' or 'NotIn'"))
+        }
         "Exists" | "DoesNotExist" if !values.is_empty() => errors.push(
             values.forbidden("may not be specified when `operator` is 'Exists' or 'DoesNotExist'"),
         ),

@@ -18,9 +18,12 @@ pub fn rows(rows: &mut Rows<'_>) {
             column("Value", "integer", "Higher goes first.", |o, _| {
                 object::int_at(o, &["value"]).unwrap_or(0).into()
             }),
-            column("Global-Default", "boolean", "Pods that name no class have this one.", |o, _| {
-                object::bool_at(o, &["globalDefault"]).into()
-            }),
+            column(
+                "Global-Default",
+                "boolean",
+                "Pods that name no class have this one.",
+                |o, _| object::bool_at(o, &["globalDefault"]).into(),
+            ),
             age_column(),
             wide("PreemptionPolicy", "string", "Whether others make room.", |o, _| {
                 object::str_at(o, &["preemptionPolicy"]).into()
@@ -126,10 +129,8 @@ impl Strategy for RuntimeClasses {
             for toleration in tolerations.items() {
                 let key = ["key", "operator", "value", "effect"].map(|f| toleration.at(f).str());
                 if !seen.insert(key.join("\0")) {
-                    errors.push(FieldError::duplicate(
-                        toleration.path(),
-                        toleration.value().clone(),
-                    ));
+                    errors
+                        .push(FieldError::duplicate(toleration.path(), toleration.value().clone()));
                 }
             }
         })

@@ -4,6 +4,7 @@ use std::io::Write;
 
 use super::DecodeError;
 use super::syntax::{self, Cursor};
+use crate::Value;
 
 /// Writes a string. Go escapes what HTML or JavaScript could misread.
 pub(crate) fn string(text: &str, out: &mut Vec<u8>) {
@@ -60,8 +61,49 @@ pub(crate) fn double(x: f64, out: &mut Vec<u8>) -> Result<(), DecodeError> {
     Ok(())
 }
 
+/// Writes any value, members by name as Go writes maps: JSON that Go wrote comes out as it was.
+pub(crate) fn value(value: &Value, out: &mut Vec<u8>) -> Result<(), DecodeError> {
+    match value {
+        Value::Null => out.extend_from_slice(b"null"),
+        Value::Bool(b) => drop(write!(out, "{b}")),
+        Value::Number(n) => match n.as_f64().filter(|_| n.is_f64()) {
+            Some(x) => double(x, out)?,
+            None => drop(write!(out, "{n}")),
+        },
+        Value::String(s) => string(s, out),
+        Value::Array(items) => {
+            out.push(b'[');
+            for (i, item) in items.iter().enumerate() {
+                if i > 0 {
+                    out.push(b',');
+                }
+                self::value(item, out)?;
+            }
+            out.push(b']');
+        }
+        Value::Object(map) => {
+            let mut members: Vec<(&String, &Value)> = map.iter().collect();
+            members.sort_unstable_by_key(|(name, _)| *name);
+            out.push(b'{');
+            for (i, (name, member)) in members.into_iter().enumerate() {
+                if i > 0 {
+                    out.push(b',');
+                }
+                string(name, out);
+                out.push(b':');
+                self::value(member, out)?;
+            }
+            out.push(b'}');
+        }
+    }
+    Ok(())
+}
+
 /// Writes JSON text without white space, escaped as [`string`] escapes.
 pub(crate) fn compact(raw: &[u8], out: &mut Vec<u8>) -> Result<(), DecodeError> {
+    // Upstream would pass on what is not UTF-8; our readers may rely on text.
+    let text = syntax::lossy(raw);
+    let raw = text.as_bytes();
     let mut cursor = Cursor::new(raw);
     let valid = cursor.skip(0).is_ok() && cursor.peek() == 0 && cursor.pos == raw.len();
     if !valid {

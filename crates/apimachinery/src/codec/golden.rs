@@ -1,6 +1,7 @@
 //! Objects of every kind as upstream encodes them, for tests. `hack/schema` makes them.
 
 use std::io::Read;
+use std::sync::LazyLock;
 
 use super::Schema;
 use crate::gvk::GroupVersionKind;
@@ -17,17 +18,57 @@ pub(crate) struct Golden {
 
 impl Golden {
     pub(crate) fn schema(&self) -> Schema<'static> {
-        let registry = Registry::builtin();
-        let gvk = GroupVersionKind::from_api_version(&self.api_version, &self.kind);
-        let message = registry.kind(&gvk).unwrap_or_else(|| panic!("{gvk} is not registered"));
-        Schema { registry, message }
+        schema(&self.api_version, &self.kind)
     }
 }
 
-pub(crate) fn all() -> Vec<Golden> {
-    let packed: &[u8] = include_bytes!("golden.txt.gz");
+pub(crate) fn all() -> &'static [Golden] {
+    static ALL: LazyLock<Vec<Golden>> = LazyLock::new(load);
+    &ALL
+}
+
+/// What upstream's strict decoder made of a changed object.
+pub(crate) struct Decoding {
+    pub(crate) api_version: String,
+    pub(crate) kind: String,
+    pub(crate) input: String,
+    /// `ok`, `strict ERROR` or `error ERROR`.
+    pub(crate) result: String,
+    /// The object, unless it was an error.
+    pub(crate) json: Option<String>,
+}
+
+pub(crate) fn schema(api_version: &str, kind: &str) -> Schema<'static> {
+    let registry = Registry::builtin();
+    let gvk = GroupVersionKind::from_api_version(api_version, kind);
+    let message = registry.kind(&gvk).unwrap_or_else(|| panic!("{gvk} is not registered"));
+    Schema { registry, message }
+}
+
+fn unpack(packed: &[u8]) -> String {
     let mut text = String::new();
     flate2::read::GzDecoder::new(packed).read_to_string(&mut text).expect("a gzip file");
+    text
+}
+
+pub(crate) fn decodings() -> Vec<Decoding> {
+    let text = unpack(include_bytes!("decodings.txt.gz"));
+    let lines: Vec<&str> = text.lines().collect();
+    let cases = lines.chunks_exact(4).map(|lines| {
+        let (api_version, kind) = lines[0].split_once(' ').expect("apiVersion and kind");
+        Decoding {
+            api_version: api_version.into(),
+            kind: kind.into(),
+            input: lines[1].into(),
+            result: lines[2].into(),
+            json: (lines[3] != "-").then(|| lines[3].into()),
+        }
+    });
+    cases.collect()
+}
+
+fn load() -> Vec<Golden> {
+    let text = unpack(include_bytes!("golden.txt.gz"));
     let lines: Vec<&str> = text.lines().collect();
     let objects = lines.chunks_exact(3).map(|lines| {
         let (api_version, kind) = lines[0].split_once(' ').expect("apiVersion and kind");

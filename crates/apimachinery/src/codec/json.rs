@@ -164,8 +164,17 @@ impl<'a> Decoder<'a> {
         }
         match ty {
             Type::Message(id) => self.message(*id, prior),
-            Type::List(elem) => self.list(elem),
+            Type::List(elem) => self.list(elem, prior),
             Type::Map(elem) => self.map(elem, prior),
+            Type::SchemaOr(or, id) => self.schema_or(*or, *id),
+            ty => self.leaf(ty, first),
+        }
+    }
+
+    /// A value that holds no others of a type, apart from [`value`](Self::value) so that nesting
+    /// takes little of the stack.
+    fn leaf(&mut self, ty: &'a Type, first: u8) -> Step<Option<Value>> {
+        match ty {
             Type::String => match first {
                 b'"' => Ok(Some(self.cursor.string()?.text().into_owned().into())),
                 _ => self.mismatched(),
@@ -182,7 +191,10 @@ impl<'a> Decoder<'a> {
             Type::Duration => self.duration(),
             Type::IntOrString => self.int_or_string(),
             Type::FieldsV1 | Type::RawExtension | Type::Json => self.any(false).map(Some),
-            Type::SchemaOr(or, id) => self.schema_or(*or, *id),
+            // Those that hold others are not for here.
+            Type::Message(_) | Type::List(_) | Type::Map(_) | Type::SchemaOr(..) => {
+                self.mismatched()
+            }
         }
     }
 
@@ -262,16 +274,21 @@ impl<'a> Decoder<'a> {
         Ok(())
     }
 
-    fn list(&mut self, elem: &'a Type) -> Step<Option<Value>> {
+    fn list(&mut self, elem: &'a Type, prior: Option<Value>) -> Step<Option<Value>> {
         if self.cursor.peek() != b'[' {
             return self.mismatched();
         }
         let mut items = Vec::new();
+        // Go decodes into the elements that a former field of this name left.
+        let mut former = match prior {
+            Some(Value::Array(items)) => items.into_iter(),
+            _ => Vec::new().into_iter(),
+        };
         self.deeper(|d| {
             let mut more = d.cursor.open(b']');
             while more {
                 d.path.push(At::Index(items.len()));
-                let item = d.value(elem, false, None)?;
+                let item = d.value(elem, false, former.next())?;
                 d.path.pop();
                 items.push(item.unwrap_or_else(|| scalar::zero(d.registry, elem, false)));
                 more = d.cursor.more(b']')?;
@@ -417,9 +434,9 @@ impl<'a> Decoder<'a> {
             (b'{', _) => self.unmarshaling(|d| d.message(id, None)),
             (b'[', SchemaOr::Array) => self.unmarshaling(|d| {
                 let registry = d.registry;
-                d.list(&registry.shape(id).ty)
+                d.list(&registry.shape(id).ty, None)
             }),
-            (b'[', SchemaOr::Strings) => self.unmarshaling(|d| d.list(&Type::String)),
+            (b'[', SchemaOr::Strings) => self.unmarshaling(|d| d.list(&Type::String, None)),
             (b't' | b'f', SchemaOr::Bool) => Ok(Some(self.bool()?.into())),
             (_, SchemaOr::Bool) => {
                 self.cursor.skip(self.depth)?;

@@ -159,14 +159,23 @@ pub fn watch_proto(event_type: &str, object: &[u8], out: &mut Vec<u8>) {
     put_bytes(out, 1, object);
 }
 
-/// Reads one frame of a protobuf watch off the front of `bytes`: the event's type, its enveloped
-/// object and the length of the frame. `None` while the frame is not complete.
-pub fn read_watch_proto(bytes: &[u8]) -> Result<Option<(&str, &[u8], usize)>, super::DecodeError> {
+/// An event of a protobuf watch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WatchFrame<'a> {
+    pub event_type: &'a str,
+    /// The object with its envelope.
+    pub object: &'a [u8],
+    /// Bytes of the whole frame.
+    pub size: usize,
+}
+
+/// Reads one frame of a protobuf watch off the front of `bytes`; `None` while it is not complete.
+pub fn read_watch_proto(bytes: &[u8]) -> Result<Option<WatchFrame<'_>>, super::DecodeError> {
     let Some((length, rest)) = bytes.split_first_chunk::<4>() else { return Ok(None) };
     let length = u32::from_be_bytes(*length) as usize;
     let Some(event) = rest.get(..length) else { return Ok(None) };
     let (event_type, object) = proto::watch_event(event)?;
-    Ok(Some((event_type, object, length + 4)))
+    Ok(Some(WatchFrame { event_type, object, size: length + 4 }))
 }
 
 #[cfg(test)]
@@ -226,7 +235,10 @@ mod tests {
         let expected = proto::encode(schema("WatchEvent"), &event).expect("protobuf");
         // Up to the object's length the same as an event without one.
         assert_eq!(out[4..15], expected[..11]);
-        assert_eq!(read_watch_proto(&out), Ok(Some(("MODIFIED", &object[..], out.len()))));
+        assert_eq!(
+            read_watch_proto(&out),
+            Ok(Some(WatchFrame { event_type: "MODIFIED", object: &object, size: out.len() }))
+        );
         assert_eq!(read_watch_proto(&out[..out.len() - 1]), Ok(None));
     }
 }

@@ -121,14 +121,28 @@ pub(crate) fn quote(text: &str) -> String {
             c if (c as u32) < 0x20 || c as u32 == 0x7f => {
                 let _ = write!(out, "\\x{:02x}", c as u32);
             }
-            c if c.is_control() => {
+            ' ' => out.push(' '),
+            c if !printable(c) && (c as u32) < 0x10000 => {
                 let _ = write!(out, "\\u{:04x}", c as u32);
+            }
+            c if !printable(c) => {
+                let _ = write!(out, "\\U{:08x}", c as u32);
             }
             c => out.push(c),
         }
     }
     out.push('"');
     out
+}
+
+/// Nearly Go's `strconv.IsPrint`: no controls, no spaces but ASCII's, no marks of formatting, no
+/// private use. Code points that Unicode has not assigned are taken for printable.
+fn printable(c: char) -> bool {
+    !(c.is_control()
+        || c.is_whitespace()
+        || matches!(c, '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{feff}' | '\u{200b}'..='\u{200f}')
+        || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{fff0}'..='\u{fffb}')
+        || matches!(c, '\u{e000}'..='\u{f8ff}' | '\u{e0000}'..='\u{e007f}' | '\u{f0000}'..))
 }
 
 #[cfg(test)]

@@ -2,9 +2,9 @@
 
 use std::borrow::Cow;
 
-/// How deep arrays and objects may nest. Upstream allows 10000 in JSON; 512 is far beyond any
-/// real object and keeps recursion within a thread's stack.
-pub(crate) const MAX_DEPTH: usize = 512;
+/// How deep arrays and objects may nest. Upstream allows 10000 in JSON; 256 is far beyond any
+/// real object and keeps recursion within a thread's stack of 2 MiB, in debug builds too.
+pub(crate) const MAX_DEPTH: usize = 256;
 
 /// The bytes are not JSON; [`check`] says why.
 #[derive(Debug)]
@@ -243,14 +243,27 @@ fn unescape(raw: &[u8]) -> String {
     out
 }
 
+/// Bytes as text, with U+FFFD for each byte that is not part of a character, as in Go.
+pub(crate) fn lossy(bytes: &[u8]) -> Cow<'_, str> {
+    if let Ok(text) = std::str::from_utf8(bytes) {
+        return Cow::Borrowed(text);
+    }
+    let mut out = String::with_capacity(bytes.len() + 8);
+    push_lossy(bytes, &mut out);
+    Cow::Owned(out)
+}
+
+fn push_lossy(bytes: &[u8], out: &mut String) {
+    for chunk in bytes.utf8_chunks() {
+        out.push_str(chunk.valid());
+        out.extend(chunk.invalid().iter().map(|_| '\u{fffd}'));
+    }
+}
+
 /// Appends what precedes the next escape, and returns its length.
 fn push_plain(raw: &[u8], out: &mut String) -> usize {
     let end = raw.iter().position(|&b| b == b'\\').unwrap_or(raw.len());
-    for chunk in raw[..end].utf8_chunks() {
-        out.push_str(chunk.valid());
-        // Go replaces each byte that is not part of a character.
-        out.extend(chunk.invalid().iter().map(|_| '\u{fffd}'));
-    }
+    push_lossy(&raw[..end], out);
     end
 }
 

@@ -1,13 +1,7 @@
 use super::*;
 use crate::Value;
-use crate::gvk::GroupVersionKind;
+use golden::schema;
 use proptest::prelude::*;
-
-fn schema(api_version: &str, kind: &str) -> Schema<'static> {
-    let registry = Registry::builtin();
-    let gvk = GroupVersionKind::from_api_version(api_version, kind);
-    Schema { registry, message: registry.kind(&gvk).expect("a kind") }
-}
 
 fn value(text: &str) -> Value {
     serde_json::from_str(text).expect("JSON")
@@ -106,8 +100,7 @@ proptest! {
         n in any::<prop::sample::Index>(),
         edits in prop::collection::vec(any::<(u16, u8, u8)>(), 1..4),
     ) {
-        let all = golden::all();
-        let g = n.get(&all);
+        let g = n.get(golden::all());
         let mut json = g.json.clone().into_bytes();
         mutate(&mut json, &edits);
         exercise(g.schema(), &json);
@@ -120,17 +113,33 @@ proptest! {
 }
 
 #[test]
-fn numbers_of_the_registry() {
-    use std::time::Instant;
-    let text = include_str!("../schema/types.txt");
-    let start = Instant::now();
-    let registry = Registry::builtin();
-    let loaded = start.elapsed();
-    registry.json_fields(MessageId(0)).count();
-    println!(
-        "{} bytes, {} messages, loaded in {loaded:?}, indexed in {:?}",
-        text.len(),
-        registry.messages.len(),
-        start.elapsed() - loaded
-    );
+fn recursive_types_are_bounded() {
+    let schema = golden::schema("apiextensions.k8s.io/v1", "CustomResourceDefinition");
+    let crd = |depth: usize| {
+        let (open, close) = (r#"{"not":"#.repeat(depth), "}".repeat(depth));
+        format!(
+            r#"{{"spec":{{"versions":[{{"name":"v1","schema":{{"openAPIV3Schema":{open}{{}}{close}}}}}]}}}}"#
+        )
+    };
+    let fits = crd(245);
+    let decoded = json::decode(schema, fits.as_bytes(), FieldValidation::Strict).expect("a CRD");
+    let raw = proto::encode(schema, &decoded.object).expect("protobuf");
+    assert_eq!(proto::decode(schema, &raw).expect("a CRD"), decoded.object);
+    let mut text = Vec::new();
+    proto::to_json(schema, "", "", &raw, &mut text).expect("JSON");
+    assert!(json::decode(schema, crd(260).as_bytes(), FieldValidation::Strict).is_err());
+
+    // The same in protobuf, deeper than JSON could have brought it in.
+    let mut raw = Vec::new();
+    for (number, times) in [(28, 2000), (1, 1), (4, 1), (7, 1), (2, 1)] {
+        for _ in 0..times {
+            let mut outer = Vec::new();
+            proto::wire::put_bytes(&mut outer, number, &raw);
+            raw = outer;
+        }
+    }
+    let deep = proto::decode(schema, &raw);
+    let mut text = Vec::new();
+    let shown = proto::to_json(schema, "", "", &raw, &mut text);
+    assert!(deep.is_err() && shown.is_err());
 }

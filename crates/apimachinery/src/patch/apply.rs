@@ -1,7 +1,7 @@
 //! Server-side apply and the bookkeeping of `metadata.managedFields` (KEP-555).
 //!
 //! All entries are taken to name fields of the version that the schema describes, whatever
-//! version they were written in.
+//! version they were written in; those of a version that is served no longer are dropped.
 
 use std::borrow::Cow;
 
@@ -76,6 +76,25 @@ impl<'a> Typing<'a> {
             Self::Schema(schema) => schema.into(),
             Self::Deduced => TypeRef::Deduced,
         }
+    }
+
+    /// Whether a kind is there in a version.
+    fn serves(self, api_version: &str, kind: &str) -> bool {
+        match self {
+            // A registry of no kinds holds the types of one custom resource.
+            Self::Schema(s) if !s.registry.kinds.is_empty() => {
+                let gvk = GroupVersionKind::from_api_version(api_version, kind);
+                s.registry.kind(&gvk).is_some()
+            }
+            _ => true,
+        }
+    }
+
+    /// Entries of versions that are served no longer mean nothing any more.
+    fn without_obsolete(self, mut managed: Managed, obj: &Value) -> Managed {
+        let kind = str_at(obj, &["kind"]);
+        managed.0.retain(|_, owned| self.serves(&owned.api_version, kind));
+        managed
     }
 
     /// An object of the kind with nothing in it, as JSON shows it.
@@ -155,7 +174,7 @@ pub fn apply_typed(
         let write = Write { manager: &before, reset: write.reset.clone(), t };
         write.update(&empty, &live, managed)?
     } else {
-        managed
+        typing.without_obsolete(managed, config)
     };
     let outcome = write.apply(&live, config, managed.clone(), force)?;
     let (merged, mut managed) = match outcome {
@@ -224,6 +243,7 @@ pub fn track_update_typed(
     }
     let write = Write { t: typing.root(), manager, reset: reset_set(reset) };
     // What cannot be tracked is not: an update does not fail for that.
+    let managed = typing.without_obsolete(managed, new);
     if let Ok(managed) = write.update(&live, new, managed) {
         managed.encode(new);
     }

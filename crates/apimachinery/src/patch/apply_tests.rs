@@ -68,6 +68,104 @@ fn applies_as_upstream() {
     }
 }
 
+/// Each line is a request to a real API server and what it answered. Objects go from line to
+/// line; what a write leaves of the fields' owners must be the same here.
+#[test]
+fn owners_as_a_real_server() {
+    let mut live: Option<Value> = None;
+    let mut story = Value::Null;
+    for line in include_str!("testdata/server.jsonl").lines() {
+        let case: Value = serde_json::from_str(line).expect("valid case");
+        if case["story"] != story {
+            (live, story) = (None, case["story"].clone());
+        }
+        let text = |name: &str| case[name].as_str().unwrap_or_default();
+        let schema = schema_of(text("apiVersion"), text("kind"));
+        let m = Manager {
+            name: text("manager"),
+            subresource: text("subresource"),
+            api_version: text("apiVersion"),
+            now: NOW,
+        };
+        let reset: ResetFields<'_> = match m.subresource {
+            "" => &[&["status"]],
+            _ => &[&["spec"], &["metadata", "labels"]],
+        };
+        let force = case["force"] == json!(true);
+        let got = if text("op") == "apply" {
+            apply(schema, live.as_ref(), &case["body"], &m, force, reset)
+        } else {
+            match &case["result"] {
+                Value::Null => continue,
+                result => Ok(tracked(schema, live.as_ref(), result, &case["body"], &m, reset)),
+            }
+        };
+        match got {
+            Ok(got) => {
+                let result = &case["result"];
+                // Their order is by times, which the lines do not have.
+                let owners = |v: &Value| {
+                    let mut owners = object::list_at(v, &["metadata", "managedFields"]).to_vec();
+                    for entry in owners.iter_mut().filter_map(Value::as_object_mut) {
+                        entry.remove("time");
+                    }
+                    owners.sort_by_key(ToString::to_string);
+                    owners
+                };
+                assert_eq!(owners(&got), owners(result), "{line}");
+                live = Some(result.clone());
+            }
+            Err(e) => {
+                let status = crate::status::ApiError::from(e).status();
+                assert_eq!(status["message"], case["message"], "{line}");
+                assert_eq!(status["code"], case["code"], "{line}");
+            }
+        }
+    }
+}
+
+/// An update's result, with the owners that follow from it here.
+fn tracked(
+    schema: Schema<'_>,
+    live: Option<&Value>,
+    result: &Value,
+    body: &Value,
+    m: &Manager<'_>,
+    reset: ResetFields<'_>,
+) -> Value {
+    let mut new = result.clone();
+    object::remove(&mut new, &["metadata", "managedFields"]);
+    if live.is_none() {
+        // The owners of a new object are found before admission and the strategy touch it.
+        new["status"] = json!({});
+        for path in ["/spec/priority", "/spec/preemptionPolicy", "/spec/enableServiceLinks"] {
+            let (parent, name) = path.rsplit_once('/').unwrap_or_default();
+            let spec = new.pointer_mut(parent).and_then(Value::as_object_mut);
+            if str_at(result, &["kind"]) == "Pod" && name != "enableServiceLinks" {
+                spec.and_then(|s| s.remove(name));
+            }
+        }
+        let added = ["node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"];
+        if let Some(tolerations) =
+            new.pointer_mut("/spec/tolerations").and_then(Value::as_array_mut)
+        {
+            tolerations.retain(|t| !added.contains(&str_at(t, &["key"])));
+        }
+        for name in ["clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy"] {
+            object::remove(&mut new, &["spec", name]);
+        }
+        object::remove(&mut new, &["metadata", "annotations"]);
+        if let Some(annotations) = object::get(body, &["metadata", "annotations"]) {
+            object::set(&mut new, &["metadata", "annotations"], annotations.clone());
+        }
+    }
+    if let Some(entries) = object::get(body, &["metadata", "managedFields"]) {
+        object::set(&mut new, &["metadata", "managedFields"], entries.clone());
+    }
+    track_update(schema, live, &mut new, m, reset);
+    new
+}
+
 fn config_map(data: Value) -> Value {
     json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "x"}, "data": data})
 }
@@ -193,6 +291,25 @@ fn ownership_follows_changes_of_schema() {
     let got = apply(schema_of("apps/v1", "Deployment"), Some(&live), &config, &m, false, &[]);
     let conflict = ("conflict with \"u\" using apps/v1".to_owned(), ".spec.selector".to_owned());
     assert_eq!(got, Err(ApplyError::Conflicts(vec![conflict])));
+}
+
+#[test]
+fn owners_of_obsolete_versions_are_dropped() {
+    let live = json!({"apiVersion": "apps/v1", "kind": "Deployment",
+        "metadata": {"name": "x", "managedFields": [{"manager": "u", "operation": "Update",
+            "apiVersion": "extensions/v1beta1", "fieldsType": "FieldsV1",
+            "fieldsV1": {"f:spec": {"f:replicas": {}}}}]},
+        "spec": {"replicas": 1}});
+    let config = json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "x"},
+        "spec": {"replicas": 2}});
+    let m = manager("a", "apps/v1", NOW);
+    let got = apply(schema_of("apps/v1", "Deployment"), Some(&live), &config, &m, false, &[])
+        .expect("no conflict");
+    assert_eq!(
+        got["metadata"]["managedFields"],
+        json!([{"manager": "a", "operation": "Apply", "apiVersion": "apps/v1", "time": NOW,
+            "fieldsType": "FieldsV1", "fieldsV1": {"f:spec": {"f:replicas": {}}}}])
+    );
 }
 
 #[test]

@@ -128,7 +128,8 @@ impl<'a> Loader<'a> {
                 ("patch", all) => {
                     field.patch_strategy = all.split(',').map(str::to_owned).collect();
                 }
-                ("go", name) => field.go = Some(name.into()),
+                // Words hold no spaces.
+                ("go", name) => field.go = Some(name.replace("interface{}", "interface {}").into()),
                 (other, _) => return Err(format!("unknown option {other}")),
             }
         }

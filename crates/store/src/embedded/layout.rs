@@ -296,7 +296,7 @@ impl Snapshot {
             }
         }
         let versions = self.txn.open_table(VERSIONS).map_err(fault)?;
-        let range: (Bound<(&[u8], u64)>, Bound<(&[u8], u64)>) = (
+        let range = (
             match as_slice(&lower) {
                 Bound::Included(key) => Bound::Included((key, 0)),
                 Bound::Excluded(key) => Bound::Excluded((key, u64::MAX)),

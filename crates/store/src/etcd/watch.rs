@@ -105,7 +105,7 @@ enum End {
 
 /// What etcd's answer to the opening of a watch says.
 enum Opening {
-    Done(Opened),
+    Done(Box<Opened>),
     /// Nothing will come of trying again.
     Refused(StoreError),
     /// Trying again may help.
@@ -148,13 +148,13 @@ impl Task {
                     // "From now on" is from where etcd stands now, also after a break.
                     self.next = response.header().map_or(0, |h| unsigned(h.revision())) + 1;
                 }
-                Opening::Done(opened)
+                Opening::Done(Box::new(opened))
             }
         }
     }
 
     /// Opens the first stream, within the time for a request.
-    async fn open_until_answered(&mut self) -> Result<Opened, StoreError> {
+    async fn open_until_answered(&mut self) -> Result<Box<Opened>, StoreError> {
         let until = tokio::time::Instant::now() + self.open_timeout;
         loop {
             match self.open().await {
@@ -171,7 +171,7 @@ impl Task {
         }
     }
 
-    async fn run(mut self, mut opened: Opened) {
+    async fn run(mut self, mut opened: Box<Opened>) {
         loop {
             let why = match self.pump(opened).await {
                 End::Finished => return,
@@ -198,7 +198,7 @@ impl Task {
     }
 
     /// Reads one stream until it ends.
-    async fn pump(&mut self, mut opened: Opened) -> End {
+    async fn pump(&mut self, mut opened: Box<Opened>) -> End {
         let mut remind = tokio::time::interval(RETRY);
         remind.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {

@@ -473,7 +473,7 @@ pub async fn histories_are_linearizable(store: Shared) {
     let mut records = Vec::new();
     let reading = tokio::spawn(async move {
         let mut changes = Vec::new();
-        while !changes.last().is_some_and(|change: &Change| change.key() == "/h/end") {
+        while changes.last().is_none_or(|change: &Change| change.key() != "/h/end") {
             changes.append(&mut next_changes(&mut watch).await.1);
         }
         changes

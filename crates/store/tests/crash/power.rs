@@ -219,8 +219,7 @@ async fn live_and_crash(seed: u64) -> u64 {
         store.close().await.expect("close");
         image = sound.contents();
     }
-    let n_writes = known.lock().expect("known").revision;
-    n_writes
+    known.lock().expect("known").revision
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

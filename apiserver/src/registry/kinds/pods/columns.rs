@@ -51,10 +51,7 @@ fn gates(pod: &Value, _: Timestamp) -> Value {
     if gates.is_empty() {
         return "<none>".into();
     }
-    let open = gates
-        .iter()
-        .filter(|g| is_true(pod, object::str_at(g, &["conditionType"])))
-        .count();
+    let open = gates.iter().filter(|g| is_true(pod, object::str_at(g, &["conditionType"]))).count();
     format!("{open}/{}", gates.len()).into()
 }
 
@@ -137,9 +134,8 @@ impl<'a> Summary<'a> {
     fn init_phase(&mut self, pod: &'a Value, init: &[Value]) -> Option<(i64, &'a str)> {
         let mut of_sidecars: (i64, &str) = (0, "");
         let mut initializing = false;
-        for (i, status) in object::list_at(pod, &["status", "initContainerStatuses"])
-            .iter()
-            .enumerate()
+        for (i, status) in
+            object::list_at(pod, &["status", "initContainerStatuses"]).iter().enumerate()
         {
             self.count_restarts(status);
             let name = object::str_at(status, &["name"]);
@@ -223,14 +219,28 @@ mod tests {
         let ended = |code: i64| json!({"name": "a", "state": {"terminated": {"exitCode": code}}});
         for (status, deleting, expected) in [
             (json!({"phase": "Pending"}), false, "0/1 Pending"),
-            (json!({"phase": "Pending", "containerStatuses": [waiting("ImagePullBackOff")]}),
-                false, "0/1 ImagePullBackOff"),
-            (json!({"phase": "Running", "containerStatuses": [running.clone()]}), false, "1/1 Running"),
+            (
+                json!({"phase": "Pending", "containerStatuses": [waiting("ImagePullBackOff")]}),
+                false,
+                "0/1 ImagePullBackOff",
+            ),
+            (
+                json!({"phase": "Running", "containerStatuses": [running.clone()]}),
+                false,
+                "1/1 Running",
+            ),
             (json!({"phase": "Running", "containerStatuses": [running]}), true, "1/1 Terminating"),
             (json!({"phase": "Failed", "containerStatuses": [ended(3)]}), true, "0/1 ExitCode:3"),
-            (json!({"phase": "Pending", "initContainerStatuses": [waiting("")]}), false, "0/1 Init:0/1"),
-            (json!({"phase": "Pending", "initContainerStatuses": [ended(1)]}), false,
-                "0/1 Init:ExitCode:1"),
+            (
+                json!({"phase": "Pending", "initContainerStatuses": [waiting("")]}),
+                false,
+                "0/1 Init:0/1",
+            ),
+            (
+                json!({"phase": "Pending", "initContainerStatuses": [ended(1)]}),
+                false,
+                "0/1 Init:ExitCode:1",
+            ),
         ] {
             let mut pod = json!({
                 "metadata": {}, "status": status,

@@ -63,7 +63,10 @@ pub fn init_containers(errors: &mut ErrorList, at: &At<'_>, main: &At<'_>, pod: 
             seen.insert(name.str());
         }
         // Upstream reports these as of the first init container, whichever it is.
-        host_port_conflicts(errors, std::iter::once(At::new(container.value(), at.path().index(0))));
+        host_port_conflicts(
+            errors,
+            std::iter::once(At::new(container.value(), at.path().index(0))),
+        );
         if is_sidecar(container.value()) {
             probes::all(errors, &container, pod);
         } else {
@@ -104,8 +107,15 @@ pub fn ephemeral_containers(
             errors.push(target.not_found());
         }
         for field in [
-            "ports", "resources", "resizePolicy", "restartPolicy", "restartPolicyRules",
-            "livenessProbe", "readinessProbe", "startupProbe", "lifecycle",
+            "ports",
+            "resources",
+            "resizePolicy",
+            "restartPolicy",
+            "restartPolicyRules",
+            "livenessProbe",
+            "readinessProbe",
+            "startupProbe",
+            "lifecycle",
         ] {
             let field = container.at(field);
             if !field.is_zero() {
@@ -139,11 +149,7 @@ fn common(errors: &mut ErrorList, container: &At<'_>, pod: &Surroundings<'_>) {
     if container.at("image").is_empty() {
         errors.push(container.at("image").required(""));
     }
-    one_of(
-        errors,
-        &container.at("terminationMessagePolicy"),
-        &["File", "FallbackToLogsOnError"],
-    );
+    one_of(errors, &container.at("terminationMessagePolicy"), &["File", "FallbackToLogsOnError"]);
     ports(errors, &container.at("ports"));
     env(errors, &container.at("env"));
     env_from(errors, &container.at("envFrom"));
@@ -209,8 +215,14 @@ fn env(errors: &mut ErrorList, at: &At<'_>) {
 
 fn value_from(errors: &mut ErrorList, at: &At<'_>, has_value: bool) {
     const FIELDS: [&str; 9] = [
-        "metadata.name", "metadata.namespace", "metadata.uid", "spec.nodeName",
-        "spec.serviceAccountName", "status.hostIP", "status.hostIPs", "status.podIP",
+        "metadata.name",
+        "metadata.namespace",
+        "metadata.uid",
+        "spec.nodeName",
+        "spec.serviceAccountName",
+        "status.hostIP",
+        "status.hostIPs",
+        "status.podIP",
         "status.podIPs",
     ];
     let mut sources = 0;
@@ -241,9 +253,19 @@ fn value_from(errors: &mut ErrorList, at: &At<'_>, has_value: bool) {
 
 /// Field labels of pods that downward API references may name, beside those with subscripts.
 const FIELD_LABELS: [&str; 14] = [
-    "metadata.annotations", "metadata.labels", "metadata.name", "metadata.namespace",
-    "metadata.uid", "spec.nodeName", "spec.restartPolicy", "spec.serviceAccountName",
-    "spec.schedulerName", "status.phase", "status.hostIP", "status.hostIPs", "status.podIP",
+    "metadata.annotations",
+    "metadata.labels",
+    "metadata.name",
+    "metadata.namespace",
+    "metadata.uid",
+    "spec.nodeName",
+    "spec.restartPolicy",
+    "spec.serviceAccountName",
+    "spec.schedulerName",
+    "status.phase",
+    "status.hostIP",
+    "status.hostIPs",
+    "status.podIP",
     "status.podIPs",
 ];
 
@@ -293,8 +315,12 @@ fn split_subscript(path: &str) -> Option<(&str, &str)> {
 /// A reference to a request or limit of a container.
 pub fn resource_field_ref(errors: &mut ErrorList, at: &At<'_>, in_volume: bool) {
     const RESOURCES: [&str; 6] = [
-        "limits.cpu", "limits.ephemeral-storage", "limits.memory", "requests.cpu",
-        "requests.ephemeral-storage", "requests.memory",
+        "limits.cpu",
+        "limits.ephemeral-storage",
+        "limits.memory",
+        "requests.cpu",
+        "requests.ephemeral-storage",
+        "requests.memory",
     ];
     let resource = at.at("resource");
     let name = resource.str();
@@ -366,13 +392,12 @@ fn env_from(errors: &mut ErrorList, at: &At<'_>) {
             }
         }
         match refs.iter().filter(|r| r.is_set()).count() {
-            0 => errors.push(
-                at.invalid_as("", "must specify one of: `configMapRef` or `secretRef`"),
-            ),
+            0 => {
+                errors.push(at.invalid_as("", "must specify one of: `configMapRef` or `secretRef`"))
+            }
             1 => {}
-            _ => errors.push(
-                at.invalid_as("", "may not have more than one field specified at a time"),
-            ),
+            _ => errors
+                .push(at.invalid_as("", "may not have more than one field specified at a time")),
         }
     }
 }
@@ -452,9 +477,9 @@ fn recursive_read_only<'a>(errors: &mut ErrorList, list: &At<'a>, mount: &At<'a>
         errors.push(field.forbidden("may only be specified when readOnly is true"));
     }
     if !matches!(mount.at("mountPropagation").str(), "" | "None") {
-        errors.push(field.forbidden(
-            "may only be specified when mountPropagation is None or not specified",
-        ));
+        errors.push(
+            field.forbidden("may only be specified when mountPropagation is None or not specified"),
+        );
     }
 }
 
@@ -509,7 +534,8 @@ fn volume_devices(errors: &mut ErrorList, container: &At<'_>, pod: &Surroundings
 fn resize_policy(errors: &mut ErrorList, at: &At<'_>, pod_restart_policy: &str) {
     let mut seen = Seen::default();
     for policy in at.items() {
-        let (resource, restart) = (policy.at("resourceName").str(), policy.at("restartPolicy").str());
+        let (resource, restart) =
+            (policy.at("resourceName").str(), policy.at("restartPolicy").str());
         if !seen.insert(resource) {
             errors.push(FieldError::duplicate(policy.path(), resource));
         }
@@ -531,10 +557,9 @@ fn resize_policy(errors: &mut ErrorList, at: &At<'_>, pod_restart_policy: &str) 
             )),
         }
         if pod_restart_policy == "Never" && restart != "NotRequired" {
-            errors.push(at.invalid_as(
-                restart,
-                "must be 'NotRequired' when `restartPolicy` is 'Never'",
-            ));
+            errors.push(
+                at.invalid_as(restart, "must be 'NotRequired' when `restartPolicy` is 'Never'"),
+            );
         }
     }
 }

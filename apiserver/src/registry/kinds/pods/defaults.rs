@@ -45,7 +45,22 @@ pub fn pod(pod: &mut Value) {
     pod_level_limits(spec);
     pod_level_requests(spec);
     default_absent(spec, "enableServiceLinks", true);
+    if spec["terminationGracePeriodSeconds"].as_i64().is_some_and(|s| s < 0) {
+        spec["terminationGracePeriodSeconds"] = 1.into();
+    }
     pod_spec(spec);
+    both_ips(child(pod, "status"));
+}
+
+/// `podIP` is the first of `podIPs`; where they differ, the older field holds.
+fn both_ips(status: &mut Value) {
+    let one = status["podIP"].as_str().unwrap_or("").to_owned();
+    let first = status["podIPs"][0]["ip"].as_str().unwrap_or("").to_owned();
+    if one.is_empty() && !first.is_empty() {
+        status["podIP"] = first.into();
+    } else if one != first {
+        status["podIPs"] = json!([{"ip": one}]);
+    }
 }
 
 /// `serviceAccount` is the old name of `serviceAccountName`; both always say the same.
@@ -122,15 +137,21 @@ pub fn pull_policy(image: &str) -> &'static str {
 fn parses_as_image(image: &str) -> bool {
     !image.is_empty()
         && image.bytes().all(|b| {
-            b.is_ascii_lowercase() || b.is_ascii_digit() || b"._-/:".contains(&b) || b.is_ascii_uppercase()
+            b.is_ascii_lowercase()
+                || b.is_ascii_digit()
+                || b"._-/:".contains(&b)
+                || b.is_ascii_uppercase()
         })
         && !image.split('/').next_back().unwrap_or("").bytes().any(|b| b.is_ascii_uppercase())
 }
 
 fn probe(probe: &mut Value) {
-    for (field, value) in
-        [("timeoutSeconds", 1), ("periodSeconds", 10), ("successThreshold", 1), ("failureThreshold", 3)]
-    {
+    for (field, value) in [
+        ("timeoutSeconds", 1),
+        ("periodSeconds", 10),
+        ("successThreshold", 1),
+        ("failureThreshold", 3),
+    ] {
         default_to(probe, field, value);
     }
     if let Some(get) = probe.get_mut("httpGet").filter(|g| g.is_object()) {
@@ -160,7 +181,8 @@ fn round_up(list: &mut Value) {
     for value in list.as_object_mut().into_iter().flat_map(Map::values_mut) {
         let Some(text) = value.as_str() else { continue };
         // Only nano and micro amounts can be finer; the common case stays as it is.
-        if text.ends_with(['n', 'u']) || text.contains(['e', 'E', '.'])
+        let fine = text.ends_with(['n', 'u']) || text.contains(['e', 'E', '.']);
+        if fine
             && let Ok(quantity) = text.parse::<Quantity>()
             && quantity.milli_value().unsigned_abs() < 1_000_000_000
         {
@@ -223,15 +245,43 @@ fn pod_level_requests(spec: &mut Value) {
 }
 
 const VOLUME_SOURCES: [&str; 31] = [
-    "hostPath", "emptyDir", "gcePersistentDisk", "awsElasticBlockStore", "gitRepo", "secret", "nfs",
-    "iscsi", "glusterfs", "persistentVolumeClaim", "rbd", "flexVolume", "cinder", "cephfs",
-    "flocker", "downwardAPI", "fc", "azureFile", "configMap", "vsphereVolume", "quobyte",
-    "azureDisk", "photonPersistentDisk", "projected", "portworxVolume", "scaleIO", "storageos",
-    "csi", "ephemeral", "image", "",
+    "hostPath",
+    "emptyDir",
+    "gcePersistentDisk",
+    "awsElasticBlockStore",
+    "gitRepo",
+    "secret",
+    "nfs",
+    "iscsi",
+    "glusterfs",
+    "persistentVolumeClaim",
+    "rbd",
+    "flexVolume",
+    "cinder",
+    "cephfs",
+    "flocker",
+    "downwardAPI",
+    "fc",
+    "azureFile",
+    "configMap",
+    "vsphereVolume",
+    "quobyte",
+    "azureDisk",
+    "photonPersistentDisk",
+    "projected",
+    "portworxVolume",
+    "scaleIO",
+    "storageos",
+    "csi",
+    "ephemeral",
+    "image",
+    "",
 ];
 
 fn volume(volume: &mut Value) {
-    if volume.is_object() && VOLUME_SOURCES.iter().all(|s| volume.get(*s).is_none_or(Value::is_null)) {
+    if volume.is_object()
+        && VOLUME_SOURCES.iter().all(|s| volume.get(*s).is_none_or(Value::is_null))
+    {
         default_absent(volume, "emptyDir", json!({}));
     }
     const MODE: i64 = 0o644;
@@ -258,7 +308,8 @@ fn volume(volume: &mut Value) {
             }
         }
     }
-    if let Some(claim) = volume.get_mut("ephemeral").and_then(|e| e.get_mut("volumeClaimTemplate")) {
+    if let Some(claim) = volume.get_mut("ephemeral").and_then(|e| e.get_mut("volumeClaimTemplate"))
+    {
         default_absent(child(claim, "spec"), "volumeMode", "Filesystem");
     }
     legacy_volume(volume);
@@ -277,13 +328,23 @@ fn downward_items(source: &mut Value) {
 fn legacy_volume(volume: &mut Value) {
     let fields: [(&str, &[(&str, Value)]); 4] = [
         ("iscsi", &[("iscsiInterface", json!("default"))]),
-        ("rbd", &[
-            ("pool", json!("rbd")), ("user", json!("admin")), ("keyring", json!("/etc/ceph/keyring")),
-        ]),
-        ("azureDisk", &[
-            ("cachingMode", json!("ReadWrite")), ("kind", json!("Shared")),
-            ("fsType", json!("ext4")), ("readOnly", json!(false)),
-        ]),
+        (
+            "rbd",
+            &[
+                ("pool", json!("rbd")),
+                ("user", json!("admin")),
+                ("keyring", json!("/etc/ceph/keyring")),
+            ],
+        ),
+        (
+            "azureDisk",
+            &[
+                ("cachingMode", json!("ReadWrite")),
+                ("kind", json!("Shared")),
+                ("fsType", json!("ext4")),
+                ("readOnly", json!(false)),
+            ],
+        ),
         ("scaleIO", &[("storageMode", json!("ThinProvisioned")), ("fsType", json!("xfs"))]),
     ];
     for (source, defaults) in fields {

@@ -14,9 +14,9 @@ mod warnings;
 
 use std::borrow::Cow;
 
+use apimachinery::Value;
 use apimachinery::field::ErrorList;
 use apimachinery::object::{self, set};
-use apimachinery::Value;
 use serde_json::{Map, json};
 
 pub use columns::first_ip;
@@ -127,16 +127,21 @@ impl Strategy for Pods {
         defaults::pod(object);
     }
 
-    fn prepare_for_create(&self, _: &Context<'_>, object: &mut Value) {
+    fn prepare_for_create(&self, context: &Context<'_>, object: &mut Value) {
         set(object, &["metadata", "generation"], 1);
         drop_disabled(object, None);
         set(object, &["status"], json!({"phase": "Pending", "qosClass": qos_class(object)}));
         if !object::list_at(object, &["spec", "schedulingGates"]).is_empty() {
-            set(object, &["status", "conditions"], json!([{
-                "type": "PodScheduled", "status": "False", "reason": "SchedulingGated",
-                "lastProbeTime": null, "lastTransitionTime": null,
-                "message": "Scheduling is blocked due to non-empty scheduling gates",
-            }]));
+            set(
+                object,
+                &["status", "conditions"],
+                json!([{
+                    "type": "PodScheduled", "status": "False", "reason": "SchedulingGated",
+                    "lastProbeTime": null,
+                    "lastTransitionTime": context.now.strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
+                    "message": "Scheduling is blocked due to non-empty scheduling gates",
+                }]),
+            );
         }
         merge_label_keys(object);
         app_armor_fields(object);
@@ -181,8 +186,7 @@ impl Strategy for Pods {
 
     fn grace_period(&self, object: &Value, asked: Option<i64>) -> Option<i64> {
         let own = object::int_at(object, &["spec", "terminationGracePeriodSeconds"]);
-        let done =
-            matches!(object::str_at(object, &["status", "phase"]), "Failed" | "Succeeded");
+        let done = matches!(object::str_at(object, &["status", "phase"]), "Failed" | "Succeeded");
         let unbound = object::str_at(object, &["spec", "nodeName"]).is_empty();
         Some(match asked.or(own).unwrap_or(0) {
             _ if done || unbound => 0,
@@ -302,7 +306,11 @@ fn app_armor_fields(pod: &mut Value) {
     }
 }
 
-fn app_armor_field(container: &mut Value, annotations: &Map<String, Value>, of_pod: Option<&Value>) {
+fn app_armor_field(
+    container: &mut Value,
+    annotations: &Map<String, Value>,
+    of_pod: Option<&Value>,
+) {
     const PREFIX: &str = "container.apparmor.security.beta.kubernetes.io/";
     let key = format!("{PREFIX}{}", object::str_at(container, &["name"]));
     let profile = match annotations.get(&key).and_then(Value::as_str) {
@@ -383,7 +391,11 @@ fn keep_observed(object: &mut Value, old: &Value) {
 /// Metadata that a subresource does not change.
 fn keep_metadata(object: &mut Value, old: &Value) {
     for field in [
-        "deletionTimestamp", "generation", "labels", "annotations", "finalizers",
+        "deletionTimestamp",
+        "generation",
+        "labels",
+        "annotations",
+        "finalizers",
         "ownerReferences",
     ] {
         keep(object, old, &["metadata", field]);

@@ -126,8 +126,9 @@ fn node_selector_term(errors: &mut ErrorList, at: &At<'_>, check_values: bool) {
 fn node_requirement(errors: &mut ErrorList, at: &At<'_>, check_values: bool) {
     let (values, operator) = (at.at("values"), at.at("operator"));
     match operator.str() {
-        "In" | "NotIn" if values.is_empty() => errors
-            .push(values.required("must be specified when `operator` is 'In' or 'NotIn'")),
+        "In" | "NotIn" if values.is_empty() => {
+            errors.push(values.required("must be specified when `operator` is 'In' or 'NotIn'"))
+        }
         "Exists" | "DoesNotExist" if !values.is_empty() => errors.push(
             values.forbidden("may not be specified when `operator` is 'Exists' or 'DoesNotExist'"),
         ),

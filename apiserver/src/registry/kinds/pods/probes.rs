@@ -29,7 +29,10 @@ pub fn all(errors: &mut ErrorList, container: &At<'_>, pod: &Surroundings<'_>) {
 fn probe(errors: &mut ErrorList, at: &At<'_>, pod: &Surroundings<'_>) {
     handler(errors, at, pod, &["exec", "httpGet", "tcpSocket", "grpc"]);
     for field in [
-        "initialDelaySeconds", "timeoutSeconds", "periodSeconds", "successThreshold",
+        "initialDelaySeconds",
+        "timeoutSeconds",
+        "periodSeconds",
+        "successThreshold",
         "failureThreshold",
     ] {
         nonnegative(errors, &at.at(field));
@@ -50,9 +53,8 @@ fn lifecycle(errors: &mut ErrorList, at: &At<'_>, pod: &Surroundings<'_>) {
     let signal = at.at("stopSignal");
     if signal.is_set() {
         match pod.os {
-            None => errors.push(
-                signal.forbidden("may not be set for containers with empty `spec.os.name`"),
-            ),
+            None => errors
+                .push(signal.forbidden("may not be set for containers with empty `spec.os.name`")),
             Some("windows") => supported(errors, &signal, &["SIGKILL", "SIGTERM"]),
             Some(_) if !is_linux_signal(signal.str()) => errors.push(signal.not_supported(&[])),
             Some(_) => {}
@@ -133,9 +135,7 @@ fn sleep(errors: &mut ErrorList, at: &At<'_>, grace_period: Option<i64>) {
     {
         errors.push(at.invalid_as(
             seconds,
-            format!(
-                "must be non-negative and less than terminationGracePeriodSeconds ({grace})"
-            ),
+            format!("must be non-negative and less than terminationGracePeriodSeconds ({grace})"),
         ));
     }
 }

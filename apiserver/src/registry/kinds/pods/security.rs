@@ -217,7 +217,8 @@ fn windows_user(errors: &mut ErrorList, at: &At<'_>) {
     if !user.is_empty() && user.chars().all(|c| c == '.' || c == ' ') {
         say("runAsUserName's User cannot contain only periods or spaces");
     }
-    if user.contains(['"', '/', '\\', ':', ';', '|', '=', ',', '+', '*', '?', '<', '>', '@', '[', ']'])
+    if user
+        .contains(['"', '/', '\\', ':', ';', '|', '=', ',', '+', '*', '?', '<', '>', '@', '[', ']'])
     {
         say("runAsUserName's User cannot contain the following characters: \"/\\:;|=,+*?<>@[]");
     }
@@ -310,7 +311,10 @@ fn windows(errors: &mut ErrorList, spec: &At<'_>) {
         }
         forbid(spec.at("shareProcessNamespace"), spec.at("shareProcessNamespace").is_set());
         for field in [
-            "runAsUser", "runAsGroup", "supplementalGroups", "supplementalGroupsPolicy",
+            "runAsUser",
+            "runAsGroup",
+            "supplementalGroups",
+            "supplementalGroupsPolicy",
             "seLinuxChangePolicy",
         ] {
             forbid(context.at(field), context.at(field).is_set());
@@ -319,9 +323,16 @@ fn windows(errors: &mut ErrorList, spec: &At<'_>) {
     for container in CONTAINERS.iter().flat_map(|f| spec.at(f).items()) {
         let context = container.at("securityContext");
         for field in [
-            "appArmorProfile", "seLinuxOptions", "seccompProfile", "capabilities",
-            "readOnlyRootFilesystem", "privileged", "allowPrivilegeEscalation", "procMount",
-            "runAsUser", "runAsGroup",
+            "appArmorProfile",
+            "seLinuxOptions",
+            "seccompProfile",
+            "capabilities",
+            "readOnlyRootFilesystem",
+            "privileged",
+            "allowPrivilegeEscalation",
+            "procMount",
+            "runAsUser",
+            "runAsGroup",
         ] {
             forbid(context.at(field), context.at(field).is_set());
         }

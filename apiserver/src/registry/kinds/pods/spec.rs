@@ -5,7 +5,6 @@ use apimachinery::names;
 
 use super::super::check::{
     At, annotations, check_legacy_ip, invalid_each, labels, one_of, range_message,
-    subdomain_with_underscore,
 };
 use super::super::resources::{
     Of, aggregate_limits, aggregate_requests, amounts, is_hugepages, requirements,
@@ -92,8 +91,8 @@ fn pod_annotations(errors: &mut ErrorList, at: &At<'_>, spec: &At<'_>) {
 
 /// A 32-bit integer without a leading zero or plus sign.
 fn is_deletion_cost(text: &str) -> bool {
-    let canonical = !text.starts_with('+') && !(text.starts_with('0') && text.len() > 1);
-    canonical && text.parse::<i32>().is_ok()
+    let padded = text.starts_with('+') || (text.starts_with('0') && text.len() > 1);
+    !padded && text.parse::<i32>().is_ok()
 }
 
 /// A PodSpec. `pod_name` is empty in templates.
@@ -202,7 +201,8 @@ fn pod_resources(errors: &mut ErrorList, spec: &At<'_>, claims: &[&str]) {
     }
     let limits = amounts(Some(at.at("limits").value()));
     for (name, sum) in aggregate_limits(spec.value()) {
-        let own = limits.get(&name).filter(|own| is_hugepages(&name) && sum.millis() > own.millis());
+        let own =
+            limits.get(&name).filter(|own| is_hugepages(&name) && sum.millis() > own.millis());
         if let Some(own) = own {
             errors.push(FieldError::invalid(
                 &at.path().child("limits").key(&name),
@@ -231,10 +231,12 @@ fn host_network(errors: &mut ErrorList, spec: &At<'_>, options: &Options) {
     for port in spec.at("containers").items().flat_map(|c| c.at("ports").items()) {
         let (host, number) = (port.at("hostPort"), port.at("containerPort").int());
         if (options.is_pod || host.int() != 0) && host.int() != number {
-            errors.push(host.invalid_as(
-                host.int(),
-                "must match `containerPort` when `hostNetwork` is true",
-            ));
+            errors.push(
+                host.invalid_as(
+                    host.int(),
+                    "must match `containerPort` when `hostNetwork` is true",
+                ),
+            );
         }
     }
 }
@@ -248,9 +250,10 @@ fn dns(errors: &mut ErrorList, spec: &At<'_>) {
             return;
         }
         if servers.is_empty() {
-            errors.push(servers.required(
-                "must provide at least one DNS nameserver when `dnsPolicy` is None",
-            ));
+            errors.push(
+                servers
+                    .required("must provide at least one DNS nameserver when `dnsPolicy` is None"),
+            );
             return;
         }
     }
@@ -271,7 +274,7 @@ fn dns(errors: &mut ErrorList, spec: &At<'_>) {
     }
     for search in searches.items().filter(|s| s.str() != ".") {
         let name = search.str().strip_suffix('.').unwrap_or(search.str());
-        let messages = subdomain_with_underscore(name);
+        let messages = names::dns1123_subdomain_with_underscore(name);
         errors.extend(messages.into_iter().map(|m| search.invalid_as(name, m)));
     }
     for option in at.at("options").items().filter(|o| o.at("name").is_empty()) {

@@ -4,6 +4,8 @@
 use apimachinery::field::{ErrorList, FieldError, Path};
 use apimachinery::{Value, names, object};
 
+use serde_json::json;
+
 use super::super::check::{self, At, invalid_each, legacy_ip, range_message, same};
 use super::super::resources::is_sidecar;
 use super::spec::{self, Options};
@@ -118,7 +120,9 @@ fn only_added_tolerations(errors: &mut ErrorList, new: &At<'_>, old: &At<'_>) {
         let old = but_seconds(old.value());
         if !new.items().any(|n| same(&but_seconds(n.value()), &old)) {
             errors.push(
-                new.forbidden("existing toleration can not be modified except its tolerationSeconds"),
+                new.forbidden(
+                    "existing toleration can not be modified except its tolerationSeconds",
+                ),
             );
             return;
         }
@@ -410,8 +414,9 @@ pub fn status(errors: &mut ErrorList, pod: &At<'_>, old: &Value) {
     if !nominated.is_empty() && nominated.str() != old_status.at("nominatedNodeName").str() {
         invalid_each(errors, &nominated, names::dns1123_subdomain(nominated.str()));
         if !old_node.is_empty() {
-            errors
-                .push(nominated.forbidden("may not be set on pods that are already bound to a node"));
+            errors.push(
+                nominated.forbidden("may not be set on pods that are already bound to a node"),
+            );
         }
     }
     observed(errors, &status.at("observedGeneration"));
@@ -503,6 +508,8 @@ fn ips(errors: &mut ErrorList, at: &At<'_>) {
         six.push(legacy_ip(ip.str()).is_some_and(|ip| ip.is_ipv6()));
     }
     if six.len() > 1 && !check::is_dual_stack(&six) {
-        errors.push(at.invalid("may specify no more than one IP for each IP family"));
+        // The capitals are upstream's.
+        let shown: Vec<Value> = at.items().map(|e| json!({"IP": e.at("ip").str()})).collect();
+        errors.push(at.invalid_as(shown, "may specify no more than one IP for each IP family"));
     }
 }

@@ -12,11 +12,36 @@ use super::spec::Options;
 
 /// Volume sources in the order of upstream's rules: the first one counts, others are too many.
 const SOURCES: [&str; 30] = [
-    "emptyDir", "hostPath", "gitRepo", "gcePersistentDisk", "awsElasticBlockStore", "secret", "nfs",
-    "iscsi", "glusterfs", "flocker", "persistentVolumeClaim", "rbd", "cinder", "cephfs", "quobyte",
-    "downwardAPI", "fc", "flexVolume", "configMap", "azureFile", "vsphereVolume",
-    "photonPersistentDisk", "portworxVolume", "azureDisk", "storageos", "projected", "scaleIO",
-    "csi", "ephemeral", "image",
+    "emptyDir",
+    "hostPath",
+    "gitRepo",
+    "gcePersistentDisk",
+    "awsElasticBlockStore",
+    "secret",
+    "nfs",
+    "iscsi",
+    "glusterfs",
+    "flocker",
+    "persistentVolumeClaim",
+    "rbd",
+    "cinder",
+    "cephfs",
+    "quobyte",
+    "downwardAPI",
+    "fc",
+    "flexVolume",
+    "configMap",
+    "azureFile",
+    "vsphereVolume",
+    "photonPersistentDisk",
+    "portworxVolume",
+    "azureDisk",
+    "storageos",
+    "projected",
+    "scaleIO",
+    "csi",
+    "ephemeral",
+    "image",
 ];
 
 /// `spec.volumes`; gives the good ones by name. `pod_name` is empty for templates.
@@ -123,7 +148,13 @@ fn host_path(errors: &mut ErrorList, at: &At<'_>) {
     }
     no_backsteps(errors, &path);
     const TYPES: [&str; 8] = [
-        "", "BlockDevice", "CharDevice", "Directory", "DirectoryOrCreate", "File", "FileOrCreate",
+        "",
+        "BlockDevice",
+        "CharDevice",
+        "Directory",
+        "DirectoryOrCreate",
+        "File",
+        "FileOrCreate",
         "Socket",
     ];
     supported_if_set(errors, &at.at("type"), &TYPES);
@@ -161,7 +192,10 @@ fn key_to_path(errors: &mut ErrorList, at: &At<'_>) {
 
 fn downward_file(errors: &mut ErrorList, at: &At<'_>) {
     const FIELDS: [&str; 5] = [
-        "metadata.annotations", "metadata.labels", "metadata.name", "metadata.namespace",
+        "metadata.annotations",
+        "metadata.labels",
+        "metadata.name",
+        "metadata.namespace",
         "metadata.uid",
     ];
     required(errors, at, &["path"]);
@@ -328,8 +362,7 @@ fn ephemeral(errors: &mut ErrorList, volume: &At<'_>, at: &At<'_>, pod_name: &st
 
 /// `spec` of a PersistentVolumeClaim.
 pub fn claim_spec(errors: &mut ErrorList, at: &At<'_>) {
-    const MODES: [&str; 4] =
-        ["ReadOnlyMany", "ReadWriteMany", "ReadWriteOnce", "ReadWriteOncePod"];
+    const MODES: [&str; 4] = ["ReadOnlyMany", "ReadWriteMany", "ReadWriteOnce", "ReadWriteOncePod"];
     let modes = at.at("accessModes");
     if modes.is_empty() {
         errors.push(modes.required("at least 1 access mode is required"));
@@ -343,10 +376,8 @@ pub fn claim_spec(errors: &mut ErrorList, at: &At<'_>) {
         errors.push(modes.forbidden("may not use ReadWriteOncePod with other access modes"));
     }
     let requests = at.down(&["resources", "requests"]);
-    let storage = At::new(
-        requests.at("storage").value(),
-        at.path().child("resources").key("storage"),
-    );
+    let storage =
+        At::new(requests.at("storage").value(), at.path().child("resources").key("storage"));
     match storage.quantity() {
         None => errors.push(storage.required("")),
         Some(q) if q.sign() <= 0 => {

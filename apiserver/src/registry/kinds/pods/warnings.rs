@@ -189,8 +189,11 @@ fn ports(warnings: &mut Vec<String>, containers: &[At<'_>]) {
             } else {
                 continue;
             };
-            warnings
-                .push(format!("{}: {problem} port definition with {}", port.path(), other.path()));
+            warnings.push(format!(
+                "{}: {problem} port definition with {}",
+                port.path(),
+                other.path()
+            ));
         }
         seen.push(port);
     }

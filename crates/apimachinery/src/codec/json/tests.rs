@@ -1,11 +1,40 @@
 use super::super::golden;
 use super::*;
-use crate::gvk::GroupVersionKind;
+use golden::schema;
 
-fn schema(api_version: &str, kind: &str) -> Schema<'static> {
-    let registry = Registry::builtin();
-    let gvk = GroupVersionKind::from_api_version(api_version, kind);
-    Schema { registry, message: registry.kind(&gvk).expect("a kind") }
+#[test]
+fn decides_as_upstream_does_on_changed_objects() {
+    let mut failures = Vec::new();
+    for case in golden::decodings() {
+        let schema = golden::schema(&case.api_version, &case.kind);
+        let result = match decode(schema, case.input.as_bytes(), FieldValidation::Strict) {
+            Ok(_) => "ok".to_owned(),
+            Err(e @ DecodeError::Strict(_)) => format!("strict {e}"),
+            Err(e) => format!("error {e}"),
+        };
+        if result != case.result {
+            failures.push(format!("{}\n  ours   {result}\n  theirs {}", case.input, case.result));
+            continue;
+        }
+        let Some(json) = &case.json else { continue };
+        let theirs: Value = serde_json::from_str(json).expect("JSON");
+        match decode(schema, case.input.as_bytes(), FieldValidation::Ignore) {
+            Ok(decoded) if decoded.object == theirs => {}
+            Ok(decoded) => failures.push(format!(
+                "{} {} decoded\n{}",
+                case.kind,
+                case.result,
+                golden::difference(&decoded.object.to_string(), &theirs.to_string())
+            )),
+            Err(e) => failures.push(format!("{}: {e}", case.input)),
+        }
+    }
+    assert!(
+        failures.is_empty(),
+        "{} failures:\n{}",
+        failures.len(),
+        failures[..failures.len().min(12)].join("\n")
+    );
 }
 
 #[test]

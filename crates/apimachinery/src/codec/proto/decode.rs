@@ -103,6 +103,18 @@ fn one(
     wire: Wire<'_>,
     depth: usize,
 ) -> Result<Value, DecodeError> {
+    match ty {
+        Type::Message(id) => object(registry, *id, scan::bytes(wire, field)?, depth),
+        Type::SchemaOr(or, id) => {
+            schema_or(registry, field, *or, *id, scan::bytes(wire, field)?, depth)
+        }
+        ty => leaf(field, ty, wire),
+    }
+}
+
+/// A value that holds no messages of the schema, apart from [`one`] so that nesting takes little
+/// of the stack.
+fn leaf(field: &Field, ty: &Type, wire: Wire<'_>) -> Result<Value, DecodeError> {
     let bytes = || scan::bytes(wire, field);
     Ok(match ty {
         Type::Bool => (scan::varint(wire, field)? != 0).into(),
@@ -111,7 +123,6 @@ fn one(
         Type::Double => scalar::double(scan::double(wire, field)?),
         Type::String => scan::text(wire, field)?.into_owned().into(),
         Type::Bytes => scalar::base64_encode(bytes()?).into(),
-        Type::Message(id) => object(registry, *id, bytes()?, depth)?,
         Type::Quantity => match scan::only(bytes()?, 1)? {
             Some(wire) => {
                 let text = scan::text(wire, field)?;
@@ -138,9 +149,8 @@ fn one(
             },
             None => Value::Null,
         },
-        Type::SchemaOr(or, id) => schema_or(registry, field, *or, *id, bytes()?, depth)?,
-        // A list or map is no single value; `whole_field` takes them apart.
-        Type::List(_) | Type::Map(_) => Value::Null,
+        // Not leaves: `whole_field` and `one` take them apart.
+        Type::List(_) | Type::Map(_) | Type::Message(_) | Type::SchemaOr(..) => Value::Null,
     })
 }
 

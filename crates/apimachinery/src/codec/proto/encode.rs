@@ -1,7 +1,7 @@
 //! From a [`Value`] to the bytes that upstream's generated code writes: fields by number, zero
 //! values that are not pointers included, maps by key.
 
-use super::super::{DecodeError, scalar, time};
+use super::super::{DecodeError, gojson, scalar, time};
 use super::wire::{malformed, put_bytes, put_int, put_message, put_tag};
 use crate::schema::{Field, MessageId, Registry, SchemaOr, Type};
 use crate::{Map, Value};
@@ -90,6 +90,20 @@ fn one(
 ) -> Done {
     let value = value.filter(|v| !v.is_null());
     match (ty, value) {
+        (Type::Message(id), None | Some(Value::Object(_))) => put_message(out, number, |out| {
+            message(registry, *id, value.and_then(Value::as_object), out)
+        }),
+        (Type::SchemaOr(or, id), v) => {
+            put_message(out, number, |out| schema_or(registry, field, *or, *id, v, out))
+        }
+        (ty, v) => leaf(field, ty, number, v, out),
+    }
+}
+
+/// Writes a value that holds no messages of the schema, apart from [`one`] so that nesting takes
+/// little of the stack.
+fn leaf(field: &Field, ty: &Type, number: u32, value: Option<&Value>, out: &mut Vec<u8>) -> Done {
+    match (ty, value) {
         (Type::Bool, v) => match v.map_or(Some(false), Value::as_bool) {
             Some(b) => put_int(out, number, i64::from(b)),
             None => return mistyped(field),
@@ -109,11 +123,6 @@ fn one(
         (Type::Bytes, v) => {
             let bytes = scalar::base64_decode(string(field, v)?).map_err(DecodeError::Malformed)?;
             put_bytes(out, number, &bytes);
-        }
-        (Type::Message(id), None | Some(Value::Object(_))) => {
-            return put_message(out, number, |out| {
-                message(registry, *id, value.and_then(Value::as_object), out)
-            });
         }
         (Type::Quantity, v) => {
             let text = v.map_or(Ok("0"), |v| string(field, Some(v)))?;
@@ -136,19 +145,19 @@ fn one(
             });
         }
         (Type::FieldsV1 | Type::RawExtension | Type::Json, v) => {
-            return put_message(out, number, |out| match v.map(serde_json::to_vec) {
+            return put_message(out, number, |out| match v {
                 None => Ok(()),
-                Some(Ok(text)) => {
+                Some(v) => {
+                    let mut text = Vec::new();
+                    gojson::value(v, &mut text)?;
                     put_bytes(out, 1, &text);
                     Ok(())
                 }
-                Some(Err(e)) => malformed(format!("json: {e}")),
             });
         }
-        (Type::SchemaOr(or, id), v) => {
-            return put_message(out, number, |out| schema_or(registry, field, *or, *id, v, out));
+        (Type::Message(_) | Type::List(_) | Type::Map(_) | Type::SchemaOr(..), _) => {
+            return mistyped(field);
         }
-        (Type::Message(_) | Type::List(_) | Type::Map(_), _) => return mistyped(field),
     }
     Ok(())
 }

@@ -3,15 +3,18 @@
 
 use std::borrow::Cow;
 
-use smallvec::SmallVec;
-
-use super::super::{DecodeError, syntax::MAX_DEPTH, time};
+use super::super::{
+    DecodeError,
+    syntax::{MAX_DEPTH, lossy},
+    time,
+};
 use super::wire::{Reader, Wire, malformed, wrong_type};
 use crate::schema::{Field, MessageId, Registry};
 
 /// The values of a message's fields: index of the field and value, by index, values of one field
 /// in the order of the bytes. Unknown fields are left out.
-pub(super) type Fields<'a> = SmallVec<[(u16, Wire<'a>); 16]>;
+/// On the heap, since messages nest and every one of them has its own.
+pub(super) type Fields<'a> = Vec<(u16, Wire<'a>)>;
 
 pub(super) fn fields<'a>(
     registry: &Registry,
@@ -20,7 +23,7 @@ pub(super) fn fields<'a>(
 ) -> Result<Fields<'a>, DecodeError> {
     let shape = registry.shape(id);
     let declared = &registry.message(id).fields;
-    let mut found = Fields::new();
+    let mut found = Fields::with_capacity(16);
     let mut reader = Reader::new(raw);
     let mut sorted = true;
     while let Some((number, wire)) = reader.field()? {
@@ -85,15 +88,15 @@ pub(super) fn double(wire: Wire<'_>, field: &Field) -> Result<f64, DecodeError> 
 
 /// Go keeps strings that are not UTF-8; JSON shows U+FFFD in them.
 pub(super) fn text<'a>(wire: Wire<'a>, field: &Field) -> Result<Cow<'a, str>, DecodeError> {
-    bytes(wire, field).map(String::from_utf8_lossy)
+    bytes(wire, field).map(lossy)
 }
 
 /// The elements of a list: a packed list of numbers is one value on the wire.
 pub(super) fn unpacked<'a>(
     group: &[(u16, Wire<'a>)],
     numbers: bool,
-) -> Result<SmallVec<[Wire<'a>; 8]>, DecodeError> {
-    let mut all = SmallVec::new();
+) -> Result<Vec<Wire<'a>>, DecodeError> {
+    let mut all = Vec::new();
     for (_, wire) in group {
         match wire {
             Wire::Bytes(packed) if numbers => {
@@ -109,8 +112,8 @@ pub(super) fn unpacked<'a>(
 }
 
 /// The strings of a wrapped list: `{1: repeated}`.
-pub(super) fn wrapped<'a>(raw: &'a [u8]) -> Result<SmallVec<[Wire<'a>; 8]>, DecodeError> {
-    let mut all = SmallVec::new();
+pub(super) fn wrapped<'a>(raw: &'a [u8]) -> Result<Vec<Wire<'a>>, DecodeError> {
+    let mut all = Vec::new();
     let mut reader = Reader::new(raw);
     while let Some((number, wire)) = reader.field()? {
         if number == 1 {
@@ -120,11 +123,14 @@ pub(super) fn wrapped<'a>(raw: &'a [u8]) -> Result<SmallVec<[Wire<'a>; 8]>, Deco
     Ok(all)
 }
 
+/// A key and its value, if that was written.
+pub(super) type Entry<'a> = (Cow<'a, str>, Option<Wire<'a>>);
+
 /// A map's entries by key; of entries with the same key the last.
 pub(super) fn entries<'a>(
     group: &[(u16, Wire<'a>)],
     field: &Field,
-) -> Result<Vec<(Cow<'a, str>, Option<Wire<'a>>)>, DecodeError> {
+) -> Result<Vec<Entry<'a>>, DecodeError> {
     let mut all = Vec::with_capacity(group.len());
     for (_, wire) in group {
         let mut reader = Reader::new(bytes(*wire, field)?);

@@ -153,6 +153,18 @@ fn one(
     depth: usize,
     out: &mut Vec<u8>,
 ) -> Done {
+    match ty {
+        Type::Message(id) => object(registry, *id, scan::bytes(wire, field)?, depth, out),
+        Type::SchemaOr(or, id) => {
+            schema_or(registry, field, *or, *id, scan::bytes(wire, field)?, depth, out)
+        }
+        ty => leaf(field, ty, wire, out),
+    }
+}
+
+/// A value that holds no messages of the schema, apart from [`one`] so that nesting takes little
+/// of the stack.
+fn leaf(field: &Field, ty: &Type, wire: Wire<'_>, out: &mut Vec<u8>) -> Done {
     let bytes = || scan::bytes(wire, field);
     match ty {
         Type::Bool => {
@@ -168,7 +180,6 @@ fn one(
             out.extend_from_slice(scalar::base64_encode(bytes()?).as_bytes());
             out.push(b'"');
         }
-        Type::Message(id) => return object(registry, *id, bytes()?, depth, out),
         Type::Quantity => match scan::only(bytes()?, 1)? {
             Some(wire) => {
                 let text = scan::text(wire, field)?;
@@ -199,11 +210,10 @@ fn one(
             },
             None => out.extend_from_slice(b"null"),
         },
-        Type::SchemaOr(or, id) => {
-            return schema_or(registry, field, *or, *id, bytes()?, depth, out);
+        // Not leaves: `whole_field` and `one` take them apart.
+        Type::List(_) | Type::Map(_) | Type::Message(_) | Type::SchemaOr(..) => {
+            out.extend_from_slice(b"null")
         }
-        // A list or map is no single value; `whole_field` takes them apart.
-        Type::List(_) | Type::Map(_) => out.extend_from_slice(b"null"),
     }
     Ok(())
 }

@@ -89,11 +89,11 @@ fn scalar(value: &Value, indent: usize, out: &mut String) {
 }
 
 fn text(s: &str, indent: usize, key: bool, out: &mut String) {
-    if s.is_empty() || resolves(s) {
+    let lines = s.contains('\n');
+    let quoted = s.is_empty() || resolves(s) || s.chars().any(special);
+    if quoted || lines && (key || !literal_fits(s)) {
         double_quoted(s, out);
-    } else if s.chars().any(special) || s.contains("\n") && (key || !literal_fits(s)) {
-        double_quoted(s, out);
-    } else if s.contains('\n') {
+    } else if lines {
         literal(s, indent, out);
     } else if plain_fits(s) {
         out.push_str(s);

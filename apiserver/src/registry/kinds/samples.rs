@@ -1,0 +1,154 @@
+//! One small valid object for each row that stores, and each that only answers: for tests that
+//! walk the registry.
+
+use apimachinery::Value;
+use serde_json::json;
+
+/// Group, version and kind, and an object without namespace (the test chooses one).
+pub type Sample = (&'static str, &'static str, &'static str, Value);
+
+fn template() -> Value {
+    json!({
+        "metadata": {"labels": {"app": "sample"}},
+        "spec": {"containers": [{"name": "main", "image": "registry.example/sample:1"}]},
+    })
+}
+
+fn workload(mut spec: Value) -> Value {
+    spec["selector"] = json!({"matchLabels": {"app": "sample"}});
+    spec["template"] = template();
+    json!({"spec": spec})
+}
+
+/// Valid objects, at least one for each row.
+pub fn samples() -> Vec<Sample> {
+    let mut list: Vec<Sample> = core();
+    list.extend(groups());
+    list.extend(reviews());
+    for (group, version, kind, object) in &mut list {
+        object["apiVersion"] = apimachinery::gvk::api_version(group, version).into();
+        object["kind"] = (*kind).into();
+        if object.get("metadata").is_none() && !kind.ends_with("Review") {
+            object["metadata"] = json!({"name": "sample"});
+        }
+    }
+    list
+}
+
+fn core() -> Vec<Sample> {
+    let v1 = |kind, object| ("", "v1", kind, object);
+    vec![
+        v1("Namespace", json!({})),
+        v1("Node", json!({})),
+        v1("Pod", json!({"spec": template()["spec"]})),
+        v1("PodTemplate", json!({"template": template()})),
+        v1("Binding", json!({"target": {"kind": "Node", "name": "sample"}})),
+        v1("Service", json!({"spec": {"ports": [{"port": 80}]}})),
+        v1(
+            "Endpoints",
+            json!({"subsets": [
+            {"addresses": [{"ip": "10.0.0.1"}], "ports": [{"port": 80}]}]}),
+        ),
+        v1("ConfigMap", json!({"data": {"key": "value"}})),
+        v1("Secret", json!({"data": {"key": "dmFsdWU="}})),
+        v1("ServiceAccount", json!({})),
+        v1(
+            "Event",
+            json!({
+                "involvedObject": {"kind": "Namespace", "namespace": "default", "name": "default"},
+                "reason": "Sampled", "message": "a sample", "type": "Normal",
+                "metadata": {"name": "sample", "namespace": "default"},
+            }),
+        ),
+    ]
+}
+
+fn groups() -> Vec<Sample> {
+    const RBAC: &str = "rbac.authorization.k8s.io";
+    const NETWORKING: &str = "networking.k8s.io";
+    let role = json!({"rules": [{"apiGroups": [""], "resources": ["pods"], "verbs": ["get"]}]});
+    let binding = |kind: &str| {
+        json!({
+            "roleRef": {"apiGroup": RBAC, "kind": kind, "name": "sample"},
+            "subjects": [{"apiGroup": RBAC, "kind": "User", "name": "sample"}],
+        })
+    };
+    vec![
+        ("apps", "v1", "Deployment", workload(json!({"replicas": 1}))),
+        ("apps", "v1", "ReplicaSet", workload(json!({"replicas": 1}))),
+        ("apps", "v1", "StatefulSet", workload(json!({"serviceName": "sample"}))),
+        ("apps", "v1", "DaemonSet", workload(json!({}))),
+        ("apps", "v1", "ControllerRevision", json!({"revision": 1, "data": {"spec": {}}})),
+        ("coordination.k8s.io", "v1", "Lease", json!({"spec": {"holderIdentity": "sample"}})),
+        (
+            "discovery.k8s.io",
+            "v1",
+            "EndpointSlice",
+            json!({
+                "addressType": "IPv4", "endpoints": [{"addresses": ["10.0.0.1"]}],
+                "ports": [{"name": "http", "port": 80}],
+            }),
+        ),
+        (
+            "events.k8s.io",
+            "v1",
+            "Event",
+            json!({
+                "metadata": {"name": "sample-new", "namespace": "default"},
+                "eventTime": "2026-01-01T00:00:00.000000Z", "type": "Normal", "reason": "Sampled",
+                "action": "Sample", "reportingController": "example.com/sampler",
+                "reportingInstance": "sampler-0", "note": "a sample",
+                "regarding": {"kind": "Namespace", "namespace": "default", "name": "default"},
+            }),
+        ),
+        (RBAC, "v1", "Role", role.clone()),
+        (RBAC, "v1", "ClusterRole", role),
+        (RBAC, "v1", "RoleBinding", binding("Role")),
+        (RBAC, "v1", "ClusterRoleBinding", binding("ClusterRole")),
+        ("scheduling.k8s.io", "v1", "PriorityClass", json!({"value": 100})),
+        ("node.k8s.io", "v1", "RuntimeClass", json!({"handler": "sample"})),
+        (
+            NETWORKING,
+            "v1",
+            "IPAddress",
+            json!({
+                "metadata": {"name": "10.250.0.1"},
+                "spec": {"parentRef": {"resource": "services", "namespace": "default", "name": "sample"}},
+            }),
+        ),
+        (NETWORKING, "v1", "ServiceCIDR", json!({"spec": {"cidrs": ["10.250.0.0/24"]}})),
+    ]
+}
+
+fn reviews() -> Vec<Sample> {
+    const AUTHN: &str = "authentication.k8s.io";
+    const AUTHZ: &str = "authorization.k8s.io";
+    let attributes = json!({"verb": "get", "resource": "pods", "namespace": "default"});
+    vec![
+        (AUTHN, "v1", "TokenReview", json!({"spec": {"token": "sample"}})),
+        (AUTHN, "v1", "SelfSubjectReview", json!({})),
+        (AUTHZ, "v1", "SelfSubjectRulesReview", json!({"spec": {"namespace": "default"}})),
+        (
+            AUTHZ,
+            "v1",
+            "SubjectAccessReview",
+            json!({
+            "spec": {"user": "sample", "resourceAttributes": attributes}}),
+        ),
+        (
+            AUTHZ,
+            "v1",
+            "SelfSubjectAccessReview",
+            json!({
+            "spec": {"resourceAttributes": attributes}}),
+        ),
+        (
+            AUTHZ,
+            "v1",
+            "LocalSubjectAccessReview",
+            json!({
+            "metadata": {"namespace": "default"},
+            "spec": {"user": "sample", "resourceAttributes": attributes}}),
+        ),
+    ]
+}
