@@ -1,5 +1,6 @@
 //! What may be written: plugins that change or refuse objects on their way to the store.
 
+pub mod certificates;
 pub mod lookup;
 pub mod namespace_lifecycle;
 pub mod node_restriction;
@@ -10,7 +11,9 @@ pub mod pods;
 pub mod priority;
 pub mod runtime_class;
 pub mod service_account;
+pub mod storage;
 pub mod tolerations;
+pub mod topology_labels;
 
 #[cfg(test)]
 mod testing;

@@ -12,6 +12,8 @@ use super::priority::Priority;
 use super::runtime_class::RuntimeClass;
 use super::service_account::ServiceAccount;
 use super::tolerations::DefaultTolerationSeconds;
+use super::topology_labels::PodTopologyLabels;
+use super::{certificates, storage};
 use crate::authentication::Clock;
 use crate::authorization::Authorizer;
 use crate::reader::Reader;
@@ -105,6 +107,20 @@ fn build(name: &str, config: &Config) -> Option<Arc<dyn Plugin>> {
             not_ready: config.not_ready_toleration_seconds,
             unreachable: config.unreachable_toleration_seconds,
         }),
+        "DefaultStorageClass" => Arc::new(storage::DefaultStorageClass(config.reader.clone())),
+        "DefaultIngressClass" => Arc::new(storage::DefaultIngressClass(config.reader.clone())),
+        "StorageObjectInUseProtection" => Arc::new(storage::StorageObjectInUseProtection),
+        "PersistentVolumeClaimResize" => {
+            Arc::new(storage::PersistentVolumeClaimResize(config.reader.clone()))
+        }
+        "CertificateApproval" => {
+            Arc::new(certificates::CertificateApproval(config.authorizer.clone()))
+        }
+        "CertificateSigning" => {
+            Arc::new(certificates::CertificateSigning(config.authorizer.clone()))
+        }
+        "CertificateSubjectRestriction" => Arc::new(certificates::CertificateSubjectRestriction),
+        "PodTopologyLabels" => Arc::new(PodTopologyLabels(config.reader.clone())),
         "RuntimeClass" => Arc::new(RuntimeClass::new(lookup())),
         _ => return None,
     })
@@ -179,7 +195,15 @@ mod tests {
             "PodSecurity",
             "Priority",
             "DefaultTolerationSeconds",
+            "DefaultStorageClass",
+            "StorageObjectInUseProtection",
+            "PersistentVolumeClaimResize",
             "RuntimeClass",
+            "CertificateApproval",
+            "CertificateSigning",
+            "CertificateSubjectRestriction",
+            "DefaultIngressClass",
+            "PodTopologyLabels",
         ];
         assert_eq!(names(&[], &[]).as_deref(), Ok(&default[..]));
         let restricted = names(&["NodeRestriction", "Priority"], &["PodSecurity"]).expect("valid");

@@ -233,7 +233,9 @@ impl Plugin for ServiceAccount {
         // What a kubelet mirrors must stay as its file has it.
         if !pods::is_mirror(pod) {
             if account_of(pod).is_empty() {
+                // The second is the old name of the first; clients are shown both.
                 object::set(pod, &["spec", "serviceAccountName"], DEFAULT);
+                object::set(pod, &["spec", "serviceAccount"], DEFAULT);
             }
             let name = account_of(pod).to_owned();
             let account = self.account(a, pod, &name).await?;

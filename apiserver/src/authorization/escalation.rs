@@ -16,11 +16,17 @@ use crate::admission::{self, Operation};
 use crate::authentication::{MASTERS, User};
 use crate::request::RequestInfo;
 
-/// Whether a user's rules cover `wanted` in a namespace.
+/// Whether a user's rules cover `wanted` in a namespace. `written`: the resource that is written;
+/// roles that are missing are reported as if they were of it, as upstream does.
 ///
 /// # Errors
 /// Upstream's text, with the permissions that are missing.
-pub fn confirm(rbac: &Rbac, user: &User, namespace: &str, wanted: &[Rule]) -> Result<(), String> {
+pub fn confirm(
+    rbac: &Rbac,
+    user: &User,
+    (written, namespace): (&GroupResource, &str),
+    wanted: &[Rule],
+) -> Result<(), String> {
     let (owned, unresolved) = rbac.rules_for(user, namespace);
     let missing = rule::uncovered(&owned, wanted);
     if missing.is_empty() {
@@ -33,19 +39,20 @@ pub fn confirm(rbac: &Rbac, user: &User, namespace: &str, wanted: &[Rule]) -> Re
         rule::describe_missing(&missing).join("\n")
     );
     if !unresolved.is_empty() {
-        let texts: Vec<String> = unresolved.iter().map(|u| not_found(u).message()).collect();
+        let texts: Vec<String> =
+            unresolved.iter().map(|u| not_found(u, written).message()).collect();
         text.push_str(&format!("; resolution errors: [{}]", super::aggregate(&texts)));
     }
     Err(text)
 }
 
-fn not_found(unresolved: &Unresolved) -> ApiError {
-    let (resource, name) = match unresolved {
-        Unresolved::ClusterRole(name) => ("clusterroles", name),
-        Unresolved::Role(name) => ("roles", name),
-        Unresolved::Kind(_) => return ApiError::Internal(unresolved.to_string()),
-    };
-    ApiError::NotFound { resource: GroupResource::new(RBAC_GROUP, resource), name: name.clone() }
+fn not_found(unresolved: &Unresolved, written: &GroupResource) -> ApiError {
+    match unresolved {
+        Unresolved::ClusterRole(name) | Unresolved::Role(name) => {
+            ApiError::NotFound { resource: written.clone(), name: name.clone() }
+        }
+        Unresolved::Kind(_) => ApiError::Internal(unresolved.to_string()),
+    }
 }
 
 /// Checks writes to Roles, ClusterRoles, RoleBindings and ClusterRoleBindings. Only wanted when
@@ -84,14 +91,15 @@ impl Plugin {
         if self.may(a.user, "escalate", on, a.namespace).await {
             return Ok(());
         }
-        confirm(&self.rbac, a.user, a.namespace, &Rule::list(role))?;
+        confirm(&self.rbac, a.user, (a.resource, a.namespace), &Rule::list(role))?;
         let aggregates = |role: &Value| {
             !object::list_at(role, &["aggregationRule", "clusterRoleSelectors"]).is_empty()
         };
         if aggregates(role) || a.old.is_some_and(aggregates) {
-            confirm(&self.rbac, a.user, a.namespace, &rule::full_authority()).map_err(|_| {
-                "must have cluster-admin privileges to use the aggregationRule".to_owned()
-            })?;
+            confirm(&self.rbac, a.user, (a.resource, a.namespace), &rule::full_authority())
+                .map_err(|_| {
+                    "must have cluster-admin privileges to use the aggregationRule".to_owned()
+                })?;
         }
         Ok(())
     }
@@ -114,8 +122,9 @@ impl Plugin {
                 return Ok(());
             }
         }
-        let rules = self.rbac.referenced(role_ref, a.namespace).map_err(|u| not_found(&u))?;
-        confirm(&self.rbac, a.user, a.namespace, &rules)
+        let rules =
+            self.rbac.referenced(role_ref, a.namespace).map_err(|u| not_found(&u, a.resource))?;
+        confirm(&self.rbac, a.user, (a.resource, a.namespace), &rules)
             .map_err(|reason| refusal(a, binding, reason))
     }
 }
@@ -261,7 +270,7 @@ mod tests {
                 "rolebindings",
                 "a",
                 bind("Role", "gone"),
-                r#"roles.rbac.authorization.k8s.io "gone" not found"#.into(),
+                r#"rolebindings.rbac.authorization.k8s.io "gone" not found"#.into(),
             ),
             (
                 "clusterroles",

@@ -484,6 +484,33 @@ mod tests {
         }
     }
 
+    #[tokio::test]
+    async fn lists_must_select_the_node() {
+        let authorizer = NodeAuthorizer::new(world());
+        let n1 = user("system:node:n1", &[NODES_GROUP]);
+        // group, resource, field selector, allowed
+        let cases = [
+            ("", "pods", "spec.nodeName=n1", true),
+            ("", "pods", "status.phase!=Failed,spec.nodeName=n1", true),
+            ("", "pods", "spec.nodeName=n2", false),
+            ("", "pods", "spec.nodeName!=n1", false),
+            ("resource.k8s.io", "resourceslices", "spec.nodeName=n1", true),
+            ("resource.k8s.io", "resourceslices", "", false),
+        ];
+        for (group, resource, selector, want) in cases {
+            let request = RequestInfo {
+                is_resource: true,
+                verb: "watch".into(),
+                group: group.into(),
+                resource: resource.into(),
+                field_selector: selector.into(),
+                ..RequestInfo::default()
+            };
+            let got = authorizer.authorize(&Attributes { user: &n1, request: &request }).await;
+            assert_eq!(matches!(got, Decision::Allow { .. }), want, "{resource} {selector}");
+        }
+    }
+
     #[test]
     fn who_is_a_node() {
         assert_eq!(node_of(&user("system:node:n1", &[NODES_GROUP])), Some("n1"));

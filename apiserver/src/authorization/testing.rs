@@ -11,10 +11,10 @@ use parking_lot::RwLock;
 use crate::authentication::User;
 use crate::reader::{Object, Reader};
 
-type Key = (String, String);
+type Objects = BTreeMap<(String, String), Object>;
 
 #[derive(Default)]
-pub(crate) struct Memory(RwLock<(u64, BTreeMap<GroupResource, BTreeMap<Key, Object>>)>);
+pub(crate) struct Memory(RwLock<(u64, BTreeMap<GroupResource, Objects>)>);
 
 impl Memory {
     pub fn with(objects: &[(&str, &str, Value)]) -> Arc<Self> {

@@ -370,7 +370,8 @@ mod tests {
     #[test]
     fn labels_make_policies() {
         // labels, enforce, audit, warn, number of errors
-        let cases: [(&[(&str, &str)], &str, &str, &str, usize); 6] = [
+        type Labels = &'static [(&'static str, &'static str)];
+        let cases: [(Labels, &str, &str, &str, usize); 6] = [
             (&[], "privileged:latest", "privileged:latest", "privileged:latest", 0),
             (
                 &[("enforce", "baseline")],

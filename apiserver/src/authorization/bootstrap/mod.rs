@@ -312,6 +312,21 @@ mod tests {
     }
 
     #[test]
+    fn aggregated_roles_are_the_sum_of_those_selected() {
+        let roles: Vec<crate::reader::Object> = expected()
+            .into_iter()
+            .filter(|(r, _)| r.resource == "clusterroles")
+            .map(|(_, o)| o.into())
+            .collect();
+        let view = find("clusterroles", "view");
+        let full = aggregate(&view, &roles).expect("rules");
+        let parts = find("clusterroles", "system:aggregate-to-view");
+        assert_eq!(full["rules"], parts["rules"]);
+        assert_eq!(aggregate(&full, &roles), None);
+        assert_eq!(aggregate(&parts, &roles), None);
+    }
+
+    #[test]
     fn what_is_missing_is_added() {
         let role = find("clusterroles", "system:basic-user");
         assert_eq!(reconcile(None, &role), Some(role.clone()));
