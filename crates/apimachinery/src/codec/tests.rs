@@ -87,8 +87,6 @@ fn mutate(bytes: &mut Vec<u8>, edits: &[(u16, u8, u8)]) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(200))]
-
     #[test]
     fn random_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
         exercise(schema("v1", "Pod"), &bytes);

@@ -49,11 +49,23 @@ fn shown(field: &Field, group: &[(u16, Wire<'_>)]) -> Result<bool, DecodeError> 
     Ok(match &field.ty {
         Type::List(_) if field.wrapped => !scan::wrapped(&scan::joined(group, field)?)?.is_empty(),
         Type::Bytes => !scan::bytes(*wire, field)?.is_empty(),
-        _ if field.pointer => true,
+        // A pointer to what shows as null is left out: upstream shows the null, which it never
+        // reads back as a pointer.
         Type::Time | Type::MicroTime => {
             let micros = field.ty == Type::MicroTime;
             scan::instant(scan::bytes(*wire, field)?, micros, field)?.is_some()
         }
+        Type::FieldsV1 | Type::RawExtension | Type::Json => {
+            match scan::only(scan::bytes(*wire, field)?, 1)? {
+                Some(wire) => !matches!(scan::bytes(wire, field)?, b"" | b"null"),
+                None => false,
+            }
+        }
+        Type::SchemaOr(SchemaOr::Array | SchemaOr::Strings, _) => {
+            let raw = scan::bytes(*wire, field)?;
+            scan::only(raw, 1)?.is_some() || scan::only(raw, 2)?.is_some()
+        }
+        _ if field.pointer => true,
         Type::Bool | Type::Int32 | Type::Int64 => scan::varint(*wire, field)? != 0,
         Type::Double => scan::double(*wire, field)? != 0.0,
         Type::String => !scan::bytes(*wire, field)?.is_empty(),
