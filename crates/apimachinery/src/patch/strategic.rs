@@ -212,7 +212,11 @@ fn merge_ordered_lists(original: &mut Map, patch: &mut Map, level: Level<'_>) ->
         check_order(change.as_deref().unwrap_or(&[]), &order, meta.merge_key)?;
         let kind =
             element_kind(&[from.as_deref().unwrap_or(&[]), change.as_deref().unwrap_or(&[])]);
-        let merged = match (from.clone(), change) {
+        let server_order = match (&from, &change) {
+            (Some(from), Some(change)) => order_after_edits(from, change, &meta),
+            _ => from.clone().unwrap_or_default(),
+        };
+        let merged = match (from, change) {
             (None, None) => continue,
             (Some(from), None) => from,
             (None, Some(change)) => change.into_iter().filter_map(without_directives).collect(),
@@ -220,12 +224,45 @@ fn merge_ordered_lists(original: &mut Map, patch: &mut Map, level: Level<'_>) ->
         };
         kind?;
         let (named, rest) = partition(merged, &order, meta.merge_key)?;
-        let server_order = from.unwrap_or_default();
         let ordered = in_order(named, rest, &order, &server_order, meta.merge_key)?;
         original.insert(key.clone(), ordered.into());
         patch.remove(&key);
     }
     Ok(())
+}
+
+/// The order of the server's list as upstream sees it after the merge. Upstream deletes and
+/// appends in the memory of that very list, and so shifts what follows a deleted element and
+/// finds new elements in the places that became free.
+fn order_after_edits(from: &[Value], change: &[Value], meta: &Meta<'_>) -> Vec<Value> {
+    let mut order = from.to_vec();
+    if meta.merge_key.is_empty() || meta.strategy != "merge" {
+        return order;
+    }
+    let directive = |item: &Value| item.get(DIRECTIVE).and_then(Value::as_str).map(str::to_owned);
+    let mut length = order.len();
+    for gone in change.iter().filter(|item| directive(item).as_deref() == Some("delete")) {
+        let id = gone.get(meta.merge_key);
+        while let Some(i) = order[..length].iter().position(|o| o.get(meta.merge_key) == id) {
+            // The last place keeps what stood there.
+            for j in i + 1..length {
+                order[j - 1] = order[j].clone();
+            }
+            length -= 1;
+        }
+    }
+    if change.iter().any(|item| directive(item).as_deref() == Some("replace")) {
+        return order;
+    }
+    for item in change.iter().filter(|item| directive(item).is_none()) {
+        let id = item.get(meta.merge_key);
+        let known = order[..length].iter().any(|o| o.get(meta.merge_key) == id);
+        if !known && length < order.len() {
+            order[length] = item.clone();
+            length += 1;
+        }
+    }
+    order
 }
 
 fn list_of(v: Value) -> Result<Vec<Value>> {
