@@ -2,12 +2,29 @@
 //! verbs work from.
 
 pub mod admission;
+pub mod api;
 pub mod authentication;
 pub mod authorization;
-pub mod connect;
-pub mod discovery;
-pub mod openapi;
+mod bootstrap;
+pub mod cache;
+mod discovery;
+pub mod gate;
+mod health;
+mod metrics;
+pub mod negotiate;
+mod openapi;
+pub mod options;
+mod pipeline;
+pub mod query;
 pub mod reader;
 pub mod registry;
 pub mod request;
-pub mod table;
+pub mod respond;
+pub mod server;
+mod special;
+mod table;
+mod tls;
+pub mod verbs;
+
+pub use options::Config;
+pub use server::{Overrides, Server};

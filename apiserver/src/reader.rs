@@ -1,9 +1,16 @@
 //! How the parts of the apiserver itself read objects: from the watch caches, never over HTTP.
 
-use std::sync::Arc;
+use std::ops::Bound;
+use std::sync::{Arc, OnceLock};
 
 use apimachinery::Value;
 use apimachinery::gvk::GroupResource;
+use async_trait::async_trait;
+use parking_lot::RwLock;
+
+use crate::admission::lookup::Live;
+use crate::cache::{Cached, Codec};
+use crate::registry::catalog::Catalog;
 
 /// A decoded object, shared.
 pub type Object = Arc<Value>;
@@ -19,4 +26,88 @@ pub trait Reader: Send + Sync + 'static {
     /// A number that changes whenever the resource does: for whoever keeps something computed
     /// from its objects.
     fn version(&self, resource: &GroupResource) -> u64;
+}
+
+/// The caches of a catalog as a [`Reader`]. Strategies and authorizers are made before the
+/// catalog is, so that it comes later.
+#[derive(Default)]
+pub struct Caches {
+    catalog: RwLock<Arc<Catalog>>,
+    store: OnceLock<store::SharedStore>,
+}
+
+impl Caches {
+    /// The store that [`Live`] reads go to.
+    pub fn set_store(&self, store: store::SharedStore) {
+        let _ = self.store.set(store);
+    }
+
+    /// Reads from the caches of this catalog from now on.
+    pub fn set_catalog(&self, catalog: Arc<Catalog>) {
+        *self.catalog.write() = catalog;
+    }
+
+    /// The catalog in service.
+    pub fn catalog(&self) -> Arc<Catalog> {
+        self.catalog.read().clone()
+    }
+}
+
+fn value(codec: &Codec, cached: &Cached) -> Option<Object> {
+    match cached.value(codec) {
+        Ok(value) => Some(value.clone()),
+        Err(error) => {
+            tracing::error!(key = &*cached.key, %error, "stored object cannot be read");
+            None
+        }
+    }
+}
+
+fn key(namespace: &str, name: &str) -> String {
+    if namespace.is_empty() { name.to_owned() } else { format!("{namespace}/{name}") }
+}
+
+impl Reader for Caches {
+    fn get(&self, resource: &GroupResource, namespace: &str, name: &str) -> Option<Object> {
+        let catalog = self.catalog();
+        let cache = catalog.cache(resource)?;
+        let cached = cache.get(&key(namespace, name))?;
+        value(&cache.codec, &cached)
+    }
+
+    fn list(&self, resource: &GroupResource, namespace: &str) -> Vec<Object> {
+        let catalog = self.catalog();
+        let Some(cache) = catalog.cache(resource) else { return Vec::new() };
+        let prefix = if namespace.is_empty() { String::new() } else { format!("{namespace}/") };
+        let cut = cache.cut();
+        let range = cut.objects.range(&prefix, Bound::Unbounded);
+        range.filter_map(|cached| value(&cache.codec, cached)).collect()
+    }
+
+    fn version(&self, resource: &GroupResource) -> u64 {
+        let catalog = self.catalog();
+        catalog.cache(resource).map_or(0, |cache| cache.changed())
+    }
+}
+
+#[async_trait]
+impl Live for Caches {
+    async fn get(&self, resource: &GroupResource, namespace: &str, name: &str) -> Option<Object> {
+        let catalog = self.catalog();
+        let cache = catalog.cache(resource)?;
+        let store = self.store.get()?;
+        let key = key(namespace, name);
+        let kv = match store.get(&cache.store_key(&key), None).await {
+            Ok((_, kv)) => kv?,
+            Err(error) => {
+                tracing::warn!(%resource, %error, "cannot read from the store");
+                return Reader::get(self, resource, namespace, name);
+            }
+        };
+        if let Some(cached) = cache.get(&key).filter(|c| c.revision == kv.mod_revision) {
+            return value(&cache.codec, &cached);
+        }
+        let cached = Cached::new(&key, kv.mod_revision, kv.create_revision, kv.value);
+        value(&cache.codec, &cached)
+    }
 }

@@ -1,89 +1,143 @@
-//! Tables: what `kubectl get` prints (meta.k8s.io/v1 Table).
+//! `Table`: objects as `kubectl get` prints them.
 
-use std::borrow::Borrow;
+use std::sync::Arc;
 
-use apimachinery::Value;
-use jiff::Timestamp;
+use apimachinery::codec::list::ListMeta;
+use apimachinery::field::{FieldError, Path};
+use apimachinery::status::ApiError;
+use apimachinery::{Value, object};
 use serde_json::json;
 
-use crate::registry::Resource;
+use crate::cache::Cached;
+use crate::registry::catalog::Served;
 
-/// What of each object goes into its row (`includeObject`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+/// How much of each object its row carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Include {
-    #[default]
+    None,
     Metadata,
     Object,
-    None,
 }
 
 impl Include {
-    /// From the query parameter.
+    /// Reads `includeObject`.
     ///
     /// # Errors
-    /// Upstream's words for a value it does not know.
-    pub fn parse(text: &str) -> Result<Self, String> {
+    /// 422 for another value.
+    pub fn read(text: &str) -> Result<Self, ApiError> {
         match text {
             "" | "Metadata" => Ok(Self::Metadata),
-            "Object" => Ok(Self::Object),
             "None" => Ok(Self::None),
-            other => Err(format!("unrecognized includeObject value: {other:?}")),
+            "Object" => Ok(Self::Object),
+            other => {
+                let path = Path::new("includeObject");
+                let valid = ["Metadata", "None", "Object"];
+                Err(ApiError::Invalid {
+                    group: "meta.k8s.io".to_owned(),
+                    kind: "TableOptions".to_owned(),
+                    name: String::new(),
+                    errors: vec![FieldError::not_supported(&path, other, &valid)],
+                })
+            }
         }
     }
 }
 
-/// The definitions of the columns.
-pub fn columns(row: &Resource) -> Value {
-    let column = |c: &crate::registry::Column| {
+/// The columns' definitions.
+pub fn columns(served: &Served) -> Value {
+    let columns = served.row.columns.iter().map(|column| {
         json!({
-            "name": c.name, "type": c.ty, "format": c.format,
-            "description": c.description, "priority": c.priority,
+            "name": column.name, "type": column.ty, "format": column.format,
+            "description": column.description, "priority": column.priority,
         })
-    };
-    row.columns.iter().map(column).collect()
+    });
+    columns.collect()
 }
 
-/// One row of a table.
-pub fn row(row: &Resource, object: &Value, include: Include, now: Timestamp) -> Value {
-    let cells: Vec<Value> = row.columns.iter().map(|c| (c.cell)(object, now)).collect();
-    match include {
-        Include::None => json!({"cells": cells}),
-        Include::Object => json!({"cells": cells, "object": object}),
-        Include::Metadata => json!({"cells": cells, "object": partial(object)}),
-    }
-}
-
-/// An object's metadata and nothing else (meta.k8s.io/v1 PartialObjectMetadata).
-pub fn partial(object: &Value) -> Value {
-    json!({
-        "kind": "PartialObjectMetadata",
-        "apiVersion": "meta.k8s.io/v1",
-        "metadata": object.get("metadata"),
-    })
-}
-
-/// A table of objects. `metadata` is the list's. Without `headers` (as on all but the first
-/// event of a watch) the columns are not told again.
-pub fn of<O: Borrow<Value>>(
-    resource: &Resource,
-    objects: impl IntoIterator<Item = O>,
-    metadata: Value,
+/// One row.
+pub fn row(
+    served: &Served,
+    object: &Value,
+    version: &str,
     include: Include,
-    headers: bool,
-    now: Timestamp,
+    now: jiff::Timestamp,
 ) -> Value {
-    let rows: Vec<Value> =
-        objects.into_iter().map(|o| row(resource, o.borrow(), include, now)).collect();
+    let cells: Value = served.row.columns.iter().map(|c| (c.cell)(object, now)).collect();
+    let shown = match include {
+        Include::None => Value::Null,
+        Include::Object => object.clone(),
+        Include::Metadata => json!({
+            "kind": "PartialObjectMetadata", "apiVersion": format!("meta.k8s.io/{version}"),
+            "metadata": object::get(object, &["metadata"]).cloned().unwrap_or(json!({})),
+        }),
+    };
+    let mut row = json!({"cells": cells});
+    if include != Include::None {
+        row["object"] = shown;
+    }
+    row
+}
+
+fn table(columns: Value, rows: Vec<Value>, metadata: Value, version: &str) -> Value {
     json!({
-        "kind": "Table",
-        "apiVersion": "meta.k8s.io/v1",
-        "metadata": metadata,
-        "columnDefinitions": if headers { columns(resource) } else { Value::Null },
-        "rows": rows,
+        "kind": "Table", "apiVersion": format!("meta.k8s.io/{version}"),
+        "metadata": metadata, "columnDefinitions": columns, "rows": rows,
     })
 }
 
-/// The metadata of a table of one object: as much as a list has of it.
-pub fn metadata_of(object: &Value) -> Value {
-    json!({"resourceVersion": apimachinery::object::resource_version(object)})
+/// A table of one object.
+pub fn of_object(
+    served: &Served,
+    object: &Value,
+    version: &str,
+    include: Include,
+    now: jiff::Timestamp,
+) -> Value {
+    let metadata = json!({"resourceVersion": object::resource_version(object)});
+    table(columns(served), vec![row(served, object, version, include, now)], metadata, version)
+}
+
+/// A table of an event: only the first of a watch defines the columns.
+pub fn of_event(
+    served: &Served,
+    object: &Value,
+    version: &str,
+    include: Include,
+    now: jiff::Timestamp,
+    first: bool,
+) -> Value {
+    let mut made = of_object(served, object, version, include, now);
+    if !first {
+        made["columnDefinitions"] = Value::Null;
+    }
+    made
+}
+
+/// A table of a list.
+///
+/// # Errors
+/// An object cannot be read.
+pub fn of_list(
+    served: &Served,
+    objects: &[Arc<Cached>],
+    meta: &ListMeta<'_>,
+    version: &str,
+    include: Include,
+    now: jiff::Timestamp,
+) -> Result<Value, ApiError> {
+    let mut rows = Vec::with_capacity(objects.len());
+    for cached in objects {
+        let object = served
+            .decode(cached)
+            .map_err(|e| ApiError::Internal(format!("unable to decode an object: {e}")))?;
+        rows.push(row(served, &object, version, include, now));
+    }
+    let mut metadata = json!({"resourceVersion": meta.resource_version});
+    if !meta.continue_token.is_empty() {
+        metadata["continue"] = meta.continue_token.into();
+    }
+    if let Some(n) = meta.remaining_item_count {
+        metadata["remainingItemCount"] = n.into();
+    }
+    Ok(table(columns(served), rows, metadata, version))
 }

@@ -2,6 +2,7 @@
 //! Nothing outside this folder names a kind.
 
 pub mod allocate;
+pub mod catalog;
 pub mod kinds;
 pub mod strategy;
 
@@ -106,7 +107,7 @@ pub enum Action {
     Connect(Connect),
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum PostHandler {
     Binding,
     Eviction,

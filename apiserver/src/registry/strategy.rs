@@ -85,4 +85,18 @@ pub trait Strategy: Send + Sync + 'static {
     fn allocator(&self) -> Option<&dyn super::allocate::Allocator> {
         None
     }
+
+    /// Something of the object's own, beside `metadata.finalizers`, keeps a deleted object for
+    /// now.
+    fn is_held(&self, _object: &Value) -> bool {
+        false
+    }
+
+    /// The object was marked as deleted and is kept for now: what else changes of it.
+    fn begin_deletion(&self, _object: &mut Value) {}
+
+    /// A delete answers with the object, where others answer with a `Status`.
+    fn returns_deleted(&self) -> bool {
+        false
+    }
 }

@@ -1,0 +1,261 @@
+//! The objects that every cluster starts with, made and kept through the ordinary pipeline
+//! (upstream: `controlplane/controller/{systemnamespaces,kubernetesservice}`,
+//! `rbac/rest/storage_rbac.go`, `clusterauthenticationtrust`).
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use apimachinery::gvk::GroupResource;
+use apimachinery::status::ApiError;
+use apimachinery::{Value, object};
+use futures::StreamExt as _;
+use http::Method;
+use ipnet::IpNet;
+use serde_json::json;
+
+use crate::api::Api;
+use crate::authorization::bootstrap as policy;
+use crate::options::Config;
+use crate::pipeline::local;
+use crate::registry::allocate::AddressRange;
+
+const NAMESPACES: [&str; 4] = ["kube-system", "kube-public", "kube-node-lease", "default"];
+/// How often the objects are looked at.
+const PERIOD: Duration = Duration::from_secs(10);
+const RETRY: Duration = Duration::from_millis(500);
+/// Writes under way at the same time: they share commits.
+const AT_ONCE: usize = 16;
+
+/// What the objects say about this server.
+pub(crate) struct Settings {
+    advertised: SocketAddr,
+    ranges: Vec<IpNet>,
+    rbac: bool,
+    /// Data of the ConfigMap `extension-apiserver-authentication`.
+    trust: serde_json::Map<String, Value>,
+}
+
+impl Settings {
+    pub(crate) fn new(config: &Config, advertised: SocketAddr) -> Self {
+        let file = |path: &Option<std::path::PathBuf>| {
+            path.as_ref().and_then(|p| std::fs::read_to_string(p).ok())
+        };
+        let mut trust = serde_json::Map::new();
+        if let Some(ca) = file(&config.client_ca_file) {
+            trust.insert("client-ca-file".into(), ca.into());
+        }
+        let front = &config.request_header;
+        if let Some(ca) = file(&front.client_ca_file) {
+            trust.insert("requestheader-client-ca-file".into(), ca.into());
+            for (key, names) in [
+                ("requestheader-allowed-names", &front.allowed_names),
+                ("requestheader-username-headers", &front.username),
+                ("requestheader-uid-headers", &front.uid),
+                ("requestheader-group-headers", &front.group),
+                ("requestheader-extra-headers-prefix", &front.extra_prefixes),
+            ] {
+                trust.insert(key.into(), json!(names).to_string().into());
+            }
+        }
+        Self {
+            advertised,
+            ranges: config.service_cluster_ip_ranges.clone(),
+            rbac: config.authorization_modes.iter().any(|m| m == "RBAC"),
+            trust,
+        }
+    }
+}
+
+/// Makes the objects, and goes on keeping them.
+pub(crate) async fn run(api: Arc<Api>, settings: Settings) {
+    for cache in api.catalog().caches() {
+        while cache.wait_ready(Duration::from_secs(60)).await.is_err() {
+            tracing::warn!(prefix = cache.prefix(), "the cache is not ready yet");
+        }
+    }
+    let mut ready = false;
+    loop {
+        let result = keep(&api, &settings, !ready).await;
+        match result {
+            Ok(()) if !ready => {
+                ready = true;
+                api.health.set_bootstrapped();
+            }
+            Ok(()) => {}
+            Err(error) => {
+                tracing::warn!(%error, "cannot make the objects that a cluster starts with");
+                if !ready {
+                    tokio::time::sleep(RETRY).await;
+                    continue;
+                }
+            }
+        }
+        tokio::time::sleep(PERIOD).await;
+    }
+}
+
+async fn keep(api: &Arc<Api>, settings: &Settings, first: bool) -> Result<(), ApiError> {
+    for name in NAMESPACES {
+        let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}});
+        ensure(api, "/api/v1/namespaces", namespace).await?;
+    }
+    if first && settings.rbac {
+        keep_policy(api).await?;
+    }
+    keep_trust(api, settings).await?;
+    keep_service(api, settings).await
+}
+
+fn serves(api: &Api, group: &str, resource: &str) -> bool {
+    api.stored_row(&GroupResource::new(group, resource)).is_some()
+}
+
+async fn get(api: &Arc<Api>, url: &str) -> Result<Option<Value>, ApiError> {
+    match local(api, Method::GET, url, None).await {
+        Ok(found) => Ok(Some(found)),
+        Err(ApiError::NotFound { .. }) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Creates an object that is not there.
+async fn ensure(api: &Arc<Api>, collection: &str, wanted: Value) -> Result<(), ApiError> {
+    if get(api, &format!("{collection}/{}", object::name(&wanted))).await?.is_some() {
+        return Ok(());
+    }
+    match local(api, Method::POST, collection, Some(wanted)).await {
+        Ok(_) | Err(ApiError::AlreadyExists { .. }) => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// Creates an object, or gives one that is there the wanted values at some paths.
+async fn keep_object(
+    api: &Arc<Api>,
+    collection: &str,
+    wanted: Value,
+    paths: &[&[&str]],
+) -> Result<(), ApiError> {
+    let url = format!("{collection}/{}", object::name(&wanted));
+    let Some(found) = get(api, &url).await? else { return ensure(api, collection, wanted).await };
+    let mut kept = found.clone();
+    for path in paths {
+        match object::get(&wanted, path) {
+            Some(value) => object::set(&mut kept, path, value.clone()),
+            None => {
+                object::remove(&mut kept, path);
+            }
+        }
+    }
+    if kept == found {
+        return Ok(());
+    }
+    match local(api, Method::PUT, &url, Some(kept)).await {
+        // Somebody else keeps it, too; the next round looks again.
+        Ok(_) | Err(ApiError::Conflict { .. }) => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// Default roles and bindings.
+async fn keep_policy(api: &Arc<Api>) -> Result<(), ApiError> {
+    let mut kept = futures::stream::iter(policy::expected())
+        .map(|(resource, expected)| keep_policy_object(api, resource, expected))
+        .buffer_unordered(AT_ONCE);
+    while let Some(result) = kept.next().await {
+        result?;
+    }
+    Ok(())
+}
+
+async fn keep_policy_object(
+    api: &Arc<Api>,
+    resource: GroupResource,
+    expected: Value,
+) -> Result<(), ApiError> {
+    let namespace = object::namespace(&expected);
+    let place = match namespace {
+        "" => String::new(),
+        namespace => format!("namespaces/{namespace}/"),
+    };
+    let collection = format!("/apis/{}/v1/{place}{}", resource.group, resource.resource);
+    let url = format!("{collection}/{}", object::name(&expected));
+    let existing = get(api, &url).await?;
+    let Some(wanted) = policy::reconcile(existing.as_ref(), &expected) else { return Ok(()) };
+    let written = match existing {
+        Some(existing) if policy::must_recreate(&existing, &expected) => {
+            local(api, Method::DELETE, &url, None).await?;
+            local(api, Method::POST, &collection, Some(wanted)).await
+        }
+        Some(_) => local(api, Method::PUT, &url, Some(wanted)).await,
+        None => local(api, Method::POST, &collection, Some(wanted)).await,
+    };
+    match written {
+        Ok(_) | Err(ApiError::AlreadyExists { .. } | ApiError::Conflict { .. }) => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// What extension API servers trust.
+async fn keep_trust(api: &Arc<Api>, settings: &Settings) -> Result<(), ApiError> {
+    if settings.trust.is_empty() || !serves(api, "", "configmaps") {
+        return Ok(());
+    }
+    let wanted = json!({"apiVersion": "v1", "kind": "ConfigMap",
+        "metadata": {"name": "extension-apiserver-authentication", "namespace": "kube-system"},
+        "data": settings.trust});
+    keep_object(api, "/api/v1/namespaces/kube-system/configmaps", wanted, &[&["data"]]).await
+}
+
+/// The Service `kubernetes`, which leads to this server.
+async fn keep_service(api: &Arc<Api>, settings: &Settings) -> Result<(), ApiError> {
+    let Some(range) = settings.ranges.first() else { return Ok(()) };
+    if serves(api, "networking.k8s.io", "servicecidrs") {
+        let cidrs: Vec<String> = settings.ranges.iter().map(IpNet::to_string).collect();
+        let wanted = json!({"apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR",
+            "metadata": {"name": "kubernetes"}, "spec": {"cidrs": cidrs}});
+        ensure(api, "/apis/networking.k8s.io/v1/servicecidrs", wanted).await?;
+    }
+    let address = settings.advertised.ip();
+    let port = settings.advertised.port();
+    if serves(api, "", "services") {
+        let ip = AddressRange::new(*range).first();
+        let wanted = json!({"apiVersion": "v1", "kind": "Service",
+            "metadata": {"name": "kubernetes", "namespace": "default",
+                "labels": {"component": "apiserver", "provider": "kubernetes"}},
+            "spec": {"clusterIP": ip.to_string(), "type": "ClusterIP", "sessionAffinity": "None",
+                "ports": [{"name": "https", "protocol": "TCP", "port": 443, "targetPort": port}]}});
+        keep_object(api, "/api/v1/namespaces/default/services", wanted, &[&["spec", "ports"]])
+            .await?;
+    }
+    // A Service whose only endpoint is the loopback address would mislead: upstream refuses it.
+    if address.is_loopback() {
+        tracing::debug!("the kubernetes Service gets no endpoint on the loopback address");
+        return Ok(());
+    }
+    keep_endpoints(api, address, port).await
+}
+
+async fn keep_endpoints(api: &Arc<Api>, address: IpAddr, port: u16) -> Result<(), ApiError> {
+    if serves(api, "", "endpoints") {
+        let wanted = json!({"apiVersion": "v1", "kind": "Endpoints",
+            "metadata": {"name": "kubernetes", "namespace": "default",
+                "labels": {"endpointslice.kubernetes.io/skip-mirror": "true"}},
+            "subsets": [{"addresses": [{"ip": address.to_string()}],
+                "ports": [{"name": "https", "port": port, "protocol": "TCP"}]}]});
+        keep_object(api, "/api/v1/namespaces/default/endpoints", wanted, &[&["subsets"]]).await?;
+    }
+    if serves(api, "discovery.k8s.io", "endpointslices") {
+        let family = if address.is_ipv6() { "IPv6" } else { "IPv4" };
+        let wanted = json!({"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
+            "metadata": {"name": "kubernetes", "namespace": "default",
+                "labels": {"kubernetes.io/service-name": "kubernetes"}},
+            "addressType": family,
+            "endpoints": [{"addresses": [address.to_string()], "conditions": {"ready": true}}],
+            "ports": [{"name": "https", "port": port, "protocol": "TCP"}]});
+        let collection = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices";
+        keep_object(api, collection, wanted, &[&["endpoints"], &["ports"]]).await?;
+    }
+    Ok(())
+}

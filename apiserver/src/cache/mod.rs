@@ -1,0 +1,382 @@
+//! The watch caches: one for each prefix of the store.
+//!
+//! A cache holds the present state as an ordered [`Tree`] whose copies are cheap, and the newest
+//! events for watches that resume. It is fed by one list and one watch of the store. What it
+//! has delivered to its watchers is always exactly what happened up to [`State::revision`].
+
+pub mod event;
+pub mod object;
+pub mod splice;
+pub mod tree;
+mod watchers;
+
+use std::collections::VecDeque;
+use std::ops::Bound;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use futures::StreamExt;
+use parking_lot::{Mutex, RwLock};
+use store::{Change, ListRequest, SharedStore, StoreError, WatchEvent};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+pub use event::{Event, EventType};
+pub use object::{Cached, Codec, Index};
+pub use tree::Tree;
+pub use watchers::{Scope, Watcher};
+use watchers::Watchers;
+
+/// Events younger than this are kept for watches that resume (upstream keeps 75 seconds too).
+const KEEP_EVENTS: Duration = Duration::from_secs(75);
+/// Events kept whatever their age, and at most.
+const MIN_EVENTS: usize = 100;
+const MAX_EVENTS: usize = 20_000;
+/// Consistent cuts remembered for the pages of lists that are under way.
+const MAX_CUTS: usize = 32;
+/// Objects in one page of the initial list from the store.
+const PAGE: usize = 5000;
+/// How often progress is asked for again while somebody waits.
+const ASK_AGAIN: Duration = Duration::from_millis(100);
+/// Pause before the store is tried again.
+const RETRY: Duration = Duration::from_millis(200);
+
+/// A consistent cut: all objects as of one revision.
+#[derive(Clone)]
+pub struct Cut {
+    pub revision: u64,
+    pub objects: Tree,
+}
+
+struct State {
+    objects: Tree,
+    /// Everything up to this revision is in `objects`. 0: not listed yet.
+    revision: u64,
+    /// The revision of the newest event or of the list, whichever is newer.
+    changed: u64,
+    /// All events above `floor` are in the ring.
+    floor: u64,
+    ring: VecDeque<(Instant, Arc<Event>)>,
+    watchers: Watchers,
+}
+
+/// Why a cache cannot answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CacheError {
+    /// The cache is at `current` and did not get to what was asked for in time.
+    #[error("too large resource version: {asked}, current: {current}")]
+    Behind { asked: u64, current: u64 },
+    /// Events as old as this are forgotten; `oldest` is the oldest revision to begin from.
+    #[error("too old resource version: {asked} ({oldest})")]
+    TooOld { asked: u64, oldest: u64 },
+    /// The first list is not there yet.
+    #[error("the cache is not ready")]
+    NotReady,
+}
+
+/// The cache of one prefix.
+pub struct Cache {
+    pub codec: Codec,
+    /// Whole prefix of the keys: `/registry/pods/`.
+    prefix: String,
+    store: SharedStore,
+    state: RwLock<State>,
+    cuts: Mutex<VecDeque<Cut>>,
+    /// The revision reached, for those who wait.
+    reached: watch::Sender<u64>,
+}
+
+impl Cache {
+    /// `prefix` is whole, with a slash at its end.
+    pub fn new(store: SharedStore, prefix: String, codec: Codec) -> Arc<Self> {
+        let state = State {
+            objects: Tree::default(),
+            revision: 0,
+            changed: 0,
+            floor: 0,
+            ring: VecDeque::new(),
+            watchers: Watchers::default(),
+        };
+        Arc::new(Self {
+            codec,
+            prefix,
+            store,
+            state: RwLock::new(state),
+            cuts: Mutex::default(),
+            reached: watch::Sender::new(0),
+        })
+    }
+
+    /// Whole prefix of the keys in the store.
+    pub fn prefix(&self) -> &str {
+        &self.prefix
+    }
+
+    /// The key in the store of an object's own key.
+    pub fn store_key(&self, key: &str) -> Bytes {
+        format!("{}{key}", self.prefix).into()
+    }
+
+    /// Whether the first list is there.
+    pub fn is_ready(&self) -> bool {
+        self.state.read().revision > 0
+    }
+
+    /// The revision that the cache has reached; 0: none.
+    pub fn revision(&self) -> u64 {
+        self.state.read().revision
+    }
+
+    /// The revision of the last change of any object.
+    pub fn changed(&self) -> u64 {
+        self.state.read().changed
+    }
+
+    /// The present state.
+    pub fn cut(&self) -> Cut {
+        let state = self.state.read();
+        Cut { revision: state.revision, objects: state.objects.clone() }
+    }
+
+    /// One object of the present state.
+    pub fn get(&self, key: &str) -> Option<Arc<Cached>> {
+        self.state.read().objects.get(key).cloned()
+    }
+
+    /// The state as of a revision, when the cache still has it.
+    pub fn cut_at(&self, revision: u64) -> Option<Cut> {
+        {
+            let state = self.state.read();
+            if state.changed <= revision && revision <= state.revision {
+                return Some(Cut { revision, objects: state.objects.clone() });
+            }
+        }
+        let cuts = self.cuts.lock();
+        cuts.iter().find(|cut| cut.revision == revision).cloned()
+    }
+
+    /// Remembers a cut of which more pages will be asked for.
+    pub fn remember(&self, cut: &Cut) {
+        let mut cuts = self.cuts.lock();
+        if cuts.iter().any(|c| c.revision == cut.revision) {
+            return;
+        }
+        if cuts.len() >= MAX_CUTS {
+            cuts.pop_front();
+        }
+        cuts.push_back(cut.clone());
+    }
+
+    /// Waits until the cache has reached a revision.
+    ///
+    /// # Errors
+    /// `Behind` after `patience`.
+    pub async fn wait_for(&self, revision: u64, patience: Duration) -> Result<(), CacheError> {
+        let mut reached = self.reached.subscribe();
+        if *reached.borrow_and_update() >= revision {
+            return Ok(());
+        }
+        let waiting = async {
+            loop {
+                // A progress report that is lost is asked for again.
+                if self.store.reports_progress()
+                    && let Err(error) = self.store.request_progress().await
+                {
+                    tracing::debug!(%error, "cannot ask for progress");
+                }
+                let pause = tokio::time::sleep(ASK_AGAIN);
+                tokio::pin!(pause);
+                loop {
+                    if *reached.borrow_and_update() >= revision {
+                        return;
+                    }
+                    tokio::select! {
+                        changed = reached.changed() => if changed.is_err() { return },
+                        () = &mut pause => break,
+                    }
+                }
+            }
+        };
+        if tokio::time::timeout(patience, waiting).await.is_err() {
+            return Err(CacheError::Behind { asked: revision, current: self.revision() });
+        }
+        Ok(())
+    }
+
+    /// Waits until the first list is there.
+    ///
+    /// # Errors
+    /// `NotReady` after `patience`.
+    pub async fn wait_ready(&self, patience: Duration) -> Result<(), CacheError> {
+        let mut reached = self.reached.subscribe();
+        match tokio::time::timeout(patience, reached.wait_for(|r| *r > 0)).await {
+            Ok(Ok(_)) => Ok(()),
+            _ => Err(CacheError::NotReady),
+        }
+    }
+
+    /// Watches from now on, with the state that the watch begins from.
+    pub fn watch_from_now(&self, scope: Scope) -> (Cut, Watcher) {
+        let mut state = self.state.write();
+        let cut = Cut { revision: state.revision, objects: state.objects.clone() };
+        let watcher = state.watchers.add(scope, Vec::new());
+        (cut, watcher)
+    }
+
+    /// Watches what happens after a revision.
+    ///
+    /// # Errors
+    /// `TooOld` when events after it are forgotten.
+    pub fn watch_from(&self, scope: Scope, revision: u64) -> Result<Watcher, CacheError> {
+        let mut state = self.state.write();
+        if revision < state.floor {
+            return Err(CacheError::TooOld { asked: revision, oldest: state.floor });
+        }
+        let begin = state.ring.partition_point(|(_, e)| e.revision() <= revision);
+        let replay: Vec<Arc<Event>> = state
+            .ring
+            .range(begin..)
+            .map(|(_, event)| event)
+            .filter(|event| scope.covers(event, &self.codec))
+            .cloned()
+            .collect();
+        Ok(state.watchers.add(scope, replay))
+    }
+
+    /// Watchers that are open.
+    pub fn watchers(&self) -> usize {
+        self.state.read().watchers.len()
+    }
+
+    /// Feeds the cache from the store until `shutdown`.
+    pub async fn run(self: Arc<Self>, shutdown: CancellationToken) {
+        let feeding = async {
+            loop {
+                match self.list_all().await {
+                    Ok(()) => self.follow().await,
+                    Err(error) => {
+                        tracing::warn!(prefix = self.prefix, %error, "cannot list");
+                        tokio::time::sleep(RETRY).await;
+                    }
+                }
+            }
+        };
+        tokio::select! {
+            () = shutdown.cancelled() => {}
+            () = feeding => {}
+        }
+        self.state.write().watchers.close_all();
+    }
+
+    /// Replaces the state by a list from the store.
+    async fn list_all(&self) -> Result<(), StoreError> {
+        let mut objects: Vec<Arc<Cached>> = Vec::new();
+        let (mut revision, mut start) = (None, Bound::Unbounded);
+        loop {
+            let request = ListRequest {
+                prefix: self.prefix.clone().into(),
+                start,
+                limit: PAGE,
+                revision,
+            };
+            let page = self.store.list(request).await?;
+            revision = Some(page.revision);
+            let last = page.kvs.last().map(|kv| kv.key.clone());
+            objects.extend(page.kvs.into_iter().filter_map(|kv| self.cached(kv)));
+            match last {
+                Some(last) if page.more => start = Bound::Excluded(last),
+                _ => break,
+            }
+        }
+        let revision = revision.unwrap_or(0);
+        let mut state = self.state.write();
+        // What happened between the old state and this one is not known event by event.
+        state.watchers.close_all();
+        state.ring.clear();
+        state.objects = Tree::from_sorted(objects);
+        (state.revision, state.changed, state.floor) = (revision, revision, revision);
+        drop(state);
+        self.reached.send_replace(revision);
+        Ok(())
+    }
+
+    /// Follows the store's watch until history is lost.
+    async fn follow(&self) {
+        loop {
+            let from = self.revision() + 1;
+            let mut events = match self.store.watch(self.prefix.clone().into(), from).await {
+                Ok(events) => events,
+                Err(StoreError::Compacted { .. } | StoreError::Future { .. }) => return,
+                Err(error) => {
+                    tracing::debug!(prefix = self.prefix, %error, "cannot watch");
+                    tokio::time::sleep(RETRY).await;
+                    continue;
+                }
+            };
+            while let Some(next) = events.next().await {
+                match next {
+                    Ok(WatchEvent::Changes { revision, changes }) => self.apply(revision, changes),
+                    Ok(WatchEvent::Progress(revision)) => self.apply(revision, Vec::new()),
+                    Err(StoreError::Compacted { .. } | StoreError::Future { .. }) => return,
+                    Err(error) => {
+                        tracing::debug!(prefix = self.prefix, %error, "watch ended");
+                        break;
+                    }
+                }
+            }
+            tokio::time::sleep(RETRY / 10).await;
+        }
+    }
+
+    fn cached(&self, kv: store::KeyValue) -> Option<Arc<Cached>> {
+        let key = std::str::from_utf8(kv.key.get(self.prefix.len()..)?).ok()?;
+        Some(Arc::new(Cached::new(key, kv.mod_revision, kv.create_revision, kv.value)))
+    }
+
+    /// Takes one transaction in.
+    fn apply(&self, revision: u64, changes: Vec<Change>) {
+        let mut state = self.state.write();
+        if revision <= state.revision {
+            return;
+        }
+        let now = Instant::now();
+        for change in changes {
+            let event = match change {
+                Change::Put { kv, .. } => {
+                    let Some(object) = self.cached(kv) else { continue };
+                    let previous = state.objects.insert(object.clone());
+                    Event::put(object, previous)
+                }
+                Change::Delete { key, revision, previous } => {
+                    let Some(key) = key.get(self.prefix.len()..) else { continue };
+                    let Ok(key) = std::str::from_utf8(key) else { continue };
+                    let known = state.objects.remove(key);
+                    let Some(last) = known.or_else(|| previous.and_then(|kv| self.cached(kv)))
+                    else {
+                        continue;
+                    };
+                    Event::delete(last, revision)
+                }
+            };
+            let event = Arc::new(event);
+            state.changed = event.revision();
+            state.watchers.deliver(&event, &self.codec);
+            state.ring.push_back((now, event));
+        }
+        while state.ring.len() > MIN_EVENTS {
+            let Some((at, event)) = state.ring.front() else { break };
+            if state.ring.len() <= MAX_EVENTS && now.duration_since(*at) < KEEP_EVENTS {
+                break;
+            }
+            state.floor = event.revision();
+            state.ring.pop_front();
+        }
+        state.revision = revision;
+        drop(state);
+        self.reached.send_replace(revision);
+    }
+}
+
+#[cfg(test)]
+mod tests;

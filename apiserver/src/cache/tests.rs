@@ -1,0 +1,131 @@
+use apimachinery::gvk::GroupVersionKind;
+use apimachinery::schema::Registry;
+use store::{Expect, Outcome, Store, embedded};
+
+use super::*;
+
+fn codec() -> Codec {
+    let registry = Registry::builtin();
+    let message =
+        registry.kind(&GroupVersionKind::new("", "v1", "ConfigMap")).expect("a known kind");
+    Codec {
+        schema: Some((registry, message)),
+        api_version: "v1".into(),
+        kind: "ConfigMap".into(),
+        fields: vec![crate::registry::SelectableField {
+            label: "color",
+            get: |o| apimachinery::object::str_at(o, &["data", "color"]).into(),
+        }],
+    }
+}
+
+struct Fixture {
+    _dir: tempfile::TempDir,
+    store: Arc<embedded::Embedded>,
+    cache: Arc<Cache>,
+    stop: CancellationToken,
+}
+
+impl Fixture {
+    async fn new() -> Self {
+        let dir = tempfile::tempdir().expect("a directory");
+        let store = embedded::Embedded::open(dir.path().join("db"), Default::default());
+        let store = store.expect("a store");
+        let cache = Cache::new(store.clone(), "/registry/configmaps/".into(), codec());
+        let stop = CancellationToken::new();
+        tokio::spawn(cache.clone().run(stop.clone()));
+        cache.wait_ready(Duration::from_secs(5)).await.expect("ready");
+        Self { _dir: dir, store, cache, stop }
+    }
+
+    async fn put(&self, key: &str, color: &str, expect: Expect) -> u64 {
+        let object = serde_json::json!({"apiVersion": "v1", "kind": "ConfigMap",
+            "metadata": {"name": key, "labels": {"color": color}}, "data": {"color": color}});
+        let (registry, message) = codec().schema.expect("a schema");
+        let schema = apimachinery::codec::Schema { registry, message };
+        let bytes = apimachinery::codec::proto::encode_enveloped(schema, &object);
+        let outcome = self
+            .store
+            .put(self.cache.store_key(key), bytes.expect("bytes").into(), expect, None)
+            .await;
+        let Ok(Outcome::Done(revision)) = outcome else { panic!("{outcome:?}") };
+        self.cache.wait_for(revision, Duration::from_secs(5)).await.expect("to get there");
+        revision
+    }
+}
+
+impl Drop for Fixture {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+fn red(codec: &Codec) -> impl Fn(&Cached) -> bool + '_ {
+    |o| o.index(codec).is_ok_and(|i| i.label("color") == Some("red"))
+}
+
+#[tokio::test]
+async fn watchers_see_what_their_selector_makes_of_events() {
+    let f = Fixture::new().await;
+    let scope = Scope::Field(0, "red".into());
+    let (cut, mut watcher) = f.cache.watch_from_now(scope.clone());
+    let one = f.put("ns/a", "red", Expect::Absent).await;
+    let two = f.put("ns/a", "blue", Expect::At(one)).await;
+    f.put("ns/b", "blue", Expect::Absent).await;
+    let three = f.put("ns/a", "red", Expect::At(two)).await;
+    let outcome = f.store.delete(f.cache.store_key("ns/a"), three).await;
+    let Ok(Outcome::Done(four)) = outcome else { panic!("{outcome:?}") };
+    f.cache.wait_for(four, Duration::from_secs(5)).await.expect("to get there");
+
+    let mut resumed = f.cache.watch_from(scope, cut.revision).expect("a watch");
+    for watcher in [&mut watcher, &mut resumed] {
+        let mut seen = Vec::new();
+        while let Some(event) = watcher.ready() {
+            let (kind, object) = event.seen(red(&f.cache.codec)).expect("in scope");
+            let json = object.json(&f.cache.codec).expect("JSON");
+            let value: apimachinery::Value = serde_json::from_slice(json).expect("JSON");
+            assert_eq!(value["metadata"]["resourceVersion"], event.revision().to_string());
+            seen.push((kind, event.revision(), value["data"]["color"].clone()));
+        }
+        let red = || apimachinery::Value::from("red");
+        let want = [
+            (EventType::Added, one, red()),
+            (EventType::Deleted, two, red()),
+            (EventType::Added, three, red()),
+            (EventType::Deleted, four, red()),
+        ];
+        assert_eq!(seen, want);
+    }
+}
+
+#[tokio::test]
+async fn cuts_stay_as_they_were() {
+    let f = Fixture::new().await;
+    let one = f.put("ns/a", "red", Expect::Absent).await;
+    let cut = f.cache.cut();
+    f.cache.remember(&cut);
+    let two = f.put("ns/b", "red", Expect::Absent).await;
+    assert_eq!(f.cache.cut_at(one).map(|c| c.objects.len()), Some(1));
+    assert_eq!(f.cache.cut_at(two).map(|c| c.objects.len()), Some(2));
+    let behind = f.cache.wait_for(two + 100, Duration::from_millis(50)).await;
+    assert_eq!(behind, Err(CacheError::Behind { asked: two + 100, current: two }));
+}
+
+#[tokio::test]
+async fn a_slow_watcher_is_closed_and_never_skipped() {
+    let f = Fixture::new().await;
+    let (_, mut watcher) = f.cache.watch_from_now(Scope::All);
+    let mut revision = f.put("ns/a", "red", Expect::Absent).await;
+    let first = revision;
+    for _ in 0..1100 {
+        let event = Event::put(Arc::new(Cached::new("ns/a", revision, 1, Bytes::new())), None);
+        f.cache.state.write().watchers.deliver(&Arc::new(event), &f.cache.codec);
+        revision += 1;
+    }
+    let mut got = 0;
+    while let Some(event) = watcher.next().await {
+        assert!(event.revision() >= first);
+        got += 1;
+    }
+    assert_eq!(got, 1024);
+}

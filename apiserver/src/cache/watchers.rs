@@ -1,0 +1,140 @@
+//! Who watches a cache. Watchers are filed by what they can be interested in, so that an event
+//! costs as much as it has takers.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+
+use tokio::sync::mpsc;
+
+use super::{Codec, Event};
+
+/// Events that may wait for a watcher; one that is slower is closed.
+const BUFFER: usize = 1024;
+
+/// What part of the objects a watcher looks at. Its selectors may leave some of that out.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Scope {
+    All,
+    /// One namespace.
+    Namespace(String),
+    /// One object, by its key.
+    Object(String),
+    /// Objects of which a field (by its index in [`Codec::fields`]) has a value.
+    Field(usize, String),
+}
+
+impl Scope {
+    /// Whether an event is in the scope, as it was before or as it is after.
+    pub fn covers(&self, event: &Event, codec: &Codec) -> bool {
+        let object = event.object();
+        match self {
+            Self::All => true,
+            Self::Namespace(namespace) => object.names().0 == namespace,
+            Self::Object(key) => *object.key == **key,
+            Self::Field(at, value) => {
+                object.field(codec, *at) == **value
+                    || event.previous().is_some_and(|p| p.field(codec, *at) == **value)
+            }
+        }
+    }
+}
+
+/// The reader's end of a watch of a cache.
+pub struct Watcher {
+    replay: VecDeque<Arc<Event>>,
+    events: mpsc::Receiver<Arc<Event>>,
+}
+
+impl Watcher {
+    /// The next event in scope; `None`: closed, since the watcher was too slow, the cache has
+    /// lost history, or the server stops.
+    pub async fn next(&mut self) -> Option<Arc<Event>> {
+        if let Some(event) = self.replay.pop_front() {
+            return Some(event);
+        }
+        self.events.recv().await
+    }
+
+    /// The next event that is there already.
+    pub fn ready(&mut self) -> Option<Arc<Event>> {
+        if let Some(event) = self.replay.pop_front() {
+            return Some(event);
+        }
+        self.events.try_recv().ok()
+    }
+
+    /// Whether no further events will come.
+    pub fn is_closed(&self) -> bool {
+        self.replay.is_empty() && self.events.is_closed() && self.events.is_empty()
+    }
+}
+
+#[derive(Default)]
+pub(super) struct Watchers {
+    by_scope: HashMap<Scope, Vec<mpsc::Sender<Arc<Event>>>>,
+    /// Fields by which somebody watches, with how many scopes do.
+    fields: HashMap<usize, usize>,
+}
+
+impl Watchers {
+    pub(super) fn len(&self) -> usize {
+        self.by_scope.values().flatten().filter(|s| !s.is_closed()).count()
+    }
+
+    pub(super) fn add(&mut self, scope: Scope, replay: Vec<Arc<Event>>) -> Watcher {
+        let (sender, events) = mpsc::channel(BUFFER);
+        if let Scope::Field(at, _) = &scope
+            && !self.by_scope.contains_key(&scope)
+        {
+            *self.fields.entry(*at).or_default() += 1;
+        }
+        let senders = self.by_scope.entry(scope).or_default();
+        // Those who left without an event since are forgotten here.
+        senders.retain(|s| !s.is_closed());
+        senders.push(sender);
+        Watcher { replay: replay.into(), events }
+    }
+
+    pub(super) fn close_all(&mut self) {
+        self.by_scope.clear();
+        self.fields.clear();
+    }
+
+    pub(super) fn deliver(&mut self, event: &Arc<Event>, codec: &Codec) {
+        if self.by_scope.is_empty() {
+            return;
+        }
+        let object = event.object();
+        self.send(&Scope::All, event);
+        self.send(&Scope::Object(object.key.to_string()), event);
+        let namespace = object.names().0;
+        if !namespace.is_empty() {
+            self.send(&Scope::Namespace(namespace.to_owned()), event);
+        }
+        let fields: Vec<usize> = self.fields.keys().copied().collect();
+        for at in fields {
+            let is = object.field(codec, at).into_owned();
+            let was = event.previous().map(|p| p.field(codec, at).into_owned());
+            if let Some(was) = was.filter(|was| *was != is) {
+                self.send(&Scope::Field(at, was), event);
+            }
+            self.send(&Scope::Field(at, is), event);
+        }
+    }
+
+    fn send(&mut self, scope: &Scope, event: &Arc<Event>) {
+        let Some(senders) = self.by_scope.get_mut(scope) else { return };
+        senders.retain(|sender| sender.try_send(event.clone()).is_ok());
+        if senders.is_empty() {
+            self.by_scope.remove(scope);
+            if let Scope::Field(at, _) = scope
+                && let Some(count) = self.fields.get_mut(at)
+            {
+                *count -= 1;
+                if *count == 0 {
+                    self.fields.remove(at);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,111 @@
+//! `/healthz`, `/livez` and `/readyz`.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use http::Response;
+
+use crate::api::Api;
+use crate::query::Query;
+use crate::respond::{self, Body};
+
+/// How long the store may take to answer.
+const STORE: Duration = Duration::from_secs(2);
+
+/// What the checks look at beside the server's state.
+#[derive(Default)]
+pub(crate) struct Health {
+    bootstrapped: AtomicBool,
+}
+
+impl Health {
+    /// The objects that every cluster starts with are there.
+    pub(crate) fn set_bootstrapped(&self) {
+        self.bootstrapped.store(true, Ordering::Release);
+    }
+}
+
+/// A check's name, and whether it holds.
+struct Check {
+    name: &'static str,
+    result: Result<(), String>,
+}
+
+async fn checks(api: &Api, what: &str) -> Vec<Check> {
+    let store = match tokio::time::timeout(STORE, api.store.current_revision()).await {
+        Ok(Ok(_)) => Ok(()),
+        Ok(Err(error)) => Err(error.to_string()),
+        Err(_) => Err("timed out".to_owned()),
+    };
+    let mut all = vec![
+        Check { name: "ping", result: Ok(()) },
+        Check { name: "log", result: Ok(()) },
+        Check { name: "etcd", result: store.clone() },
+    ];
+    if what == "readyz" {
+        all.push(Check { name: "etcd-readiness", result: store });
+        let lagging: Vec<String> = api
+            .catalog()
+            .caches()
+            .iter()
+            .filter(|cache| !cache.is_ready())
+            .map(|cache| cache.prefix().to_owned())
+            .collect();
+        let result = match lagging.as_slice() {
+            [] => Ok(()),
+            some => Err(format!("not synced: {}", some.join(", "))),
+        };
+        all.push(Check { name: "informer-sync", result });
+    }
+    let bootstrapped = api.health.bootstrapped.load(Ordering::Acquire);
+    let started = if bootstrapped { Ok(()) } else { Err("not finished".to_owned()) };
+    all.push(Check { name: "poststarthook/start-apiserver-admission-initializer", result: Ok(()) });
+    all.push(Check { name: "poststarthook/rbac/bootstrap-roles", result: started.clone() });
+    all.push(Check { name: "poststarthook/bootstrap-controller", result: started });
+    if what == "readyz" {
+        let result = if api.draining.is_cancelled() {
+            Err("process is shutting down".to_owned())
+        } else {
+            Ok(())
+        };
+        all.push(Check { name: "shutdown", result });
+    }
+    all
+}
+
+/// Answers a health path; `None`: there is no such check.
+pub(crate) async fn answer(api: &Api, path: &str, query: &Query) -> Option<Response<Body>> {
+    let mut parts = path.trim_matches('/').splitn(2, '/');
+    let what = parts.next().filter(|w| matches!(*w, "healthz" | "livez" | "readyz"))?;
+    let all = checks(api, what).await;
+    if let Some(one) = parts.next() {
+        let check = all.iter().find(|c| c.name == one)?;
+        return Some(match &check.result {
+            Ok(()) => respond::text(200, "ok"),
+            Err(why) => respond::text(500, format!("internal server error: {why}\n")),
+        });
+    }
+    let excluded: Vec<&str> = query.all("exclude").collect();
+    let (mut report, mut failed) = (String::new(), false);
+    for check in all {
+        if excluded.contains(&check.name) {
+            report.push_str(&format!("[+]{} excluded: ok\n", check.name));
+            continue;
+        }
+        match check.result {
+            Ok(()) => report.push_str(&format!("[+]{} ok\n", check.name)),
+            Err(why) => {
+                tracing::debug!(check = check.name, why, "health check failed");
+                failed = true;
+                report.push_str(&format!("[-]{} failed: reason withheld\n", check.name));
+            }
+        }
+    }
+    Some(if failed {
+        respond::text(500, format!("{report}{what} check failed\n"))
+    } else if query.get("verbose").is_some() {
+        respond::text(200, format!("{report}{what} check passed\n"))
+    } else {
+        respond::text(200, "ok")
+    })
+}

@@ -1,0 +1,300 @@
+//! The path of a request: request info, authentication, impersonation, limits, authorization,
+//! and the verb's handler.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use apimachinery::Value;
+use apimachinery::status::ApiError;
+use bytes::Bytes;
+use component::serving::Peer;
+use http::header::{self, HeaderValue};
+use http::{HeaderMap, Method, Request, Response};
+use http_body_util::BodyExt as _;
+use percent_encoding::percent_decode_str;
+use tokio::sync::{Semaphore, SemaphorePermit};
+
+use crate::api::Api;
+use crate::authentication::{AUTHENTICATED, Credentials, MASTERS, User};
+use crate::gate;
+use crate::query::Query;
+use crate::request::RequestInfo;
+use crate::respond::{self, Body};
+use crate::verbs::{self, Call, RequestBody};
+use crate::{authorization, special};
+
+/// A request that finds no place waits so long for one.
+const QUEUE: Duration = Duration::from_secs(10);
+/// Prefix of WebSocket protocols that carry a bearer token.
+const BEARER_PROTOCOL: &str = "base64url.bearer.authorization.k8s.io.";
+
+/// Answers a request that came over the network.
+pub(crate) async fn serve(
+    api: Arc<Api>,
+    mut request: Request<RequestBody>,
+    peer: Peer,
+) -> Response<Body> {
+    let started = Instant::now();
+    let query = Query::parse(request.uri().query().unwrap_or(""));
+    let path = percent_decode_str(request.uri().path()).decode_utf8_lossy().into_owned();
+    let audit_id = match verbs::header(request.headers(), "audit-id") {
+        "" => uuid::Uuid::new_v4().to_string(),
+        given => given.to_owned(),
+    };
+    let long = is_long(&request, &path, &query);
+    let info = RequestInfo::parse(request.method(), &path, &query);
+    let mut response = match info {
+        Ok(info) => {
+            let shown = info.clone();
+            let user = identify(&api, &mut request, &peer).await;
+            let answered = match user {
+                Ok(user) => answer(&api, request, query, info, user).await,
+                Err(error) => Err(error),
+            };
+            let response = answered.unwrap_or_else(|error| respond::failure(&error, None));
+            let took = (!long).then(|| started.elapsed());
+            api.metrics.answered(&shown, response.status().as_u16(), took);
+            response
+        }
+        Err(error) => respond::failure(&ApiError::Internal(error.to_string()), None),
+    };
+    let headers = response.headers_mut();
+    if let Ok(id) = HeaderValue::from_str(&audit_id) {
+        headers.insert("audit-id", id);
+    }
+    headers
+        .entry(header::CACHE_CONTROL)
+        .or_insert(HeaderValue::from_static("no-cache, private"));
+    response
+}
+
+fn is_long(request: &Request<RequestBody>, path: &str, query: &Query) -> bool {
+    RequestInfo::parse(request.method(), path, query)
+        .is_ok_and(|info| verbs::is_long_running(&info))
+}
+
+/// Who asks, by certificate, token or headers.
+async fn identify(
+    api: &Api,
+    request: &mut Request<RequestBody>,
+    peer: &Peer,
+) -> Result<User, ApiError> {
+    let headers = request.headers_mut();
+    let token = bearer(headers);
+    let credentials =
+        Credentials { certificates: &peer.certificates, bearer: token.as_deref() };
+    let user = match api.identity.user(&credentials, headers).await {
+        Ok(Some(user)) => user,
+        Ok(None) => return Err(ApiError::Unauthorized),
+        Err(rejected) => {
+            tracing::debug!(%rejected, "request was not authenticated");
+            return Err(ApiError::Unauthorized);
+        }
+    };
+    headers.remove(header::AUTHORIZATION);
+    gate::impersonate(&*api.authorizer, user, headers).await
+}
+
+/// The bearer token of a request.
+fn bearer(headers: &HeaderMap) -> Option<String> {
+    use base64::Engine as _;
+    let text = verbs::header(headers, "authorization").trim();
+    if let Some((scheme, token)) = text.split_once(' ')
+        && scheme.eq_ignore_ascii_case("bearer")
+    {
+        return Some(token.trim().to_owned());
+    }
+    // Browsers cannot set headers of WebSockets.
+    let protocols = verbs::header(headers, "sec-websocket-protocol").split(',').map(str::trim);
+    let encoded = protocols.filter_map(|p| p.strip_prefix(BEARER_PROTOCOL)).next()?;
+    let decoded =
+        base64::engine::general_purpose::URL_SAFE_NO_PAD.decode(encoded.trim_end_matches('='));
+    String::from_utf8(decoded.ok()?).ok()
+}
+
+/// Waits for a place among the requests that run at the same time.
+async fn place(semaphore: Option<&Semaphore>) -> Result<Option<SemaphorePermit<'_>>, ApiError> {
+    let Some(semaphore) = semaphore else { return Ok(None) };
+    match tokio::time::timeout(QUEUE, semaphore.acquire()).await {
+        Ok(Ok(permit)) => Ok(Some(permit)),
+        _ => Err(ApiError::TooManyRequests {
+            message: "Too many requests, please try again later.".to_owned(),
+            retry_after_seconds: 1,
+        }),
+    }
+}
+
+/// Answers a request of a known user.
+async fn answer(
+    api: &Arc<Api>,
+    request: Request<RequestBody>,
+    query: Query,
+    info: RequestInfo,
+    user: User,
+) -> Result<Response<Body>, ApiError> {
+    let long = verbs::is_long_running(&info);
+    let reads = matches!(request.method(), &Method::GET | &Method::HEAD | &Method::OPTIONS);
+    let exempt = long || user.groups.iter().any(|g| g == MASTERS);
+    let semaphore = if exempt {
+        None
+    } else if reads {
+        api.in_flight.reading.as_ref()
+    } else {
+        api.in_flight.writing.as_ref()
+    };
+    let _place = place(semaphore).await?;
+    let authorized = gate::authorize(&*api.authorizer, user, info).await?;
+    let is_head = request.method() == Method::HEAD;
+    let (parts, body) = request.into_parts();
+    let limit = timeout(api, &query);
+    let call = Call { api: api.clone(), parts, query, authorized };
+    if long {
+        return verbs::handle(call, body).await;
+    }
+    let handling = async move {
+        if call.authorized.info().is_resource {
+            verbs::handle(call, body).await
+        } else {
+            special::handle(call, body).await
+        }
+    };
+    // What has begun is finished, though the client leaves.
+    let handling: Pin<Box<dyn Future<Output = _> + Send>> = if reads {
+        Box::pin(handling)
+    } else {
+        let task = tokio::spawn(handling);
+        Box::pin(async move {
+            task.await.unwrap_or_else(|error| {
+                tracing::error!(%error, "a handler failed");
+                Err(ApiError::Internal("the request was not completed".to_owned()))
+            })
+        })
+    };
+    let Ok(response) = tokio::time::timeout(limit, handling).await else {
+        return Err(ApiError::Timeout {
+            message: "request did not complete within the allotted timeout".to_owned(),
+            retry_after_seconds: 0,
+        });
+    };
+    let mut response = response?;
+    if is_head {
+        *response.body_mut() = respond::body(Bytes::new());
+    }
+    Ok(response)
+}
+
+/// The client may ask for less time than the server gives.
+fn timeout(api: &Api, query: &Query) -> Duration {
+    let asked = query.get("timeout").and_then(go_duration);
+    asked.filter(|t| !t.is_zero()).map_or(api.limits.request_timeout, |asked| {
+        asked.min(api.limits.request_timeout)
+    })
+}
+
+/// `1m30s`, `500ms`, as Go writes durations.
+pub(crate) fn go_duration(text: &str) -> Option<Duration> {
+    if text == "0" {
+        return Some(Duration::ZERO);
+    }
+    let mut rest = text;
+    let mut total = 0.0;
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;
+        let number: f64 = rest.get(..digits)?.parse().ok()?;
+        rest = rest.get(digits..)?;
+        let length = rest.find(|c: char| c.is_ascii_digit()).unwrap_or(rest.len());
+        total += number
+            * match rest.get(..length)? {
+                "ns" => 1e-9,
+                "us" | "µs" => 1e-6,
+                "ms" => 1e-3,
+                "s" => 1.0,
+                "m" => 60.0,
+                "h" => 3600.0,
+                _ => return None,
+            };
+        rest = rest.get(length..)?;
+    }
+    (!text.is_empty()).then(|| Duration::try_from_secs_f64(total).ok()).flatten()
+}
+
+/// The server's own user.
+pub(crate) fn own_user() -> User {
+    User {
+        name: "system:apiserver".to_owned(),
+        groups: vec![MASTERS.to_owned(), AUTHENTICATED.to_owned()],
+        ..User::default()
+    }
+}
+
+type LocalAnswer<'a> = Pin<Box<dyn Future<Output = Result<Value, ApiError>> + Send + 'a>>;
+
+/// Makes a request as the server itself, through the same gates as any other.
+pub(crate) fn local<'a>(
+    api: &'a Arc<Api>,
+    method: Method,
+    url: &'a str,
+    object: Option<Value>,
+) -> LocalAnswer<'a> {
+    Box::pin(async move {
+        let data = match &object {
+            Some(object) => {
+                serde_json::to_vec(object).map_err(|e| ApiError::Internal(e.to_string()))?
+            }
+            None => Vec::new(),
+        };
+        let mut request = Request::new(respond::body(data));
+        *request.method_mut() = method;
+        *request.uri_mut() =
+            url.parse().map_err(|e| ApiError::Internal(format!("{url}: {e}")))?;
+        let headers = request.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        headers.insert(header::USER_AGENT, HeaderValue::from_static("kube-apiserver"));
+        let (path, query) = url.split_once('?').unwrap_or((url, ""));
+        let query = Query::parse(query);
+        let path = percent_decode_str(path).decode_utf8_lossy();
+        let info = RequestInfo::parse(request.method(), &path, &query)
+            .map_err(|e| ApiError::Internal(e.to_string()))?;
+        let authorized =
+            gate::authorize(&authorization::Superusers, own_user(), info).await?;
+        let (parts, body) = request.into_parts();
+        let call = Call { api: api.clone(), parts, query, authorized };
+        let response = verbs::handle(call, body).await?;
+        let status = response.status();
+        let collected = response.into_body().collect().await;
+        let data = collected.map_err(|e| ApiError::Internal(e.to_string()))?.to_bytes();
+        if !status.is_success() {
+            return Err(ApiError::Internal(format!("{url}: {status}")));
+        }
+        serde_json::from_slice(&data).map_err(|e| ApiError::Internal(format!("{url}: {e}")))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_are_gos() {
+        assert_eq!(go_duration("1m30s"), Some(Duration::from_secs(90)));
+        assert_eq!(go_duration("500ms"), Some(Duration::from_millis(500)));
+        assert_eq!(go_duration("1.5h"), Some(Duration::from_secs(5400)));
+        assert_eq!(go_duration("0"), Some(Duration::ZERO));
+        for bad in ["", "5", "x", "5y"] {
+            assert_eq!(go_duration(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn tokens_come_in_headers_or_protocols() {
+        let mut headers = HeaderMap::new();
+        assert_eq!(bearer(&headers), None);
+        let protocols = HeaderValue::from_static("v4, base64url.bearer.authorization.k8s.io.YWJj");
+        headers.insert("sec-websocket-protocol", protocols);
+        assert_eq!(bearer(&headers).as_deref(), Some("abc"));
+        headers.insert("authorization", HeaderValue::from_static("bearer  x"));
+        assert_eq!(bearer(&headers).as_deref(), Some("x"));
+    }
+}

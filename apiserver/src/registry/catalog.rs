@@ -1,0 +1,375 @@
+//! The rows that a server serves, with their caches, found by path.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use apimachinery::codec::{DecodeError, Schema, canonicalize, proto};
+use apimachinery::gvk::{GroupResource, GroupVersionKind, api_version};
+use apimachinery::schema::{MessageId, Registry};
+use apimachinery::status::ApiError;
+use apimachinery::{Value, object};
+use bytes::Bytes;
+use store::SharedStore;
+
+use super::{Action, Resource, SelectableField, Subresource, Verbs};
+use crate::cache::{Cache, Cached, Codec, splice};
+
+/// A row in service.
+pub struct Served {
+    pub row: Resource,
+    /// Schemas of the served and of the stored version.
+    registry: &'static Registry,
+    stored_message: MessageId,
+    pub gvk: GroupVersionKind,
+    pub gr: GroupResource,
+    /// `v1`, `apps/v1`
+    pub api_version: String,
+    /// Kind of its lists.
+    pub list_kind: String,
+    /// Stored in the version that it is served in.
+    pub same_version: bool,
+    /// Objects that are never stored have none.
+    pub cache: Option<Arc<Cache>>,
+}
+
+impl Served {
+    pub fn schema(&self) -> Schema<'static> {
+        Schema { registry: self.registry, message: self.row.message }
+    }
+
+    fn stored_schema(&self) -> Schema<'static> {
+        Schema { registry: self.registry, message: self.stored_message }
+    }
+
+    /// The cache of the objects.
+    ///
+    /// # Errors
+    /// Objects of this kind are not stored.
+    pub fn cache(&self) -> Result<&Arc<Cache>, ApiError> {
+        self.cache.as_ref().ok_or_else(|| self.not_allowed("get"))
+    }
+
+    /// 405 for a verb that the resource does not have.
+    pub fn not_allowed(&self, verb: &str) -> ApiError {
+        ApiError::MethodNotAllowed { resource: self.gr.clone(), verb: verb.to_owned() }
+    }
+
+    /// 404 for an object.
+    pub fn not_found(&self, name: &str) -> ApiError {
+        ApiError::NotFound { resource: self.gr.clone(), name: name.to_owned() }
+    }
+
+    /// 409 for an object.
+    pub fn conflict(&self, name: &str, reason: impl Into<String>) -> ApiError {
+        ApiError::Conflict {
+            resource: self.gr.clone(),
+            name: name.to_owned(),
+            reason: reason.into(),
+        }
+    }
+
+    /// 422 for an object.
+    pub fn invalid(&self, name: &str, errors: apimachinery::field::ErrorList) -> ApiError {
+        ApiError::Invalid {
+            group: self.gvk.group.clone(),
+            kind: self.gvk.kind.clone(),
+            name: name.to_owned(),
+            errors,
+        }
+    }
+
+    pub fn subresource(&self, name: &str) -> Option<&Subresource> {
+        self.row.subresources.iter().find(|s| s.name == name)
+    }
+
+    /// Key of an object below the resource's prefix.
+    pub fn key(&self, namespace: &str, name: &str) -> String {
+        if self.row.namespaced { format!("{namespace}/{name}") } else { name.to_owned() }
+    }
+
+    /// The bytes to store for an object of the served version. resourceVersion is not stored.
+    ///
+    /// # Errors
+    /// The object does not fit its schema.
+    pub fn to_stored(&self, object: &Value) -> Result<Bytes, DecodeError> {
+        let mut object = object.clone();
+        object::remove(&mut object, &["metadata", "resourceVersion"]);
+        if !self.same_version {
+            self.row.strategy.to_storage(&mut object);
+            let (group, version) = &self.row.storage.version;
+            object::set(&mut object, &["apiVersion"], api_version(group, version));
+        }
+        proto::encode_enveloped(self.stored_schema(), &object).map(Bytes::from)
+    }
+
+    /// An object of the served version.
+    ///
+    /// # Errors
+    /// The stored bytes are not of this kind.
+    pub fn decode(&self, cached: &Cached) -> Result<Value, DecodeError> {
+        let Some(cache) = &self.cache else {
+            return Err(DecodeError::Malformed("is not stored".to_owned()));
+        };
+        let mut object = cached.decode(&cache.codec)?;
+        if !self.same_version {
+            self.convert(&mut object)?;
+        }
+        Ok(object)
+    }
+
+    fn convert(&self, object: &mut Value) -> Result<(), DecodeError> {
+        self.row.strategy.to_served(object);
+        object::set(object, &["apiVersion"], self.api_version.as_str());
+        object::set(object, &["kind"], &*self.row.kind);
+        canonicalize(self.schema(), object)
+    }
+
+    /// The object's JSON in the served version.
+    ///
+    /// # Errors
+    /// The stored bytes are not of this kind.
+    pub fn json(&self, cached: &Cached) -> Result<Bytes, DecodeError> {
+        match &self.cache {
+            Some(cache) if self.same_version => cached.json(&cache.codec).cloned(),
+            _ => {
+                let object = self.decode(cached)?;
+                let text = serde_json::to_vec(&object);
+                text.map(Bytes::from).map_err(|e| DecodeError::Malformed(e.to_string()))
+            }
+        }
+    }
+
+    /// The object's bare protobuf message in the served version.
+    ///
+    /// # Errors
+    /// The stored bytes are not of this kind.
+    pub fn raw(&self, cached: &Cached) -> Result<Bytes, DecodeError> {
+        match &self.cache {
+            Some(cache) if self.same_version => cached.raw(&cache.codec).cloned(),
+            _ => proto::encode(self.schema(), &self.decode(cached)?).map(Bytes::from),
+        }
+    }
+
+    /// The object's metadata as a bare `PartialObjectMetadata`.
+    ///
+    /// # Errors
+    /// The stored bytes are not of this kind.
+    pub fn partial_raw(&self, cached: &Cached) -> Result<Bytes, DecodeError> {
+        // Metadata is the same in all versions.
+        let Some(cache) = &self.cache else {
+            return Err(DecodeError::Malformed("is not stored".to_owned()));
+        };
+        splice::partial(cached.raw(&cache.codec)?).map(Bytes::from)
+    }
+
+    /// Whether `/namespaces/x/...` paths or such without are right for the resource.
+    pub fn fits_path(&self, namespace: &str) -> bool {
+        self.row.namespaced || namespace.is_empty() || self.row.plural == "namespaces"
+    }
+
+    /// The verbs of the resource as discovery lists them.
+    pub fn verbs(&self) -> &'static [&'static str] {
+        match self.row.verbs {
+            Verbs::All => {
+                &["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"]
+            }
+            Verbs::CreateOnly => &["create"],
+        }
+    }
+}
+
+/// Verbs of a subresource as discovery lists them.
+pub fn subresource_verbs(action: &Action) -> &'static [&'static str] {
+    match action {
+        Action::Part { .. } | Action::Scale { .. } => &["get", "patch", "update"],
+        Action::Post { .. } => &["create"],
+        Action::Connect(super::Connect::Log) => &["get"],
+        Action::Connect(super::Connect::Proxy) => {
+            &["create", "delete", "get", "patch", "update"]
+        }
+        Action::Connect(_) => &["create", "get"],
+    }
+}
+
+/// All rows in service.
+#[derive(Default)]
+pub struct Catalog {
+    rows: Vec<Arc<Served>>,
+    by_path: HashMap<(String, String, String), Arc<Served>>,
+    caches: HashMap<GroupResource, Arc<Cache>>,
+}
+
+impl Catalog {
+    /// Puts rows into service: rows with the same prefix share a cache, which reads the stored
+    /// version. `root` is `--etcd-prefix`.
+    pub fn new(
+        rows: Vec<Resource>,
+        registry: &'static Registry,
+        store: &SharedStore,
+        root: &str,
+    ) -> Self {
+        let mut caches: BTreeMap<String, Arc<Cache>> = BTreeMap::new();
+        let mut fields: HashMap<String, Vec<SelectableField>> = HashMap::new();
+        for row in &rows {
+            let known = fields.entry(row.storage.prefix.to_string()).or_default();
+            for field in &row.fields {
+                if !known.iter().any(|k| k.label == field.label) {
+                    known.push(SelectableField { label: field.label, get: field.get });
+                }
+            }
+        }
+        let mut catalog = Self::default();
+        for row in rows {
+            let gvk = GroupVersionKind::new(&row.group, &row.version, &row.kind);
+            let (group, version) = &row.storage.version;
+            let stored_gvk = GroupVersionKind::new(group, version, &row.kind);
+            let same_version = gvk == stored_gvk;
+            let stored_message = registry.kind(&stored_gvk).unwrap_or(row.message);
+            let prefix = row.storage.prefix.to_string();
+            let cache = (row.verbs == Verbs::All).then(|| {
+                let make = || {
+                    let codec = Codec {
+                        schema: Some((registry, stored_message)),
+                        api_version: stored_gvk.api_version(),
+                        kind: row.kind.to_string(),
+                        fields: fields.remove(&prefix).unwrap_or_default(),
+                    };
+                    Cache::new(store.clone(), format!("{root}/{prefix}/"), codec)
+                };
+                caches.entry(prefix.clone()).or_insert_with(make).clone()
+            });
+            let served = Served {
+                gr: GroupResource::new(&row.group, &row.plural),
+                api_version: gvk.api_version(),
+                list_kind: format!("{}List", row.kind),
+                registry,
+                stored_message,
+                gvk,
+                same_version,
+                cache,
+                row,
+            };
+            catalog.add(Arc::new(served));
+        }
+        catalog
+    }
+
+    fn add(&mut self, served: Arc<Served>) {
+        let row = &served.row;
+        let path = (row.group.to_string(), row.version.to_string(), row.plural.to_string());
+        if let Some(cache) = &served.cache {
+            self.caches.entry(served.gr.clone()).or_insert_with(|| cache.clone());
+        }
+        self.by_path.insert(path, served.clone());
+        self.rows.push(served);
+    }
+
+    pub fn rows(&self) -> &[Arc<Served>] {
+        &self.rows
+    }
+
+    /// The row of a path.
+    pub fn find(&self, group: &str, version: &str, resource: &str) -> Option<&Arc<Served>> {
+        self.by_path.get(&(group.to_owned(), version.to_owned(), resource.to_owned()))
+    }
+
+    /// The row of a resource in the version that it is best read in: the stored one.
+    pub fn stored(&self, resource: &GroupResource) -> Option<&Arc<Served>> {
+        let of = |s: &&Arc<Served>| s.gr == *resource;
+        self.rows.iter().find(|s| of(s) && s.same_version).or_else(|| self.rows.iter().find(of))
+    }
+
+    /// The cache of a resource.
+    pub fn cache(&self, resource: &GroupResource) -> Option<&Arc<Cache>> {
+        self.caches.get(resource)
+    }
+
+    /// Each cache once.
+    pub fn caches(&self) -> Vec<Arc<Cache>> {
+        let mut all: Vec<Arc<Cache>> = Vec::new();
+        for cache in self.rows.iter().filter_map(|s| s.cache.as_ref()) {
+            if !all.iter().any(|c| Arc::ptr_eq(c, cache)) {
+                all.push(cache.clone());
+            }
+        }
+        all
+    }
+
+    /// Groups with their versions, the preferred one first, in upstream's order.
+    pub fn groups(&self) -> Vec<(String, Vec<String>)> {
+        let mut groups: Vec<(String, Vec<String>)> = Vec::new();
+        for row in self.rows.iter().map(|s| &s.row) {
+            let versions = match groups.iter_mut().find(|(g, _)| *g == *row.group) {
+                Some((_, versions)) => versions,
+                None => {
+                    groups.push((row.group.to_string(), Vec::new()));
+                    match groups.last_mut() {
+                        Some((_, versions)) => versions,
+                        None => continue,
+                    }
+                }
+            };
+            if !versions.iter().any(|v| *v == *row.version) {
+                versions.push(row.version.to_string());
+            }
+        }
+        for (_, versions) in &mut groups {
+            versions.sort_by(|a, b| version_rank(b).cmp(&version_rank(a)));
+        }
+        groups.sort_by(|(a, _), (b, _)| group_rank(b).cmp(&group_rank(a)).then(a.cmp(b)));
+        groups
+    }
+}
+
+/// `v2` over `v1`, stable over beta over alpha.
+pub fn version_rank(version: &str) -> (u8, u32, u32) {
+    let numbers = |text: &str| text.parse().unwrap_or(0);
+    let Some(rest) = version.strip_prefix('v') else { return (0, 0, 0) };
+    if let Some((major, minor)) = rest.split_once("beta") {
+        return (2, numbers(major), numbers(minor));
+    }
+    if let Some((major, minor)) = rest.split_once("alpha") {
+        return (1, numbers(major), numbers(minor));
+    }
+    (3, numbers(rest), 0)
+}
+
+/// Priorities that upstream's aggregator gives its own groups; the higher comes first.
+fn group_rank(group: &str) -> u32 {
+    match group {
+        "" => 18000,
+        "apps" => 17800,
+        "events.k8s.io" => 17750,
+        "authentication.k8s.io" => 17700,
+        "authorization.k8s.io" => 17600,
+        "autoscaling" => 17500,
+        "batch" => 17400,
+        "certificates.k8s.io" => 17300,
+        "networking.k8s.io" => 17200,
+        "policy" => 17100,
+        "rbac.authorization.k8s.io" => 17000,
+        "storage.k8s.io" => 16800,
+        "admissionregistration.k8s.io" => 16700,
+        "apiextensions.k8s.io" => 16700,
+        "scheduling.k8s.io" => 16600,
+        "coordination.k8s.io" => 16500,
+        "node.k8s.io" => 16300,
+        "discovery.k8s.io" => 16200,
+        "flowcontrol.apiserver.k8s.io" => 16100,
+        "internal.apiserver.k8s.io" => 16000,
+        "resource.k8s.io" => 9900,
+        _ => 1000,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_ranked() {
+        let mut versions = ["v1beta1", "v1", "v2", "v1alpha2", "v2beta2", "v1beta2"];
+        versions.sort_by_key(|v| std::cmp::Reverse(version_rank(v)));
+        assert_eq!(versions, ["v2", "v1", "v2beta2", "v1beta2", "v1beta1", "v1alpha2"]);
+    }
+}

@@ -1,0 +1,167 @@
+//! Paths that are no resources: discovery, OpenAPI, health, version, metrics.
+
+use apimachinery::Value;
+use apimachinery::status::ApiError;
+use bytes::Bytes;
+use http::header::{self, HeaderValue};
+use http::{Method, Response};
+use serde_json::json;
+
+use crate::discovery;
+use crate::negotiate::Offer;
+use crate::respond::{self, Body};
+use crate::verbs::{Call, RequestBody};
+use crate::{health, openapi};
+
+/// `version.Info` of upstream's release that this server is compatible with.
+pub fn version() -> Value {
+    json!({
+        "major": "1", "minor": "35",
+        "emulationMajor": "1", "emulationMinor": "35",
+        "minCompatibilityMajor": "1", "minCompatibilityMinor": "34",
+        "gitVersion": "v1.35.0", "gitCommit": "", "gitTreeState": "clean",
+        "buildDate": "1970-01-01T00:00:00Z",
+        "goVersion": "none", "compiler": "rustc",
+        "platform": format!("{}/{}", std::env::consts::OS, platform()),
+    })
+}
+
+/// The machine, as Go names it.
+fn platform() -> &'static str {
+    match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    }
+}
+
+/// Answers a path that is no resource.
+///
+/// # Errors
+/// What the client gets as a `Status`.
+pub(crate) async fn handle(call: Call, _body: RequestBody) -> Result<Response<Body>, ApiError> {
+    let path = call.authorized.info().path.clone();
+    if let Some(answer) = health::answer(&call.api, &path, &call.query).await {
+        return Ok(answer);
+    }
+    if !matches!(call.parts.method, Method::GET | Method::HEAD) {
+        return Ok(respond::text(404, "404 page not found\n"));
+    }
+    let parts: Vec<&str> = path.trim_matches('/').split('/').collect();
+    let catalog = call.api.catalog();
+    let found = match parts.as_slice() {
+        [""] => return Ok(index(&call)),
+        ["version"] => {
+            let text = serde_json::to_vec_pretty(&version());
+            let text = text.map_err(|e| ApiError::Internal(e.to_string()))?;
+            return Ok(respond::answer(200, "application/json", text));
+        }
+        ["metrics"] => return metrics(&call).await,
+        ["api"] => match aggregated(&call, true)? {
+            Some(answer) => return Ok(answer),
+            None => Some(discovery::core_versions(call.header("host"))),
+        },
+        ["apis"] => match aggregated(&call, false)? {
+            Some(answer) => return Ok(answer),
+            None => Some(discovery::group_list(&catalog)),
+        },
+        ["api", version] => discovery::resource_list(&catalog, "", version),
+        ["apis", group] => discovery::group(&catalog, group),
+        ["apis", group, version] => discovery::resource_list(&catalog, group, version),
+        ["openapi", rest @ ..] => return openapi::answer(&call, rest).await,
+        _ => {
+            let known = call.api.documents.iter().find(|(p, ..)| *p == path);
+            return Ok(match known {
+                Some((_, media_type, data)) => respond::answer(200, media_type, data.clone()),
+                None => respond::text(404, "404 page not found\n"),
+            });
+        }
+    };
+    match found {
+        Some(found) => {
+            let wanted = call.wanted(Offer::Plain)?;
+            call.send_object(200, &wanted, &found).await
+        }
+        None => Ok(respond::text(404, "404 page not found\n")),
+    }
+}
+
+/// The paths that there are.
+fn index(call: &Call) -> Response<Body> {
+    let mut paths: Vec<String> =
+        ["/api", "/api/v1", "/apis", "/apis/"].map(str::to_owned).to_vec();
+    for (group, versions) in call.api.catalog().groups() {
+        if group.is_empty() {
+            continue;
+        }
+        paths.push(format!("/apis/{group}"));
+        paths.extend(versions.iter().map(|v| format!("/apis/{group}/{v}")));
+    }
+    let others =
+        ["/healthz", "/livez", "/metrics", "/openapi/v2", "/openapi/v3", "/readyz", "/version"];
+    paths.extend(others.map(str::to_owned));
+    paths.extend(call.api.documents.iter().map(|(p, ..)| (*p).to_owned()));
+    paths.sort();
+    let text = serde_json::to_vec_pretty(&json!({"paths": paths})).unwrap_or_default();
+    respond::answer(200, "application/json", text)
+}
+
+/// The aggregated discovery document, for clients that ask for it.
+fn aggregated(call: &Call, core: bool) -> Result<Option<Response<Body>>, ApiError> {
+    let accept: String = call
+        .parts
+        .headers
+        .get_all(header::ACCEPT)
+        .iter()
+        .filter_map(|v| v.to_str().ok())
+        .collect::<Vec<_>>()
+        .join(",");
+    // The first range that can be served wins, as clients put what they like best first.
+    let version = accept.split(',').map(str::trim).find_map(|range| {
+        let has = |piece: &str| range.split(';').any(|p| p.trim() == piece);
+        let json = range.starts_with("application/json");
+        if json && has("as=APIGroupDiscoveryList") && has("g=apidiscovery.k8s.io") {
+            return ["v2", "v2beta1"].into_iter().find(|v| has(&format!("v={v}"))).map(Some);
+        }
+        (range == "application/json" || range.starts_with("*/*")).then_some(None)
+    });
+    let Some(Some(version)) = version else { return Ok(None) };
+    let made = call.api.discovery.aggregated(&call.api.catalog(), version, core);
+    let quoted = format!("\"{}\"", made.etag);
+    let media_type =
+        format!("application/json;g=apidiscovery.k8s.io;v={version};as=APIGroupDiscoveryList");
+    let mut response = if call.header("if-none-match") == quoted {
+        respond::answer(304, &media_type, Bytes::new())
+    } else {
+        let text = serde_json::to_vec(&*made.object);
+        respond::answer(200, &media_type, text.map_err(|e| ApiError::Internal(e.to_string()))?)
+    };
+    let headers = response.headers_mut();
+    headers.insert(header::VARY, HeaderValue::from_static("Accept"));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("public"));
+    if let Ok(etag) = HeaderValue::from_str(&quoted) {
+        headers.insert(header::ETAG, etag);
+    }
+    Ok(Some(response))
+}
+
+async fn metrics(call: &Call) -> Result<Response<Body>, ApiError> {
+    let api = &call.api;
+    let mut counts: Vec<(String, f64, f64)> = Vec::new();
+    for served in api.catalog().rows() {
+        if let Some(cache) = &served.cache {
+            let label = format!("resource={:?}", served.gr.to_string());
+            let objects = cache.cut().objects.len();
+            counts.push((label, objects as f64, cache.watchers() as f64));
+        }
+    }
+    let size = api.store.size().await.unwrap_or(0);
+    let mut gauges: Vec<(&str, &str, f64)> =
+        vec![("apiserver_storage_size_bytes", "storage_cluster_id=\"etcd-0\"", size as f64)];
+    for (label, objects, watchers) in &counts {
+        gauges.push(("apiserver_storage_objects", label, *objects));
+        gauges.push(("apiserver_longrunning_requests", label, *watchers));
+    }
+    let text = api.metrics.text(&gauges);
+    Ok(call.send(200, "text/plain; version=0.0.4; charset=utf-8", text.into()).await)
+}

@@ -1,0 +1,270 @@
+//! List: the items' bytes are copied from the cache.
+
+use std::ops::Bound;
+use std::sync::Arc;
+
+use apimachinery::codec::list::{JsonList, ListMeta, ProtoList};
+use apimachinery::status::ApiError;
+use bytes::Bytes;
+use http::Response;
+use store::{ListRequest, StoreError};
+
+use super::list_options::{Freshness, ListOptions, continue_token};
+use super::read::{self, partial_json, reach, to_yaml};
+use super::select::Select;
+use super::{Call, unreadable, write};
+use crate::cache::{Cached, Cut, Tree};
+use crate::negotiate::{Encoding, Offer, Shape, Wanted};
+use crate::registry::catalog::Served;
+use crate::respond::{self, Body};
+use crate::table;
+
+/// Upstream's words of a page that comes too late.
+const INCONSISTENT: &str = "The provided continue parameter is too old to display a consistent list result. You can start a new list without the continue parameter, or use the continue token in this response to retrieve the remainder of the results. Continuing with the provided token results in an inconsistent list - objects that were created, modified, or deleted between the time the first chunk was returned and now may show up in the list.";
+
+/// One page of a list.
+pub(super) struct Page {
+    pub revision: u64,
+    pub objects: Vec<Arc<Cached>>,
+    continue_token: String,
+    remaining: Option<i64>,
+}
+
+pub(super) async fn list(call: Call, served: Arc<Served>) -> Result<Response<Body>, ApiError> {
+    let wanted = call.wanted(Offer::List)?;
+    let page = matching(&call, &served).await?;
+    let now = call.api.now();
+    let include = table::Include::read(call.query.text("includeObject"))?;
+    // A long list is written by a thread that may block.
+    let data = if page.objects.len() > 500 {
+        let (served, wanted) = (served.clone(), wanted.clone());
+        let written =
+            tokio::task::spawn_blocking(move || encode(&served, &wanted, &page, include, now));
+        written.await.map_err(|e| ApiError::Internal(e.to_string()))??
+    } else {
+        encode(&served, &wanted, &page, include, now)?
+    };
+    Ok(call.send(200, &read::content_type(&wanted), data).await)
+}
+
+/// The page that a request asks for.
+pub(super) async fn matching(call: &Call, served: &Arc<Served>) -> Result<Page, ApiError> {
+    let options = ListOptions::read(&call.query)?;
+    let select = Select::read(served, call.namespace(), &call.query)?;
+    let cache = served.cache()?;
+    read::ready(cache).await?;
+    let prefix = select.prefix();
+    let cut = match options.freshness {
+        Freshness::Exact(revision) => match cut_at(call, served, revision, &prefix).await {
+            Err(ApiError::Expired { .. }) if options.start.is_some() => {
+                return Err(expired(options.start.as_deref().unwrap_or_default()));
+            }
+            cut => cut?,
+        },
+        freshness => fresh(call, served, freshness).await?,
+    };
+    let start = options.start.map(|start| format!("{prefix}{start}"));
+    let bound = start.as_deref().map_or(Bound::Unbounded, Bound::Included);
+    let mut page =
+        Page { revision: cut.revision, objects: Vec::new(), continue_token: String::new(), remaining: None };
+    let selected = |cached: &&Arc<Cached>| select.matches(cached, &cache.codec);
+    if let Some(key) = select.only(served) {
+        page.objects.extend(cut.objects.get(&key).filter(selected).cloned());
+        return Ok(page);
+    }
+    let mut range = cut.objects.range(&prefix, bound);
+    let mut last = None;
+    for cached in range.by_ref() {
+        if selected(&cached) {
+            page.objects.push(cached.clone());
+            if options.limit > 0 && page.objects.len() == options.limit {
+                last = Some(cached.key.clone());
+                break;
+            }
+        }
+    }
+    if let Some(last) = last
+        && range.next().is_some()
+    {
+        let below = last.get(prefix.len()..).unwrap_or_default();
+        let revision = i64::try_from(cut.revision).unwrap_or(i64::MAX);
+        page.continue_token = continue_token(revision, below);
+        if select.is_everything() {
+            let rest = cut.objects.count(&prefix, Bound::Excluded(&last));
+            page.remaining = i64::try_from(rest).ok();
+        }
+        cache.remember(&cut);
+    }
+    Ok(page)
+}
+
+/// 410 with a token that goes on, inconsistently.
+fn expired(start: &str) -> ApiError {
+    let last = start.strip_suffix('\0').unwrap_or(start);
+    ApiError::Expired {
+        message: INCONSISTENT.to_owned(),
+        token: Some(continue_token(-1, last)),
+    }
+}
+
+/// The cache's state, once it is as fresh as asked for.
+pub(super) async fn fresh(
+    call: &Call,
+    served: &Served,
+    freshness: Freshness,
+) -> Result<Cut, ApiError> {
+    let cache = served.cache()?;
+    match freshness {
+        Freshness::Any => {}
+        Freshness::NotOlderThan(revision) | Freshness::Exact(revision) => {
+            reach(cache, revision).await?;
+        }
+        Freshness::Newest => {
+            let store = &call.api.store;
+            let newest = store.current_revision().await.map_err(write::store_error)?;
+            if !store.reports_progress() && cache.revision() < newest {
+                return from_store(call, served, None, "").await;
+            }
+            // A cache that cannot follow must not stop reads.
+            if cache.wait_for(newest, read::PATIENCE).await.is_err() {
+                return from_store(call, served, None, "").await;
+            }
+        }
+    }
+    Ok(cache.cut())
+}
+
+async fn cut_at(
+    call: &Call,
+    served: &Served,
+    revision: u64,
+    prefix: &str,
+) -> Result<Cut, ApiError> {
+    let cache = served.cache()?;
+    match cache.cut_at(revision) {
+        Some(cut) => Ok(cut),
+        None => from_store(call, served, Some(revision), prefix).await,
+    }
+}
+
+/// A cut that the cache does not have.
+async fn from_store(
+    call: &Call,
+    served: &Served,
+    revision: Option<u64>,
+    prefix: &str,
+) -> Result<Cut, ApiError> {
+    let cache = served.cache()?;
+    let request = ListRequest {
+        prefix: cache.store_key(prefix),
+        start: Bound::Unbounded,
+        limit: 0,
+        revision,
+    };
+    let listed = call.api.store.list(request).await.map_err(|error| match error {
+        StoreError::Future { asked, current } => {
+            ApiError::TooLargeResourceVersion { asked, current }
+        }
+        other => write::store_error(other),
+    })?;
+    let below = cache.prefix().len();
+    let objects = listed.kvs.into_iter().filter_map(|kv| {
+        let key = std::str::from_utf8(kv.key.get(below..)?).ok()?;
+        let known = cache.get(key).filter(|known| known.revision == kv.mod_revision);
+        Some(known.unwrap_or_else(|| {
+            Cached::new(key, kv.mod_revision, kv.create_revision, kv.value.clone()).into()
+        }))
+    });
+    // An exact list shows the revision that it was asked for.
+    let objects = Tree::from_sorted(objects.collect());
+    Ok(Cut { revision: revision.unwrap_or(listed.revision), objects })
+}
+
+fn encode(
+    served: &Served,
+    wanted: &Wanted,
+    page: &Page,
+    include: table::Include,
+    now: jiff::Timestamp,
+) -> Result<Bytes, ApiError> {
+    let revision = page.revision.to_string();
+    let meta = ListMeta {
+        resource_version: &revision,
+        continue_token: &page.continue_token,
+        remaining_item_count: page.remaining,
+    };
+    match &wanted.shape {
+        Shape::Table(version) => {
+            let table = table::of_list(served, &page.objects, &meta, version, include, now)?;
+            Ok(respond::encode(wanted, &table)?.1)
+        }
+        Shape::Partial(version) => partial(served, wanted, page, &meta, version),
+        Shape::Itself => itself(served, wanted, page, &meta),
+    }
+}
+
+/// Objects that cannot be read fail the list, as upstream's do.
+fn itself(
+    served: &Served,
+    wanted: &Wanted,
+    page: &Page,
+    meta: &ListMeta<'_>,
+) -> Result<Bytes, ApiError> {
+    let (api_version, kind) = (&served.api_version, &served.list_kind);
+    if wanted.encoding == Encoding::Protobuf {
+        let raws: Result<Vec<Bytes>, _> = page.objects.iter().map(|o| served.raw(o)).collect();
+        let raws = raws.map_err(|e| unreadable(&e))?;
+        return Ok(proto_list(api_version, kind, meta, &raws));
+    }
+    let items: Result<Vec<Bytes>, _> = page.objects.iter().map(|o| served.json(o)).collect();
+    let items = items.map_err(|e| unreadable(&e))?;
+    let size: usize = items.iter().map(|i| i.len() + 1).sum();
+    let mut out = Vec::with_capacity(size + 256);
+    let mut list = JsonList::begin(api_version, kind, Some(&served.row.kind), meta, &mut out);
+    items.iter().for_each(|item| list.item(item, &mut out));
+    list.end(&mut out);
+    json_or_yaml(wanted, out)
+}
+
+fn partial(
+    served: &Served,
+    wanted: &Wanted,
+    page: &Page,
+    meta: &ListMeta<'_>,
+    version: &str,
+) -> Result<Bytes, ApiError> {
+    let api_version = format!("meta.k8s.io/{version}");
+    let raws: Result<Vec<Bytes>, _> = page.objects.iter().map(|o| served.partial_raw(o)).collect();
+    let raws = raws.map_err(|e| unreadable(&e))?;
+    if wanted.encoding == Encoding::Protobuf {
+        return Ok(proto_list(&api_version, "PartialObjectMetadataList", meta, &raws));
+    }
+    let mut out = Vec::new();
+    let mut list =
+        JsonList::begin(&api_version, "PartialObjectMetadataList", None, meta, &mut out);
+    for raw in &raws {
+        list.item(&partial_json(version, raw)?, &mut out);
+    }
+    list.end(&mut out);
+    json_or_yaml(wanted, out)
+}
+
+fn proto_list(api_version: &str, kind: &str, meta: &ListMeta<'_>, raws: &[Bytes]) -> Bytes {
+    let size = raws.iter().map(|raw| ProtoList::item_size(raw.len())).sum();
+    let mut out = Vec::with_capacity(size + 256);
+    let mut list = ProtoList::begin(api_version, kind, meta, size, &mut out);
+    raws.iter().for_each(|raw| list.item(raw, &mut out));
+    list.end(&mut out);
+    out.into()
+}
+
+fn json_or_yaml(wanted: &Wanted, mut json: Vec<u8>) -> Result<Bytes, ApiError> {
+    match wanted.encoding {
+        Encoding::Yaml => to_yaml(&json),
+        _ if wanted.pretty => Ok(respond::json_bytes(json.into(), true)),
+        _ => {
+            json.push(b'\n');
+            Ok(json.into())
+        }
+    }
+}

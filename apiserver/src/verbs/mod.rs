@@ -1,0 +1,196 @@
+//! One handler for each verb, whatever the resource.
+
+pub mod actions;
+pub mod connect;
+mod create;
+mod delete;
+mod input;
+mod list;
+mod list_options;
+mod patch;
+mod read;
+pub mod reviews;
+mod scale;
+mod select;
+mod tunnel;
+mod update;
+mod watch;
+mod write;
+
+use std::sync::Arc;
+
+use apimachinery::Value;
+use apimachinery::codec::DecodeError;
+use apimachinery::status::ApiError;
+use bytes::Bytes;
+use http::request::Parts;
+use http::{HeaderMap, Response};
+use http_body_util::combinators::UnsyncBoxBody;
+
+use crate::api::Api;
+use crate::gate::Authorized;
+use crate::negotiate::{self, Offer, Wanted};
+use crate::query::Query;
+use crate::registry::catalog::Served;
+use crate::registry::{Action, Verbs};
+use crate::respond::{self, Body, BodyError};
+
+/// The body of a request.
+pub type RequestBody = UnsyncBoxBody<Bytes, BodyError>;
+
+/// A request that has passed its gates.
+pub struct Call {
+    pub api: Arc<Api>,
+    pub parts: Parts,
+    pub query: Query,
+    pub authorized: Authorized,
+}
+
+impl Call {
+    pub fn header(&self, name: &str) -> &str {
+        header(&self.parts.headers, name)
+    }
+
+    /// What the client wants of an offer.
+    ///
+    /// # Errors
+    /// 406
+    pub fn wanted(&self, offer: Offer) -> Result<Wanted, ApiError> {
+        wanted(&self.parts.headers, &self.query, offer)
+    }
+
+    pub fn namespace(&self) -> &str {
+        &self.authorized.info().namespace
+    }
+
+    pub fn name(&self) -> &str {
+        &self.authorized.info().name
+    }
+
+    /// Sends bytes that are encoded already, compressed if they are many.
+    pub async fn send(&self, code: u16, content_type: &str, data: Bytes) -> Response<Body> {
+        let response = respond::answer(code, content_type, Bytes::new());
+        let gzip = respond::accepts_gzip(&self.parts.headers);
+        respond::compressed(gzip, response, data).await
+    }
+
+    /// Sends an object that was made in memory.
+    pub async fn send_object(
+        &self,
+        code: u16,
+        wanted: &Wanted,
+        object: &Value,
+    ) -> Result<Response<Body>, ApiError> {
+        let (media_type, data) = respond::encode(wanted, object)?;
+        Ok(self.send(code, media_type, data).await)
+    }
+}
+
+/// A header's text; empty when it is absent.
+pub fn header<'a>(headers: &'a HeaderMap, name: &str) -> &'a str {
+    headers.get(name).and_then(|v| v.to_str().ok()).unwrap_or("")
+}
+
+/// What a client wants of an offer.
+///
+/// # Errors
+/// 406
+pub fn wanted(headers: &HeaderMap, query: &Query, offer: Offer) -> Result<Wanted, ApiError> {
+    // Several Accept headers mean the same as one with commas.
+    let accept: Vec<&str> =
+        headers.get_all("accept").iter().filter_map(|v| v.to_str().ok()).collect();
+    negotiate::choose(&accept.join(","), header(headers, "user-agent"), query.get("pretty"), offer)
+}
+
+/// Stored bytes that cannot be read.
+pub(crate) fn unreadable(error: &DecodeError) -> ApiError {
+    ApiError::Internal(format!("unable to decode an object of the store: {error}"))
+}
+
+/// The method does not fit the path.
+fn no_method() -> ApiError {
+    ApiError::MethodNotAllowed {
+        resource: apimachinery::gvk::GroupResource::new("", ""),
+        verb: String::new(),
+    }
+}
+
+/// Whether a request's answer may take as long as it wants.
+pub fn is_long_running(info: &crate::request::RequestInfo) -> bool {
+    info.is_resource
+        && (info.verb == "watch"
+            || info.verb == "proxy"
+            || matches!(
+                info.subresource.as_str(),
+                "attach" | "exec" | "proxy" | "log" | "portforward"
+            ))
+}
+
+/// Answers a request for a resource.
+///
+/// # Errors
+/// What the client gets as a `Status`.
+pub async fn handle(call: Call, body: RequestBody) -> Result<Response<Body>, ApiError> {
+    let info = call.authorized.info();
+    let catalog = call.api.catalog();
+    let found = catalog.find(&info.group, &info.version, &info.resource);
+    let Some(served) = found.filter(|s| s.fits_path(&info.namespace)).cloned() else {
+        return Ok(respond::text(404, "404 page not found\n"));
+    };
+    if !info.subresource.is_empty() {
+        return subresource(call, served, body).await;
+    }
+    let on_object = !info.name.is_empty() && !is_collection_path(info);
+    if served.row.namespaced && served.row.plural != "namespaces" && info.namespace.is_empty() {
+        let everywhere = matches!(info.verb.as_str(), "list" | "watch") && !on_object;
+        if !everywhere {
+            return if on_object {
+                Ok(respond::text(404, "404 page not found\n"))
+            } else {
+                Err(no_method())
+            };
+        }
+    }
+    match (served.row.verbs, info.verb.as_str(), on_object) {
+        (_, "create", false) => create::create(call, served, body).await,
+        (Verbs::CreateOnly, ..) => Err(no_method()),
+        (_, "get", true) => read::get(call, served).await,
+        (_, "list", false) => list::list(call, served).await,
+        (_, "watch", _) => watch::watch(call, served).await,
+        (_, "update", true) => update::update(call, served, body).await,
+        (_, "patch", true) => patch::patch(call, served, body).await,
+        (_, "delete", true) => delete::delete(call, served, body).await,
+        (_, "deletecollection", false) => delete::delete_collection(call, served, body).await,
+        _ => Err(no_method()),
+    }
+}
+
+/// A list or watch of one object by `fieldSelector=metadata.name=x` has a name all the same.
+fn is_collection_path(info: &crate::request::RequestInfo) -> bool {
+    matches!(info.verb.as_str(), "list" | "watch" | "deletecollection")
+}
+
+async fn subresource(
+    call: Call,
+    served: Arc<Served>,
+    body: RequestBody,
+) -> Result<Response<Body>, ApiError> {
+    let info = call.authorized.info();
+    let Some(sub) = served.subresource(&info.subresource) else {
+        return Ok(respond::text(404, "404 page not found\n"));
+    };
+    match (&sub.action, info.verb.as_str()) {
+        (Action::Part { .. }, "get") => read::get(call, served).await,
+        (Action::Part { .. }, "update") => update::update(call, served, body).await,
+        (Action::Part { .. }, "patch") => patch::patch(call, served, body).await,
+        (Action::Scale { .. }, "get") => scale::get(call, served).await,
+        (Action::Scale { .. }, "update") => scale::update(call, served, body).await,
+        (Action::Scale { .. }, "patch") => scale::patch(call, served, body).await,
+        (Action::Post { .. }, "create") => actions::post(call, served, body).await,
+        (Action::Connect(what), _) => {
+            let what = *what;
+            connect::connect(call, served, what, body).await
+        }
+        _ => Err(no_method()),
+    }
+}

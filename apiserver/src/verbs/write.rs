@@ -1,0 +1,155 @@
+//! Reads and conditional writes of single objects in the store.
+
+use apimachinery::status::ApiError;
+use apimachinery::{Value, object};
+use bytes::Bytes;
+use store::{Expect, KeyValue, Outcome, StoreError};
+
+use super::unreadable;
+use crate::api::Api;
+use crate::cache::Cached;
+use crate::gate::{Admitted, AdmittedDeletion};
+use crate::registry::catalog::Served;
+
+/// Upstream's words of an update that came too late.
+pub(super) const MODIFIED: &str = "the object has been modified; please apply your changes to the latest version and try again";
+
+/// An object as it stands in the store.
+pub(super) struct Stored {
+    /// In the served version.
+    pub object: Value,
+    pub revision: u64,
+    pub bytes: Bytes,
+}
+
+/// What the client hears of a store that failed.
+pub(crate) fn store_error(error: StoreError) -> ApiError {
+    match error {
+        StoreError::Compacted { .. } => ApiError::Expired {
+            message: "The resourceVersion for the provided list is too old.".to_owned(),
+            token: None,
+        },
+        StoreError::Future { asked, current } => {
+            ApiError::TooLargeResourceVersion { asked, current }
+        }
+        StoreError::TooLarge(_) => {
+            ApiError::Other { code: 500, reason: String::new(), message: error.to_string() }
+        }
+        StoreError::Unavailable(_) | StoreError::Slow => {
+            ApiError::ServiceUnavailable(error.to_string())
+        }
+        StoreError::Unknown(_) => {
+            ApiError::Timeout { message: error.to_string(), retry_after_seconds: 1 }
+        }
+        StoreError::Damaged(_) => ApiError::Internal(error.to_string()),
+    }
+}
+
+/// The newest state of an object, linearizable. What the cache has made of it is used again.
+pub(super) async fn fetch(
+    api: &Api,
+    served: &Served,
+    key: &str,
+) -> Result<Option<std::sync::Arc<Cached>>, ApiError> {
+    let cache = served.cache()?;
+    let (_, kv) = api.store.get(&cache.store_key(key), None).await.map_err(store_error)?;
+    Ok(kv.map(|kv| adopt(served, key, kv)))
+}
+
+/// The cache's object of the same revision, if there is one, or a new one.
+fn adopt(served: &Served, key: &str, kv: KeyValue) -> std::sync::Arc<Cached> {
+    let known = served.cache.as_ref().and_then(|cache| cache.get(key));
+    match known.filter(|known| known.revision == kv.mod_revision) {
+        Some(known) => known,
+        None => Cached::new(key, kv.mod_revision, kv.create_revision, kv.value).into(),
+    }
+}
+
+/// The newest state of an object, decoded.
+pub(super) async fn load(
+    api: &Api,
+    served: &Served,
+    key: &str,
+) -> Result<Option<Stored>, ApiError> {
+    let Some(cached) = fetch(api, served, key).await? else { return Ok(None) };
+    let object = served.decode(&cached).map_err(|e| unreadable(&e))?;
+    Ok(Some(Stored { object, revision: cached.revision, bytes: cached.stored().clone() }))
+}
+
+/// Bytes to store.
+pub(super) fn encode(served: &Served, object: &Value) -> Result<Bytes, ApiError> {
+    served.to_stored(object).map_err(|e| ApiError::BadRequest(e.to_string()))
+}
+
+/// Stores a new object. `None`: its key is taken.
+pub(super) async fn insert(
+    api: &Api,
+    served: &Served,
+    admitted: Admitted,
+    dry_run: bool,
+) -> Result<Option<Value>, ApiError> {
+    let mut object = admitted.into_object();
+    let key = served.key(object::namespace(&object), object::name(&object));
+    let store_key = served.cache()?.store_key(&key);
+    let bytes = encode(served, &object)?;
+    if dry_run {
+        let (_, found) = api.store.get(&store_key, None).await.map_err(store_error)?;
+        return Ok(found.is_none().then_some(object));
+    }
+    let ttl = served.row.storage.ttl;
+    match api.store.put(store_key, bytes, Expect::Absent, ttl).await.map_err(store_error)? {
+        Outcome::Done(revision) => {
+            object::set_resource_version(&mut object, &revision.to_string());
+            Ok(Some(object))
+        }
+        Outcome::Mismatch(_) => Ok(None),
+    }
+}
+
+/// Replaces an object that is at a revision. `None`: it is no longer.
+pub(super) async fn replace(
+    api: &Api,
+    served: &Served,
+    key: &str,
+    old: &Stored,
+    admitted: Admitted,
+    dry_run: bool,
+) -> Result<Option<Value>, ApiError> {
+    let mut object = admitted.into_object();
+    object::set_resource_version(&mut object, &old.revision.to_string());
+    let bytes = encode(served, &object)?;
+    // A write that changes nothing is none.
+    if dry_run || bytes == old.bytes {
+        return Ok(Some(object));
+    }
+    let store_key = served.cache()?.store_key(key);
+    let ttl = served.row.storage.ttl;
+    let expect = Expect::At(old.revision);
+    match api.store.put(store_key, bytes, expect, ttl).await.map_err(store_error)? {
+        Outcome::Done(revision) => {
+            object::set_resource_version(&mut object, &revision.to_string());
+            Ok(Some(object))
+        }
+        Outcome::Mismatch(_) => Ok(None),
+    }
+}
+
+/// Removes an object that is at a revision; gives the revision of its end. `None`: it is no
+/// longer there.
+pub(super) async fn remove(
+    api: &Api,
+    served: &Served,
+    key: &str,
+    revision: u64,
+    _admitted: &AdmittedDeletion,
+    dry_run: bool,
+) -> Result<Option<u64>, ApiError> {
+    if dry_run {
+        return Ok(Some(revision));
+    }
+    let store_key = served.cache()?.store_key(key);
+    match api.store.delete(store_key, revision).await.map_err(store_error)? {
+        Outcome::Done(revision) => Ok(Some(revision)),
+        Outcome::Mismatch(_) => Ok(None),
+    }
+}
