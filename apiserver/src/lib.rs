@@ -28,3 +28,13 @@ pub mod verbs;
 
 pub use options::Config;
 pub use server::{Overrides, Server};
+
+use tokio_util::sync::CancellationToken;
+
+/// Runs until shutdown.
+///
+/// # Errors
+/// As [`Server::build`] and [`Server::run`].
+pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
+    Server::build(config).await?.run(shutdown).await
+}

@@ -5,8 +5,9 @@ use client::Caches;
 use client::accounts::Accounts;
 use client::events::Recorder;
 use component::serving::{self, text};
-use futures::future::{BoxFuture, join_all};
+use futures::future::join_all;
 use kube::Client;
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::action::Executor;
@@ -79,7 +80,7 @@ struct Starter<'a> {
     accounts: Option<Accounts>,
     shutdown: CancellationToken,
     options: &'a Options,
-    running: Vec<BoxFuture<'static, ()>>,
+    running: Vec<JoinHandle<()>>,
 }
 
 impl Starter<'_> {
@@ -107,12 +108,12 @@ impl Starter<'_> {
         if self.options.enabled(name) {
             let context = self.context(source, account).await?;
             let controller = make(&context);
-            self.running.push(Box::pin(runner::run(controller, context)));
+            self.running.push(tokio::spawn(runner::run(controller, context)));
         }
         Ok(())
     }
 
-    async fn all(mut self) -> anyhow::Result<Vec<BoxFuture<'static, ()>>> {
+    async fn all(mut self) -> anyhow::Result<Vec<JoinHandle<()>>> {
         let options = self.options;
         let same = |name| (name, name, name);
         self.add(same("deployment-controller"), deployment::Deployments::new).await?;
@@ -155,11 +156,11 @@ impl Starter<'_> {
         self.add((account, account, account), aggregation::Aggregation::new).await?;
         if options.enabled("namespace-controller") {
             let context = self.context("namespace-controller", "namespace-controller").await?;
-            self.running.push(Box::pin(namespace::run(context)));
+            self.running.push(tokio::spawn(namespace::run(context)));
         }
         if options.enabled("garbage-collector-controller") {
             let context = self.context("garbage-collector", "generic-garbage-collector").await?;
-            self.running.push(Box::pin(garbage::run(context)));
+            self.running.push(tokio::spawn(garbage::run(context)));
         }
         Ok(self.running)
     }

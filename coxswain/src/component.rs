@@ -53,7 +53,7 @@ impl Component {
     pub async fn run(self, args: &[OsString], shutdown: CancellationToken) -> anyhow::Result<()> {
         let name = self.name();
         match self {
-            Self::ApiServer => apiserver::run(cli::parse(name, args)?, shutdown).await,
+            Self::ApiServer => apiserver::run(apiserver::Config::from_args(args)?, shutdown).await,
             Self::ControllerManager => {
                 controller_manager::run(cli::parse(name, args)?, shutdown).await
             }
