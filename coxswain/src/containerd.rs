@@ -43,11 +43,14 @@ impl Containerd {
 
     fn config(&self) -> String {
         let Self { root, run, pause_image, cni_config, cni_plugins, .. } = self;
+        // Inside a container, or a sandbox, processes cannot be shielded from the OOM killer.
+        let restrict = !has_sys_resource();
+        let oom_score = if restrict { 0 } else { -999 };
         format!(
             r#"version = 2
 root = {root:?}
 state = {state:?}
-oom_score = -999
+oom_score = {oom_score}
 disabled_plugins = [
   "io.containerd.internal.v1.opt",
   "io.containerd.internal.v1.tracing",
@@ -66,6 +69,7 @@ address = {ttrpc:?}
 
 [plugins."io.containerd.grpc.v1.cri"]
 sandbox_image = {pause_image:?}
+restrict_oom_score_adj = {restrict}
 stream_server_address = "127.0.0.1"
 stream_server_port = "0"
 enable_unprivileged_ports = true
@@ -228,6 +232,15 @@ impl Running {
             }
         }
     }
+}
+
+/// Whether this process may lower OOM scores (CAP_SYS_RESOURCE, capability 24).
+fn has_sys_resource() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let effective = status.lines().find_map(|l| l.strip_prefix("CapEff:"));
+    effective
+        .and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok())
+        .is_some_and(|bits| bits & (1 << 24) != 0)
 }
 
 fn tail(log: &Path) -> String {

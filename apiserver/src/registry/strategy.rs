@@ -37,8 +37,7 @@ pub trait Strategy: Send + Sync + 'static {
 
     /// Messages for names that the kind does not take; `prefix`: the name is a generateName.
     fn validate_name(&self, name: &str, prefix: bool) -> Vec<String> {
-        let _ = prefix;
-        apimachinery::names::dns1123_subdomain(name)
+        apimachinery::names::name_is_subdomain(name, prefix)
     }
 
     fn warnings(&self, _object: &Value, _old: Option<&Value>) -> Vec<String> {

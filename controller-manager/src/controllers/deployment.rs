@@ -351,9 +351,9 @@ impl<'a> Rollout<'a> {
     fn tell_revision(&self, latest: i64, plan: &mut Plan) {
         let text = latest.to_string();
         if annotation(&self.deployment.metadata, REVISION) != Some(&text) {
-            let patch = serde_json::json!({"metadata": {"annotations": {REVISION: text}}});
-            let target = crate::action::Target::of::<Deployment>(&Key::of(self.deployment));
-            plan.push(Action::Patch(target, "", patch));
+            let mut changed = self.deployment.clone();
+            changed.metadata.annotations.get_or_insert_default().insert(REVISION.into(), text);
+            plan.push(Action::update(&changed));
         }
     }
 
@@ -779,6 +779,11 @@ mod tests {
                     self.sets.push(set);
                     self.sync();
                 }
+                Action::Update(target, object) if target.resource.kind == "Deployment" => {
+                    let status = self.deployment.status.take();
+                    self.deployment = serde_json::from_value(object).expect("a deployment");
+                    self.deployment.status = status;
+                }
                 Action::Update(target, object) => {
                     let set = self.sets.iter_mut().find(|s| s.name_any() == target.key.name);
                     *set.expect("it exists") = serde_json::from_value(object).expect("a set");
@@ -791,11 +796,7 @@ mod tests {
                     self.sets.retain(|s| s.name_any() != target.key.name);
                     self.trace.push("deleted".into());
                 }
-                Action::Patch(_, _, patch) => {
-                    let annotations = self.deployment.metadata.annotations.get_or_insert_default();
-                    let revision = patch["metadata"]["annotations"][REVISION].as_str();
-                    annotations.insert(REVISION.into(), revision.unwrap_or_default().into());
-                }
+                Action::Patch(..) => {}
                 Action::Event(_, _, _, message) => {
                     let words: Vec<&str> = message.split(' ').collect();
                     let set = self.sets.iter().position(|s| s.name_any() == words[4]);
