@@ -176,7 +176,6 @@ impl Ledger for StoreLedger {
                 "name": ip.to_string(),
                 "uid": uuid::Uuid::new_v4().to_string(),
                 "creationTimestamp": now.strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
-                "generation": 1,
                 "labels": {
                     "ipaddress.kubernetes.io/ip-family": Family::of(ip).name(),
                     "ipaddress.kubernetes.io/managed-by": "ipallocator.k8s.io",

@@ -172,3 +172,56 @@ fn bits_are_upstreams_big_integer() {
     assert!(again.to_bytes().is_empty());
     assert!(Bits::of(&object, &PortRange::new(1, 9)).is_err());
 }
+
+/// Two servers on one store: whoever asks, each address and port goes to one service.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn two_servers_on_one_store_grant_nothing_twice() {
+    let folder = tempfile::tempdir().unwrap();
+    let store: store::SharedStore =
+        store::embedded::Embedded::open(folder.path().join("db"), Default::default()).unwrap();
+    let schemas = apimachinery::schema::Registry::builtin();
+    let ports = PortRange::new(30000, 30063);
+    let server = || {
+        let ledger = StoreLedger::new(store.clone(), "/registry/", schemas, ports).unwrap();
+        let range = AddressRange::new("10.0.0.0/26".parse().unwrap());
+        Arc::new(ServiceAllocator::new(ledger, vec![range], ports, |n| n / 2))
+    };
+    let servers = [server(), server()];
+    let mut writes = tokio::task::JoinSet::new();
+    for i in 0..60 {
+        let server = servers[i % 2].clone();
+        writes.spawn(async move {
+            let mut object = service(json!({"type": "NodePort", "ports": [{"port": 80}]}));
+            set(&mut object, &["metadata", "name"], format!("s{i}"));
+            let reservation = server.create(&context(), &mut object, false).await.unwrap();
+            // A write in three is refused after all.
+            if i % 3 == 0 {
+                reservation.abandon().await;
+                return None;
+            }
+            reservation.commit().await;
+            Some(object)
+        });
+    }
+    let (mut ips, mut taken, mut stored) = (BTreeSet::new(), BTreeSet::new(), Vec::new());
+    for object in writes.join_all().await.into_iter().flatten() {
+        assert!(ips.insert(object::str_at(&object, &["spec", "clusterIP"]).to_owned()));
+        assert!(taken.insert(ports_of(&object)));
+        stored.push(object);
+    }
+    assert_eq!(stored.len(), 40);
+    for object in &stored {
+        servers[0].deleted(object).await;
+    }
+    // All is free again: the whole range can be granted once more.
+    let ledger = StoreLedger::new(store, "/registry/", schemas, ports).unwrap();
+    for port in 30000..30064 {
+        ledger.take_port(&ports, port).await.unwrap();
+    }
+    assert_eq!(ledger.take_any_port(&ports, &|_| 0).await, Err(Refused::Full));
+    assert_eq!(ledger.take_port(&ports, 30001).await, Err(Refused::Taken));
+}
+
+fn ports_of(service: &Value) -> i64 {
+    node_ports(service)[0]
+}

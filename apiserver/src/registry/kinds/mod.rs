@@ -15,6 +15,7 @@ pub mod namespaces;
 pub mod networking;
 pub mod nodes;
 pub mod pods;
+pub mod policy;
 pub mod rbac;
 pub mod resources;
 pub mod reviews;
@@ -79,6 +80,7 @@ pub fn all(schemas: &schema::Registry, deps: &Deps) -> Vec<Resource> {
     rbac::rows(&mut rows);
     scheduling::rows(&mut rows);
     networking::rows(&mut rows);
+    policy::rows(&mut rows);
     reviews::rows(&mut rows);
     rows.rows
 }

@@ -105,6 +105,13 @@ fn groups() -> Vec<Sample> {
         (RBAC, "v1", "ClusterRole", role),
         (RBAC, "v1", "RoleBinding", binding("Role")),
         (RBAC, "v1", "ClusterRoleBinding", binding("ClusterRole")),
+        (
+            "policy",
+            "v1",
+            "PodDisruptionBudget",
+            json!({
+            "spec": {"minAvailable": 1, "selector": {"matchLabels": {"app": "sample"}}}}),
+        ),
         ("scheduling.k8s.io", "v1", "PriorityClass", json!({"value": 100})),
         ("node.k8s.io", "v1", "RuntimeClass", json!({"handler": "sample"})),
         (
