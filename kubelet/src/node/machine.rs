@@ -16,8 +16,6 @@ pub struct Machine {
     pub kernel: String,
     pub os_image: String,
     pub architecture: String,
-    /// Bytes of swap.
-    pub swap: i64,
 }
 
 fn line(path: &str) -> String {
@@ -63,7 +61,6 @@ impl Machine {
         Self {
             cpus: std::thread::available_parallelism().map_or(1, |n| n.get() as i64),
             memory: meminfo(&memory, "MemTotal").unwrap_or(0),
-            swap: meminfo(&memory, "SwapTotal").unwrap_or(0),
             disk,
             system_uuid: if uuid.is_empty() { machine_id.clone() } else { uuid },
             machine_id,

@@ -20,6 +20,9 @@ const RELIST_LIMIT: Duration = Duration::from_secs(180);
 pub async fn watch_runtime(k: Arc<Kubelet>) {
     loop {
         let health = runtime_health(&k).await;
+        // At the start and after trouble nobody wants to wait long for good news.
+        let well = health == RuntimeHealth::default();
+        let pause = if well { HEALTH_PERIOD } else { Duration::from_secs(1) };
         k.health.send_if_modified(|current| {
             let changed = *current != health;
             if changed {
@@ -28,7 +31,7 @@ pub async fn watch_runtime(k: Arc<Kubelet>) {
             changed
         });
         tokio::select! {
-            () = tokio::time::sleep(HEALTH_PERIOD) => {}
+            () = tokio::time::sleep(pause) => {}
             () = k.shutdown.cancelled() => return,
         }
     }

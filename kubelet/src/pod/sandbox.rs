@@ -15,7 +15,6 @@ pub struct Facts<'a> {
     pub attempt: u32,
     pub dns: cri::DnsConfig,
     pub cluster_domain: &'a str,
-    pub node_name: &'a str,
     pub logs: &'a Path,
     pub root: &'a Path,
     pub cgroup_parent: String,
@@ -39,9 +38,9 @@ pub fn config(pod: &Pod, facts: Facts<'_>) -> Result<cri::PodSandboxConfig, Stri
         .flatten()
         .map(|s| (s.name.replace('/', "."), s.value.clone()))
         .collect();
-    // A pod on the node's network has the node's name.
+    // A pod on the node's network has the node's name, and may not change it.
     let hostname = match host_network(pod) {
-        true => facts.node_name.to_owned(),
+        true => String::new(),
         false => hosts::hostname(pod, facts.cluster_domain)?.0,
     };
     let linux = cri::LinuxPodSandboxConfig {

@@ -57,7 +57,6 @@ pub fn sandbox_config(
         attempt,
         dns,
         cluster_domain: &k.config.cluster_domain,
-        node_name: &k.node_name,
         logs: &k.logs,
         root: &k.root,
         cgroup_parent: k.cgroups.runtime_parent(class, uid(pod)),

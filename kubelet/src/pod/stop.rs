@@ -23,7 +23,6 @@ const MINIMUM_GRACE: i64 = 2;
 pub struct Manner<'a> {
     pub message: String,
     pub grace: i64,
-    pub reason: Option<KillReason>,
     /// Containers whose preStop hook has run already.
     pub hooked: &'a Mutex<HashSet<String>>,
 }
@@ -110,7 +109,6 @@ pub async fn pod(
     let manner = |name: &str, grace: i64| Manner {
         message: format!("Stopping container {name}"),
         grace,
-        reason: None,
         hooked,
     };
     let (last, first): (Vec<_>, Vec<_>) =

@@ -328,7 +328,6 @@ impl Worker {
             let manner = Manner {
                 message: kill.message.clone(),
                 grace: stop::grace(pod, container.as_ref(), Some(kill.reason)),
-                reason: Some(kill.reason),
                 hooked: &self.hooked,
             };
             if let Err(error) = stop::container(&k, Some(pod), found, view.ips(), &manner).await {

@@ -20,16 +20,6 @@ impl State {
             _ => Self::Unknown,
         }
     }
-
-    /// Upstream's word for it.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Created => "created",
-            Self::Running => "running",
-            Self::Exited => "exited",
-            Self::Unknown => "unknown",
-        }
-    }
 }
 
 /// A container. Times are nanoseconds since 1970, 0 when unset.
@@ -57,13 +47,6 @@ pub struct ContainerView {
 impl Default for State {
     fn default() -> Self {
         Self::Unknown
-    }
-}
-
-impl ContainerView {
-    /// Not running and not about to: as far as a pod's end is concerned.
-    pub fn is_dead(&self) -> bool {
-        matches!(self.state, State::Exited | State::Created)
     }
 }
 
