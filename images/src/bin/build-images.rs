@@ -44,7 +44,10 @@ fn test(programs: &Path, busybox: &Path) -> anyhow::Result<Image> {
         File::folder("root", 0o700),
         File::folder("tmp", 0o1777),
         File::folder("var", 0o755),
-        File::text("etc/passwd", "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534::/:/bin/false\n"),
+        File::text(
+            "etc/passwd",
+            "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534::/:/bin/false\n",
+        ),
         File::text("etc/group", "root:x:0:\nnogroup:x:65534:\n"),
         File::program("bin/busybox", busybox),
         File::program("bin/testserver", programs.join("testserver")),

@@ -20,7 +20,9 @@ use tokio::net::TcpStream;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
+use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 use tokio_tungstenite::tungstenite::protocol::Role;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 
 use super::spdy::{self, Frame, Opener, Reader};
 
@@ -278,13 +280,18 @@ async fn translate(
                 Some(Frame::Goaway) | None => break,
             }
         }
-        to_client.close().await?;
+        to_client.send(normal_closure()).await?;
         anyhow::Ok(())
     };
     tokio::select! {
         ended = to_runtime => ended,
         ended = to_browser => ended,
     }
+}
+
+/// The end of a stream that ended well: clients take a close without a status for a failure.
+fn normal_closure() -> Message {
+    Message::Close(Some(CloseFrame { code: CloseCode::Normal, reason: "".into() }))
 }
 
 /// SPDY in WebSocket messages: the bytes are passed on.
@@ -310,7 +317,7 @@ async fn tunnel(client: Client, runtime: Runtime) -> anyhow::Result<()> {
         loop {
             let count = read.read(&mut buffer).await?;
             if count == 0 {
-                to_client.close().await?;
+                to_client.send(normal_closure()).await?;
                 return anyhow::Ok(());
             }
             to_client.send(Message::Binary(Bytes::copy_from_slice(&buffer[..count]))).await?;
