@@ -94,6 +94,9 @@ impl Prober {
                     ip: ip.clone().unwrap_or_default(),
                 };
                 let before = self.targets.write().insert(key.clone(), target);
+                if before.is_none() {
+                    self.inherit(pod, container, &found.id);
+                }
                 if let Some(before) = before.filter(|b| b.id != found.id) {
                     self.results.write().retain(|(id, _), _| *id != before.id);
                 }
@@ -105,6 +108,25 @@ impl Prober {
                     let (k, key) = (Arc::clone(k), key.clone());
                     tokio::spawn(run::run(k, key, kind)).abort_handle()
                 });
+            }
+        }
+    }
+
+    /// Takes over what was reported of a container before the kubelet started: a pod that was
+    /// ready does not leave its services because the kubelet comes back.
+    fn inherit(&self, pod: &Pod, container: &Container, id: &str) {
+        let status = crate::objects::status(pod);
+        let all = status.container_statuses.iter().chain(&status.init_container_statuses).flatten();
+        let full = format!("containerd://{id}");
+        let mut same = all.filter(|s| s.name == container.name);
+        let Some(reported) = same.find(|s| s.container_id.as_deref() == Some(&full)) else {
+            return;
+        };
+        for (kind, was) in
+            [(Kind::Startup, reported.started == Some(true)), (Kind::Readiness, reported.ready)]
+        {
+            if was && kind.of(container).is_some() {
+                self.set(id, kind, true);
             }
         }
     }
