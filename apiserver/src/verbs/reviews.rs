@@ -11,7 +11,7 @@ use async_trait::async_trait;
 
 use super::Call;
 use crate::admission::Operation;
-use crate::authentication::{Clock, TokenAuthenticator, User};
+use crate::authentication::{Clock, TokenAuthenticator};
 use crate::authorization::{Authorizer, reviews};
 use crate::gate::Admission;
 use crate::registry::Context;
@@ -20,8 +20,8 @@ use crate::registry::catalog::Served;
 /// Answers one kind of question.
 #[async_trait]
 pub trait Answerer: Send + Sync + 'static {
-    /// Fills in the status of a question that `user` asks in `namespace`.
-    async fn answer(&self, user: &User, namespace: &str, review: Value) -> Result<Value, ApiError>;
+    /// Fills in the status of a question, or does what it asks for.
+    async fn answer(&self, call: &Call, review: Value) -> Result<Value, ApiError>;
 }
 
 /// Lets admission see the question, and has it answered.
@@ -56,7 +56,7 @@ pub(super) async fn answer(
     let Some(answerer) = api.answerers.get(&served.gvk) else {
         return Err(served.not_allowed("create"));
     };
-    answerer.answer(call.authorized.user(), call.namespace(), object).await
+    answerer.answer(call, object).await
 }
 
 /// The questions that authentication and authorization answer.
@@ -79,7 +79,8 @@ struct Reviews {
 
 #[async_trait]
 impl Answerer for Reviews {
-    async fn answer(&self, user: &User, namespace: &str, review: Value) -> Result<Value, ApiError> {
+    async fn answer(&self, call: &Call, review: Value) -> Result<Value, ApiError> {
+        let (user, namespace) = (call.authorized.user(), call.namespace());
         let authorizer = &*self.authorizer;
         match self.what {
             Review::Subject => reviews::subject_access_review(authorizer, review).await,
@@ -97,7 +98,19 @@ impl Answerer for Reviews {
     }
 }
 
-/// Answerers of all questions about users and what they may do.
+/// The old way to bind a pod: a Binding of its own, which binds the pod of its name.
+struct OldBinding;
+
+#[async_trait]
+impl Answerer for OldBinding {
+    async fn answer(&self, call: &Call, binding: Value) -> Result<Value, ApiError> {
+        let name = apimachinery::object::name(&binding);
+        let url = format!("/api/v1/namespaces/{}/pods/{name}/binding", call.namespace());
+        crate::pipeline::local(&call.api, http::Method::POST, &url, Some(binding)).await
+    }
+}
+
+/// Answerers of all questions about users and what they may do, and of Bindings.
 pub fn answerers(
     authorizer: &Arc<dyn Authorizer>,
     tokens: Option<&Arc<dyn TokenAuthenticator>>,
@@ -114,7 +127,8 @@ pub fn answerers(
         (authentication("SelfSubjectReview"), Review::Whoami),
         (authentication("TokenReview"), Review::Token),
     ];
-    all.into_iter()
+    let mut answerers: HashMap<GroupVersionKind, Arc<dyn Answerer>> = all
+        .into_iter()
         .map(|(gvk, what)| {
             let answerer = Reviews {
                 what,
@@ -125,5 +139,7 @@ pub fn answerers(
             };
             (gvk, Arc::new(answerer) as Arc<dyn Answerer>)
         })
-        .collect()
+        .collect();
+    answerers.insert(GroupVersionKind::new("", "v1", "Binding"), Arc::new(OldBinding));
+    answerers
 }

@@ -197,6 +197,10 @@ fn json_map(errors: &mut ErrorList, at: &At<'_>) {
 struct ServiceAccounts;
 
 impl Strategy for ServiceAccounts {
+    fn returns_deleted(&self) -> bool {
+        true
+    }
+
     fn prepare_for_create(&self, _: &Context<'_>, object: &mut Value) {
         names_only(object);
     }

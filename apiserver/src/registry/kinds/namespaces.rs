@@ -85,6 +85,20 @@ impl Strategy for Namespaces {
     fn reset_fields(&self) -> &'static [&'static [&'static str]] {
         STATUS
     }
+
+    fn is_held(&self, object: &Value) -> bool {
+        !object::list_at(object, &["spec", "finalizers"]).is_empty()
+    }
+
+    fn begin_deletion(&self, object: &mut Value) {
+        // Namespaces have no grace, and end in a phase of their own.
+        object::remove(object, &["metadata", "deletionGracePeriodSeconds"]);
+        set(object, &["status", "phase"], "Terminating");
+    }
+
+    fn returns_deleted(&self) -> bool {
+        true
+    }
 }
 
 /// Finalizers of namespaces: qualified names, or Kubernetes' own.

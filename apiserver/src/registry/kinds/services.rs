@@ -189,6 +189,10 @@ fn default(object: &mut Value) {
 }
 
 impl Strategy for Services {
+    fn returns_deleted(&self) -> bool {
+        true
+    }
+
     fn default(&self, object: &mut Value) {
         default(object);
     }

@@ -123,6 +123,10 @@ struct Pods {
 }
 
 impl Strategy for Pods {
+    fn returns_deleted(&self) -> bool {
+        true
+    }
+
     fn default(&self, object: &mut Value) {
         defaults::pod(object);
     }
@@ -504,6 +508,10 @@ struct PodTemplates {
 }
 
 impl Strategy for PodTemplates {
+    fn returns_deleted(&self) -> bool {
+        true
+    }
+
     fn default(&self, object: &mut Value) {
         defaults::template(super::child(object, "template"));
     }

@@ -1,0 +1,254 @@
+//! What clients rely on, over TLS.
+
+mod common;
+
+use common::Fixture;
+use serde_json::{Value, json};
+
+const MAPS: &str = "/api/v1/namespaces/default/configmaps";
+
+fn map(name: &str) -> Value {
+    json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "data": {"k": "v"}})
+}
+
+fn version(object: &Value) -> u64 {
+    let text = object["metadata"]["resourceVersion"].as_str().expect("a version");
+    text.parse().expect("a number")
+}
+
+#[tokio::test]
+async fn lists_come_in_pages_of_one_state() {
+    let f = Fixture::new().await;
+    for i in 0..7 {
+        f.post(MAPS, &map(&format!("m{i}"))).await.expect(201);
+    }
+    let first = f.get(&format!("{MAPS}?limit=3")).await.expect(200);
+    assert_eq!(first["metadata"]["remainingItemCount"], 4);
+    f.delete(&format!("{MAPS}/m4")).await.expect(200);
+    f.post(MAPS, &map("m9")).await.expect(201);
+    let mut names: Vec<String> = Vec::new();
+    let mut page = first.clone();
+    loop {
+        for item in page["items"].as_array().expect("items") {
+            names.push(item["metadata"]["name"].as_str().expect("a name").to_owned());
+        }
+        assert_eq!(version(&page), version(&first), "pages share one state");
+        let Some(token) = page["metadata"]["continue"].as_str() else { break };
+        page = f.get(&format!("{MAPS}?limit=3&continue={token}")).await.expect(200);
+    }
+    assert_eq!(names, ["m0", "m1", "m2", "m3", "m4", "m5", "m6"]);
+    let exact = format!("{MAPS}?resourceVersion={}&resourceVersionMatch=Exact", version(&first));
+    assert_eq!(f.get(&exact).await.expect(200)["items"].as_array().map(Vec::len), Some(7));
+    let future = format!("{MAPS}?resourceVersion=999999&resourceVersionMatch=NotOlderThan");
+    let late = f.get(&future).await.expect(504);
+    assert_eq!(late["details"]["causes"][0]["reason"], "ResourceVersionTooLarge");
+}
+
+#[tokio::test]
+async fn watches_resume_and_mark_where_they_are() {
+    let f = Fixture::new().await;
+    let one = f.post(MAPS, &map("a")).await.expect(201);
+    f.post(MAPS, &map("b")).await.expect(201);
+    let mut watch = f.watch(&format!("{MAPS}?watch=1&resourceVersion={}", version(&one))).await;
+    assert_eq!(watch.next_name().await, ("ADDED".into(), "b".into()));
+    let patch = json!({"metadata": {"labels": {"color": "red"}}});
+    f.patch(&format!("{MAPS}/a"), "merge-patch+json", &patch).await.expect(200);
+    assert_eq!(watch.next_name().await, ("MODIFIED".into(), "a".into()));
+
+    let mut red = f
+        .watch(&format!(
+            "{MAPS}?watch=1&labelSelector=color%3Dred&sendInitialEvents=true&allowWatchBookmarks=true&resourceVersionMatch=NotOlderThan&timeoutSeconds=5"
+        ))
+        .await;
+    assert_eq!(red.next_name().await, ("ADDED".into(), "a".into()));
+    let end = red.next().await.expect("a bookmark");
+    assert_eq!(end["type"], "BOOKMARK");
+    assert_eq!(end["object"]["metadata"]["annotations"]["k8s.io/initial-events-end"], "true");
+    let patch = json!({"metadata": {"labels": {"color": "blue"}}});
+    let blue = f.patch(&format!("{MAPS}/a"), "merge-patch+json", &patch).await.expect(200);
+    let gone = red.next().await.expect("an event");
+    assert_eq!(gone["type"], "DELETED");
+    assert_eq!(gone["object"]["metadata"]["labels"]["color"], "red");
+    assert_eq!(version(&gone["object"]), version(&blue));
+    // Shortly before the end comes a bookmark, and then the end.
+    let last = red.next().await.expect("a bookmark");
+    assert_eq!(last["type"], "BOOKMARK");
+    assert_eq!(red.next().await, None);
+}
+
+#[tokio::test]
+async fn writes_check_what_they_are_told() {
+    let f = Fixture::new().await;
+    let strict = format!("{MAPS}?fieldValidation=Strict");
+    let mut odd = map("a");
+    odd["foo"] = 1.into();
+    let refused = f.post(&strict, &odd).await.expect(400);
+    assert_eq!(
+        refused["message"],
+        r#"ConfigMap in version "v1" cannot be handled as a ConfigMap: strict decoding error: unknown field "foo""#
+    );
+    let warned = f.post(MAPS, &odd).await;
+    assert_eq!(warned.code, 201);
+    assert_eq!(warned.header("warning"), r#"299 - "unknown field \"foo\"""#);
+
+    let generated = json!({"metadata": {"generateName": "g-"}});
+    let generated = f.post(MAPS, &generated).await.expect(201);
+    assert_eq!(generated["metadata"]["name"].as_str().map(str::len), Some(7));
+
+    let dry = f.post(&format!("{MAPS}?dryRun=All"), &map("dry")).await.expect(201);
+    assert!(dry["metadata"]["uid"].is_string());
+    assert_eq!(f.get(&format!("{MAPS}/dry")).await.code, 404);
+
+    let invalid = f.post(MAPS, &map("Not_A_Name")).await.expect(422);
+    assert_eq!(invalid["details"]["causes"][0]["field"], "metadata.name");
+    let twice = f.post(MAPS, &map("a")).await.expect(409);
+    assert_eq!(twice["message"], r#"configmaps "a" already exists"#);
+
+    let url = format!("{MAPS}/a");
+    let uid = r#"{"kind":"DeleteOptions","apiVersion":"v1","preconditions":{"uid":"x"}}"#;
+    assert_eq!(f.send("DELETE", &url, &[("content-type", "application/json")], uid).await.code, 409);
+    let foreground = f.delete(&format!("{url}?propagationPolicy=Foreground")).await.expect(200);
+    assert_eq!(foreground["metadata"]["finalizers"], json!(["foregroundDeletion"]));
+    let freed = json!({"metadata": {"finalizers": null}});
+    f.patch(&url, "merge-patch+json", &freed).await.expect(200);
+    assert_eq!(f.get(&url).await.code, 404);
+
+    let large = vec![b' '; 3 * 1024 * 1024 + 1];
+    let answer = f.send("POST", MAPS, &[("content-type", "application/json")], large).await;
+    assert_eq!(answer.expect(413)["message"], "Request entity too large: limit is 3145728");
+    let patch = f.send("PATCH", &url, &[("content-type", "application/json")], "{}").await;
+    assert_eq!(patch.code, 415);
+    assert_eq!(f.get("/api/v1/nothings").await.code, 404);
+    assert_eq!(f.send("POST", &url, &[], "{}").await.code, 405);
+}
+
+#[tokio::test]
+async fn apply_creates_merges_and_conflicts() {
+    let f = Fixture::new().await;
+    let url = format!("{MAPS}/a");
+    let first = f.patch(&format!("{url}?fieldManager=one"), "apply-patch+yaml", &map("a")).await;
+    assert_eq!(first.expect(201)["metadata"]["managedFields"][0]["manager"], "one");
+    let mut other = map("a");
+    other["data"]["k"] = "w".into();
+    let path = format!("{url}?fieldManager=two");
+    let conflict = f.patch(&path, "apply-patch+yaml", &other).await.expect(409);
+    assert_eq!(conflict["details"]["causes"][0]["field"], ".data.k");
+    let forced = f.patch(&format!("{path}&force=true"), "apply-patch+yaml", &other).await;
+    assert_eq!(forced.expect(200)["data"]["k"], "w");
+}
+
+#[tokio::test]
+async fn others_are_impersonated_and_refused() {
+    let f = Fixture::new().await;
+    let headers = [("impersonate-user", "eve"), ("impersonate-group", "devs")];
+    let refused = f.send("GET", MAPS, &headers, "").await.expect(403);
+    assert_eq!(
+        refused["message"],
+        r#"configmaps is forbidden: User "eve" cannot list resource "configmaps" in API group "" in the namespace "default""#
+    );
+    let mut f = f;
+    f.as_nobody();
+    let refused = f.send("GET", MAPS, &headers, "").await.expect(403);
+    assert_eq!(
+        refused["message"],
+        r#"users "eve" is forbidden: User "nobody" cannot impersonate resource "users" in API group "" at the cluster scope"#
+    );
+}
+
+#[tokio::test]
+async fn namespaces_end_in_phases() {
+    let f = Fixture::new().await;
+    let url = "/api/v1/namespaces/gone";
+    f.post("/api/v1/namespaces", &json!({"metadata": {"name": "gone"}})).await.expect(201);
+    let marked = f.delete(url).await.expect(200);
+    assert_eq!(marked["status"]["phase"], "Terminating");
+    let late = f.post("/api/v1/namespaces/gone/configmaps", &map("a")).await.expect(403);
+    assert_eq!(late["details"]["causes"][0]["reason"], "NamespaceTerminating");
+    let mut finalized = f.get(url).await.expect(200);
+    finalized["spec"]["finalizers"] = json!([]);
+    f.put(&format!("{url}/finalize"), &finalized).await.expect(200);
+    assert_eq!(f.get(url).await.code, 404);
+}
+
+#[tokio::test]
+async fn pods_are_bound_scaled_and_left_with_grace() {
+    let f = Fixture::new().await;
+    let pods = "/api/v1/namespaces/default/pods";
+    let pod = json!({"metadata": {"name": "p"}, "spec": {"containers": [{"name": "c", "image": "i"}]}});
+    f.post(pods, &pod).await.expect(201);
+    let binding = json!({"apiVersion": "v1", "kind": "Binding", "metadata": {"name": "p"},
+        "target": {"kind": "Node", "name": "n"}});
+    f.post(&format!("{pods}/p/binding"), &binding).await.expect(201);
+    let again = f.post(&format!("{pods}/p/binding"), &binding).await.expect(409);
+    assert_eq!(
+        again["message"],
+        r#"Operation cannot be fulfilled on pods/binding "p": pod p is already assigned to node "n""#
+    );
+    let on_node = f.get("/api/v1/pods?fieldSelector=spec.nodeName%3Dn").await.expect(200);
+    assert_eq!(on_node["items"].as_array().map(Vec::len), Some(1));
+    let marked = f.delete(&format!("{pods}/p")).await.expect(200);
+    assert_eq!(marked["metadata"]["deletionGracePeriodSeconds"], 30);
+    f.delete(&format!("{pods}/p?gracePeriodSeconds=0")).await.expect(200);
+    assert_eq!(f.get(&format!("{pods}/p")).await.code, 404);
+
+    let deployments = "/apis/apps/v1/namespaces/default/deployments";
+    let deployment = json!({"metadata": {"name": "d"}, "spec": {"replicas": 2,
+        "selector": {"matchLabels": {"a": "b"}},
+        "template": {"metadata": {"labels": {"a": "b"}}, "spec": pod["spec"]}}});
+    f.post(deployments, &deployment).await.expect(201);
+    let scale = f.get(&format!("{deployments}/d/scale")).await.expect(200);
+    assert_eq!((&scale["spec"]["replicas"], &scale["status"]["selector"]), (&json!(2), &json!("a=b")));
+    let patch = json!({"spec": {"replicas": 4}});
+    f.patch(&format!("{deployments}/d/scale"), "merge-patch+json", &patch).await.expect(200);
+    let scaled = f.get(&format!("{deployments}/d")).await.expect(200);
+    assert_eq!((&scaled["spec"]["replicas"], &scaled["metadata"]["generation"]), (&json!(4), &json!(2)));
+    let status = json!({"status": {"replicas": 1}, "spec": {"replicas": 9}});
+    let status = f.patch(&format!("{deployments}/d/status"), "merge-patch+json", &status).await;
+    let status = status.expect(200);
+    assert_eq!((&status["spec"]["replicas"], &status["status"]["replicas"]), (&json!(4), &json!(1)));
+}
+
+#[tokio::test]
+async fn what_was_acknowledged_is_there_after_a_restart() {
+    let f = Fixture::new().await;
+    let made = f.post(MAPS, &map("a")).await.expect(201);
+    let dir = f.stop().await;
+    let f = Fixture::over(dir, |_| {}).await;
+    assert_eq!(f.get(&format!("{MAPS}/a")).await.expect(200), made);
+    assert!(version(&f.post(MAPS, &map("b")).await.expect(201)) > version(&made));
+    // Events from before are in no cache.
+    let mut old = f.watch(&format!("{MAPS}?watch=1&resourceVersion={}", version(&made) - 1)).await;
+    let error = old.next().await.expect("an event");
+    assert_eq!((error["type"].as_str(), &error["object"]["code"]), (Some("ERROR"), &json!(410)));
+    assert_eq!(old.next().await, None);
+}
+
+#[tokio::test]
+async fn the_api_describes_itself() {
+    let f = Fixture::new().await;
+    assert_eq!(f.get("/version").await.expect(200)["gitVersion"], "v1.35.0");
+    let list = f.get("/api/v1").await.expect(200);
+    let names: Vec<&str> = list["resources"]
+        .as_array()
+        .expect("resources")
+        .iter()
+        .filter_map(|r| r["name"].as_str())
+        .collect();
+    assert!(names.contains(&"pods") && names.contains(&"pods/status"), "{names:?}");
+    let accept = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList,application/json";
+    let aggregated = f.get_as("/apis", accept).await;
+    let etag = aggregated.header("etag").to_owned();
+    assert_eq!(aggregated.expect(200)["kind"], "APIGroupDiscoveryList");
+    let headers = [("accept", accept), ("if-none-match", etag.as_str())];
+    assert_eq!(f.send("GET", "/apis", &headers, "").await.code, 304);
+    let index = f.get("/openapi/v3").await.expect(200);
+    let url = index["paths"]["api/v1"]["serverRelativeURL"].as_str().expect("a path").to_owned();
+    let document = f.get(&url).await.expect(200);
+    let pod = &document["components"]["schemas"]["io.k8s.api.core.v1.Pod"];
+    assert_eq!(pod["x-kubernetes-group-version-kind"][0]["kind"], "Pod");
+    assert!(pod["description"].as_str().is_some_and(|d| d.starts_with("Pod is a collection")));
+    let v2 = f.get("/openapi/v2").await.expect(200);
+    assert!(v2["definitions"]["io.k8s.api.apps.v1.Deployment"].is_object());
+    let compressed = f.send("GET", "/openapi/v2", &[("accept-encoding", "gzip")], "").await;
+    assert_eq!(compressed.header("content-encoding"), "gzip");
+}
