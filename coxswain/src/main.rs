@@ -39,7 +39,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Start a cluster on this machine and keep it running
-    Up(up::Args),
+    Up(Box<up::Args>),
     /// Stop the cluster and remove what it made on this machine
     Down(down::Args),
     /// Tell what runs, and what is wrong
@@ -73,7 +73,7 @@ fn main() -> ExitCode {
         }
     };
     let (name, result) = match cli.command {
-        Command::Up(args) => ("coxswain up", up::main(args)),
+        Command::Up(args) => ("coxswain up", up::main(*args)),
         Command::Down(args) => ("coxswain down", down::main(&args)),
         Command::Status(args) => ("coxswain status", status::main(&args)),
         Command::Node(args) => ("coxswain node", further::main(&args)),

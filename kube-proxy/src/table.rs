@@ -162,7 +162,7 @@ fn rows(
     if other || spec.type_.as_deref() == Some("ExternalName") {
         return Vec::new();
     }
-    let mut ips = spec.cluster_ips.iter().flatten().chain(&spec.cluster_ip);
+    let ips = spec.cluster_ips.iter().flatten().chain(&spec.cluster_ip);
     let Some(cluster_ip) = ips
         .filter(|ip| *ip != HEADLESS)
         .filter_map(|ip| ip.parse::<IpAddr>().ok())

@@ -312,7 +312,7 @@ impl Catalog {
             }
         }
         for (_, versions) in &mut groups {
-            versions.sort_by(|a, b| version_rank(b).cmp(&version_rank(a)));
+            versions.sort_by_key(|v| std::cmp::Reverse(version_rank(v)));
         }
         groups.sort_by(|(a, _), (b, _)| group_rank(b).cmp(&group_rank(a)).then(a.cmp(b)));
         groups

@@ -37,12 +37,7 @@ pub trait Strategy: Send + Sync + 'static {
 
     /// Messages for names that the kind does not take; `prefix`: the name is a generateName.
     fn validate_name(&self, name: &str, prefix: bool) -> Vec<String> {
-        // A generateName may end in a dash, since more follows.
-        let checked = match name.strip_suffix('-') {
-            Some(rest) if prefix && !rest.is_empty() => rest,
-            _ => name,
-        };
-        apimachinery::names::dns1123_subdomain(checked)
+        apimachinery::names::name_is_subdomain(name, prefix)
     }
 
     fn warnings(&self, _object: &Value, _old: Option<&Value>) -> Vec<String> {

@@ -360,7 +360,7 @@ fn group_plan(
     let mut kept_empty = false;
     for (i, endpoints) in chunks.into_iter().enumerate() {
         let existing = mine.get(i);
-        if endpoints.is_empty() && !(keep_empty && !kept_empty) {
+        if endpoints.is_empty() && (kept_empty || !keep_empty) {
             continue;
         }
         kept_empty |= endpoints.is_empty();

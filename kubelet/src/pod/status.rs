@@ -252,7 +252,6 @@ fn volume_mounts(container: &Container) -> Option<Vec<VolumeMountStatus>> {
         mount_path: m.mount_path.clone(),
         read_only: m.read_only.filter(|r| *r),
         recursive_read_only: (m.read_only == Some(true)).then(|| "Disabled".to_owned()),
-        ..VolumeMountStatus::default()
     };
     Some(mounts.iter().map(status).collect())
 }
