@@ -381,7 +381,7 @@ mod tests {
 
     #[test]
     fn names_of_both_drivers() {
-        let root = vec!["node-1".to_owned()];
+        let root = ["node-1".to_owned()];
         for (root, qos, fs, systemd) in [
             (&[][..], "Guaranteed", "/kubepods/poda-b", "/kubepods.slice/kubepods-poda_b.slice"),
             (

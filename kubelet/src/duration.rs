@@ -66,7 +66,7 @@ pub fn format(duration: Duration) -> String {
         (h, m) => format!("{h}h{m}m"),
     };
     text.push_str(&(seconds / 1000).to_string());
-    if seconds % 1000 != 0 {
+    if !seconds.is_multiple_of(1000) {
         let fraction = format!("{:03}", seconds % 1000);
         text.push('.');
         text.push_str(fraction.trim_end_matches('0'));

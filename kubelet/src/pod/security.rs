@@ -153,7 +153,7 @@ pub fn container(
         .and_then(|s| s.run_as_user)
         .or_else(|| pod_own.and_then(|s| s.run_as_user))
         .or(user.uid);
-    let by_name = run_as.is_none().then(|| user.name.clone()).unwrap_or_default();
+    let by_name = if run_as.is_none() { user.name.clone() } else { String::new() };
     let group = own.and_then(|s| s.run_as_group).or_else(|| pod_own.and_then(|s| s.run_as_group));
     let privileged = is_privileged(container);
     let profile = own

@@ -3,11 +3,12 @@
 use k8s_cri::v1::{LinuxContainerResources, LinuxContainerUser};
 
 /// A container's state.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum State {
     Created,
     Running,
     Exited,
+    #[default]
     Unknown,
 }
 
@@ -42,12 +43,6 @@ pub struct ContainerView {
     pub log_path: String,
     pub resources: Option<LinuxContainerResources>,
     pub user: Option<LinuxContainerUser>,
-}
-
-impl Default for State {
-    fn default() -> Self {
-        Self::Unknown
-    }
 }
 
 /// A sandbox.
