@@ -177,7 +177,14 @@ impl Kubelet {
                 Ok(object)
             }
             Err(kube::Error::Api(status)) => {
-                Err(Missing { not_found: status.code == 404, message: status.message.clone() })
+                let not_found = status.code == 404;
+                let kind = K::kind(&()).to_lowercase();
+                let message = match not_found {
+                    // The words of upstream's cache of objects.
+                    true => format!("{kind} {name:?} not found"),
+                    false => status.message.clone(),
+                };
+                Err(Missing { not_found, message })
             }
             Err(error) => Err(Missing { not_found: false, message: error.to_string() }),
         }

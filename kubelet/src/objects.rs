@@ -170,6 +170,11 @@ pub fn time(nanos: i64) -> Option<Time> {
     }
 }
 
+/// An API time; what never happened is 1970, as upstream has it for containers that ended.
+pub fn time_or_epoch(nanos: i64) -> Option<Time> {
+    time(nanos).or(Some(Time(Timestamp::UNIX_EPOCH)))
+}
+
 /// The present, in whole seconds.
 pub fn now() -> Time {
     Time(Timestamp::from_second(Timestamp::now().as_second()).unwrap_or_default())

@@ -110,6 +110,20 @@ pub fn status(facts: &Facts<'_>) -> PodStatus {
     }
 }
 
+/// The status of a pod that was not let in.
+pub fn rejected(pod: &Pod, why: &Waiting, now: Time) -> PodStatus {
+    PodStatus {
+        phase: Some("Failed".to_owned()),
+        reason: Some(why.reason.clone()),
+        message: Some(why.message.clone()),
+        qos_class: Some(qos_class(pod).to_owned()),
+        start_time: objects::status(pod).start_time.clone().or(Some(now)),
+        conditions: objects::status(pod).conditions.clone(),
+        observed_generation: pod.metadata.generation.filter(|g| *g != 0),
+        ..PodStatus::default()
+    }
+}
+
 fn addresses(facts: &Facts<'_>) -> (Vec<PodIP>, Vec<HostIP>) {
     let hosts = facts.host_ips.iter().map(|ip| HostIP { ip: ip.clone() }).collect();
     let ips: &[String] = match host_network(facts.pod) {
@@ -272,8 +286,8 @@ fn from_view(
                 exit_code: view.exit_code,
                 reason: Some(view.reason.clone()).filter(|r| !r.is_empty()),
                 message: Some(view.message.clone()).filter(|m| !m.is_empty()),
-                started_at: objects::time(view.started_at),
-                finished_at: objects::time(view.finished_at),
+                started_at: objects::time_or_epoch(view.started_at),
+                finished_at: objects::time_or_epoch(view.finished_at),
                 container_id: Some(id.clone()),
                 signal: None,
             }),

@@ -72,6 +72,7 @@ pub struct Worker {
     hooked: Mutex<HashSet<String>>,
     failed: Option<Waiting>,
     admitted: bool,
+    rejected: bool,
     /// Everything has been stopped and given back.
     ended: bool,
     deleted_from_api: bool,
@@ -94,6 +95,7 @@ impl Worker {
             hooked: Mutex::default(),
             failed: None,
             admitted: false,
+            rejected: false,
             ended: false,
             deleted_from_api: false,
         }
@@ -215,6 +217,7 @@ impl Worker {
         {
             self.k.event(reference(pod), true, &rejected.reason, rejected.message.clone());
             self.failed = Some(rejected);
+            self.rejected = true;
             return self.finish(desired, pod, &view).await;
         }
         self.admitted = true;
@@ -442,7 +445,10 @@ impl Worker {
             Ok(view) => view,
             Err(_) => return Turn::Wait(RETRY),
         };
-        let status = self.status(pod, &view, true);
+        let status = match &self.failed {
+            Some(why) if self.rejected => status::rejected(pod, why, objects::now()),
+            _ => self.status(pod, &view, true),
+        };
         match self.report(desired, status).await {
             true => Turn::Wait(self.k.config.sync_frequency.0),
             false => Turn::Wait(RETRY),

@@ -3,7 +3,7 @@
 use k8s_cri::v1::{LinuxContainerResources, LinuxContainerUser};
 
 /// A container's state.
-#[derive(Default, Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum State {
     Created,
     Running,

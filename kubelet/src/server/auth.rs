@@ -28,11 +28,14 @@ pub struct User {
     pub groups: Vec<String>,
 }
 
+/// User, groups, verb and subresource.
+type Access = (String, Vec<String>, String, String);
+
 /// Answers of the API server, for as long as they hold.
 #[derive(Default)]
 pub struct Auth {
     tokens: Mutex<HashMap<String, (Instant, Option<User>)>>,
-    access: Mutex<HashMap<(String, Vec<String>, String, String), (Instant, bool)>>,
+    access: Mutex<HashMap<Access, (Instant, bool)>>,
 }
 
 /// The user that a client certificate names.
