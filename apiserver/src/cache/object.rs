@@ -115,7 +115,7 @@ impl Cached {
     /// The stored bytes are not of this kind.
     pub fn raw(&self, codec: &Codec) -> Result<&Bytes, DecodeError> {
         or_init(&self.raw, || {
-            let revision = self.revision.to_string();
+            let revision = shown(self.revision);
             match proto::open(&self.stored)? {
                 Some(envelope) => Ok(super::splice::revise(envelope.raw, &revision)?.into()),
                 None => {
@@ -206,6 +206,15 @@ pub fn decode(codec: &Codec, stored: &[u8], revision: u64) -> Result<Value, Deco
             serde_json::from_slice(stored).map_err(|e| DecodeError::Malformed(e.to_string()))?
         }
     };
-    object::set_resource_version(&mut value, &revision.to_string());
+    if revision == 0 {
+        object::remove(&mut value, &["metadata", "resourceVersion"]);
+    } else {
+        object::set_resource_version(&mut value, &revision.to_string());
+    }
     Ok(value)
+}
+
+/// A resourceVersion; an object that was not stored (of a dry run) has none.
+fn shown(revision: u64) -> String {
+    if revision == 0 { String::new() } else { revision.to_string() }
 }

@@ -132,9 +132,11 @@ impl Served {
         match &self.cache {
             Some(cache) if self.same_version => cached.json(&cache.codec).cloned(),
             _ => {
-                let object = self.decode(cached)?;
-                let text = serde_json::to_vec(&object);
-                text.map(Bytes::from).map_err(|e| DecodeError::Malformed(e.to_string()))
+                // By way of protobuf the fields come in the order in which lists expect them.
+                let raw = self.raw(cached)?;
+                let mut out = Vec::with_capacity(raw.len() * 2);
+                proto::to_json(self.schema(), &self.api_version, &self.row.kind, &raw, &mut out)?;
+                Ok(out.into())
             }
         }
     }
