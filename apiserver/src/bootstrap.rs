@@ -97,7 +97,8 @@ pub(crate) async fn run(api: Arc<Api>, settings: Settings) {
 
 async fn keep(api: &Arc<Api>, settings: &Settings, first: bool) -> Result<(), ApiError> {
     for name in NAMESPACES {
-        let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}});
+        let namespace =
+            json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}});
         ensure(api, "/api/v1/namespaces", namespace).await?;
     }
     if first && settings.rbac {

@@ -89,9 +89,8 @@ pub(crate) fn group(catalog: &Catalog, name: &str) -> Option<Value> {
 }
 
 fn api_group(group: &str, versions: &[String]) -> Value {
-    let entry = |version: &String| {
-        json!({"groupVersion": api_version(group, version), "version": version})
-    };
+    let entry =
+        |version: &String| json!({"groupVersion": api_version(group, version), "version": version});
     let all: Vec<Value> = versions.iter().map(entry).collect();
     json!({"name": group, "preferredVersion": all.first(), "versions": all})
 }

@@ -100,8 +100,7 @@ impl Impersonation {
             let Self { uid, groups, .. } = found;
             return Err(ApiError::Internal(format!(
                 "requested [{}{:?}] without impersonating a user",
-                uid,
-                groups
+                uid, groups
             )));
         }
         Ok(Some(found))
@@ -339,7 +338,9 @@ mod tests {
         let checks: Vec<String> = wanted
             .requests()
             .iter()
-            .map(|r| format!("{}/{}/{}/{}/{}", r.group, r.namespace, r.resource, r.subresource, r.name))
+            .map(|r| {
+                format!("{}/{}/{}/{}/{}", r.group, r.namespace, r.resource, r.subresource, r.name)
+            })
             .collect();
         assert_eq!(
             checks,

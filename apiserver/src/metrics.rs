@@ -68,7 +68,11 @@ impl Metrics {
     pub(crate) fn answered(&self, info: &RequestInfo, code: u16, took: Option<Duration>) {
         // A path that is served by nobody is counted with the others like it.
         let known = info.is_resource && code != 404;
-        let labels = if known { Labels::of(info) } else { Labels::of(&RequestInfo { verb: info.verb.clone(), ..Default::default() }) };
+        let labels = if known {
+            Labels::of(info)
+        } else {
+            Labels::of(&RequestInfo { verb: info.verb.clone(), ..Default::default() })
+        };
         let mut all = self.series.lock();
         if all.len() >= MAX_SERIES && !all.contains_key(&labels) {
             return;
@@ -106,11 +110,26 @@ impl Metrics {
             let text = labels.text();
             let base = "apiserver_request_duration_seconds";
             for (bucket, bound) in series.buckets.iter().zip(BOUNDS) {
-                let _ = writeln!(out, "{base}_bucket{{component=\"apiserver\",dry_run=\"\",{text},le=\"{bound}\"}} {bucket}");
+                let _ = writeln!(
+                    out,
+                    "{base}_bucket{{component=\"apiserver\",dry_run=\"\",{text},le=\"{bound}\"}} {bucket}"
+                );
             }
-            let _ = writeln!(out, "{base}_bucket{{component=\"apiserver\",dry_run=\"\",{text},le=\"+Inf\"}} {}", series.count);
-            let _ = writeln!(out, "{base}_sum{{component=\"apiserver\",dry_run=\"\",{text}}} {}", series.sum);
-            let _ = writeln!(out, "{base}_count{{component=\"apiserver\",dry_run=\"\",{text}}} {}", series.count);
+            let _ = writeln!(
+                out,
+                "{base}_bucket{{component=\"apiserver\",dry_run=\"\",{text},le=\"+Inf\"}} {}",
+                series.count
+            );
+            let _ = writeln!(
+                out,
+                "{base}_sum{{component=\"apiserver\",dry_run=\"\",{text}}} {}",
+                series.sum
+            );
+            let _ = writeln!(
+                out,
+                "{base}_count{{component=\"apiserver\",dry_run=\"\",{text}}} {}",
+                series.count
+            );
         }
         out
     }

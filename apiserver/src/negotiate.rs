@@ -112,8 +112,17 @@ fn clauses(accept: &str) -> Vec<Clause<'_>> {
 ///
 /// # Errors
 /// 406 with the media types that would do.
-pub fn choose(accept: &str, user_agent: &str, pretty: Option<&str>, offer: Offer) -> Result<Wanted, ApiError> {
-    let plain = Wanted { encoding: Encoding::Json, shape: Shape::Itself, pretty: is_pretty(pretty, user_agent) };
+pub fn choose(
+    accept: &str,
+    user_agent: &str,
+    pretty: Option<&str>,
+    offer: Offer,
+) -> Result<Wanted, ApiError> {
+    let plain = Wanted {
+        encoding: Encoding::Json,
+        shape: Shape::Itself,
+        pretty: is_pretty(pretty, user_agent),
+    };
     if accept.trim().is_empty() {
         return Ok(plain);
     }

@@ -20,7 +20,10 @@ pub const NO_OPS: &[(&str, &str)] = &[
     ("watch-cache-sizes", "the caches size themselves"),
     ("default-watch-cache-size", "the caches size themselves"),
     ("storage-media-type", "built-in kinds are always stored as protobuf"),
-    ("etcd-compaction-interval", "the embedded store compacts itself; etcd is told by its own flags"),
+    (
+        "etcd-compaction-interval",
+        "the embedded store compacts itself; etcd is told by its own flags",
+    ),
     ("etcd-count-metric-poll-period", "counts come from the caches"),
     ("etcd-healthcheck-timeout", "bound to two seconds"),
     ("etcd-readycheck-timeout", "bound to two seconds"),
@@ -155,8 +158,11 @@ struct Flags {
     kubelet_client_key: Option<PathBuf>,
     #[arg(long)]
     kubelet_certificate_authority: Option<PathBuf>,
-    #[arg(long, value_delimiter = ',',
-        default_value = "Hostname,InternalDNS,InternalIP,ExternalDNS,ExternalIP")]
+    #[arg(
+        long,
+        value_delimiter = ',',
+        default_value = "Hostname,InternalDNS,InternalIP,ExternalDNS,ExternalIP"
+    )]
     kubelet_preferred_address_types: Vec<String>,
     #[arg(long)]
     requestheader_client_ca_file: Option<PathBuf>,
@@ -310,7 +316,9 @@ impl Config {
 
     fn from_flags(flags: Flags) -> anyhow::Result<Self> {
         if flags.storage_backend != "etcd3" {
-            bail!("--storage-backend invalid, allowed values: etcd3. If not specified, it will default to 'etcd3'");
+            bail!(
+                "--storage-backend invalid, allowed values: etcd3. If not specified, it will default to 'etcd3'"
+            );
         }
         let store = match (flags.store_path, flags.etcd_servers.is_empty()) {
             (Some(path), true) => StoreConfig::Embedded(path),
@@ -468,11 +476,8 @@ mod tests {
     use super::*;
 
     fn parse(args: &[&str]) -> Result<Config, String> {
-        let base = [
-            "--tls-cert-file=c",
-            "--tls-private-key-file=k",
-            "--service-account-issuer=https://x",
-        ];
+        let base =
+            ["--tls-cert-file=c", "--tls-private-key-file=k", "--service-account-issuer=https://x"];
         let args: Vec<OsString> = base.iter().chain(args).map(OsString::from).collect();
         Config::from_args(&args).map_err(|e| e.to_string())
     }
@@ -507,7 +512,10 @@ mod tests {
         let store = "--store-path=/tmp/x";
         for (args, want) in [
             (&[store, "--foo"][..], "unknown flag: --foo"),
-            (&[store, "--encryption-provider-config=x"], "--encryption-provider-config is not implemented"),
+            (
+                &[store, "--encryption-provider-config=x"],
+                "--encryption-provider-config is not implemented",
+            ),
             (&[], "--etcd-servers must be specified"),
         ] {
             assert_eq!(parse(args).err().as_deref(), Some(want));

@@ -64,9 +64,7 @@ pub(crate) async fn serve(
     if let Ok(id) = HeaderValue::from_str(&audit_id) {
         headers.insert("audit-id", id);
     }
-    headers
-        .entry(header::CACHE_CONTROL)
-        .or_insert(HeaderValue::from_static("no-cache, private"));
+    headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-cache, private"));
     response
 }
 
@@ -83,8 +81,7 @@ async fn identify(
 ) -> Result<User, ApiError> {
     let headers = request.headers_mut();
     let token = bearer(headers);
-    let credentials =
-        Credentials { certificates: &peer.certificates, bearer: token.as_deref() };
+    let credentials = Credentials { certificates: &peer.certificates, bearer: token.as_deref() };
     let user = match api.identity.user(&credentials, headers).await {
         Ok(Some(user)) => user,
         Ok(None) => return Err(ApiError::Unauthorized),
@@ -188,9 +185,9 @@ async fn answer(
 /// The client may ask for less time than the server gives.
 fn timeout(api: &Api, query: &Query) -> Duration {
     let asked = query.get("timeout").and_then(go_duration);
-    asked.filter(|t| !t.is_zero()).map_or(api.limits.request_timeout, |asked| {
-        asked.min(api.limits.request_timeout)
-    })
+    asked
+        .filter(|t| !t.is_zero())
+        .map_or(api.limits.request_timeout, |asked| asked.min(api.limits.request_timeout))
 }
 
 /// `1m30s`, `500ms`, as Go writes durations.
@@ -247,8 +244,7 @@ pub(crate) fn local<'a>(
         };
         let mut request = Request::new(respond::body(data));
         *request.method_mut() = method;
-        *request.uri_mut() =
-            url.parse().map_err(|e| ApiError::Internal(format!("{url}: {e}")))?;
+        *request.uri_mut() = url.parse().map_err(|e| ApiError::Internal(format!("{url}: {e}")))?;
         let headers = request.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
         headers.insert(header::USER_AGENT, HeaderValue::from_static("kube-apiserver"));
@@ -257,8 +253,7 @@ pub(crate) fn local<'a>(
         let path = percent_decode_str(path).decode_utf8_lossy();
         let info = RequestInfo::parse(request.method(), &path, &query)
             .map_err(|e| ApiError::Internal(e.to_string()))?;
-        let authorized =
-            gate::authorize(&authorization::Superusers, own_user(), info).await?;
+        let authorized = gate::authorize(&authorization::Superusers, own_user(), info).await?;
         let (parts, body) = request.into_parts();
         let call = Call { api: api.clone(), parts, query, authorized };
         let response = verbs::handle(call, body).await?;

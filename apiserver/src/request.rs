@@ -182,9 +182,8 @@ mod tests {
         for (method, url, want) in cases {
             let i = parse(method, url);
             assert!(i.is_resource, "{url}");
-            let parts: [&str; 7] = [
-                &i.verb, &i.group, &i.version, &i.namespace, &i.resource, &i.subresource, &i.name,
-            ];
+            let parts: [&str; 7] =
+                [&i.verb, &i.group, &i.version, &i.namespace, &i.resource, &i.subresource, &i.name];
             let got = format!("{}|{}", parts.join("|"), i.trailing.join("/"));
             assert_eq!(got, want, "{method} {url}");
         }
@@ -192,7 +191,8 @@ mod tests {
 
     #[test]
     fn other_paths_are_no_resources() {
-        for path in ["/", "/api", "/api/v1", "/apis", "/apis/apps", "/apis/apps/v1", "/healthz/x/y/z"]
+        for path in
+            ["/", "/api", "/api/v1", "/apis", "/apis/apps", "/apis/apps/v1", "/healthz/x/y/z"]
         {
             let info = parse("GET", path);
             assert!(!info.is_resource, "{path}");
@@ -204,7 +204,10 @@ mod tests {
     #[test]
     fn selectors_are_kept_for_authorization() {
         let info = parse("GET", "/api/v1/pods?fieldSelector=spec.nodeName%3Dn&labelSelector=a");
-        assert_eq!((info.field_selector.as_str(), info.label_selector.as_str()), ("spec.nodeName=n", "a"));
+        assert_eq!(
+            (info.field_selector.as_str(), info.label_selector.as_str()),
+            ("spec.nodeName=n", "a")
+        );
         let info = parse("GET", "/api/v1/namespaces/a/pods/p?fieldSelector=x");
         assert_eq!(info.field_selector, "");
     }

@@ -31,7 +31,8 @@ pub fn body(data: impl Into<Bytes>) -> Body {
 /// An answer with a body of some type.
 pub fn answer(code: u16, content_type: &str, data: impl Into<Bytes>) -> Response<Body> {
     let mut response = Response::new(body(data));
-    *response.status_mut() = StatusCode::from_u16(code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    *response.status_mut() =
+        StatusCode::from_u16(code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     if let Ok(value) = HeaderValue::from_str(content_type) {
         response.headers_mut().insert(header::CONTENT_TYPE, value);
     }
@@ -95,7 +96,8 @@ pub fn encode(wanted: &Wanted, object: &Value) -> Result<(&'static str, Bytes), 
 /// The schema of a built-in object by its own apiVersion and kind.
 pub fn builtin_schema(value: &Value) -> Option<Schema<'static>> {
     let registry = Registry::builtin();
-    let (version, kind) = (object::str_at(value, &["apiVersion"]), object::str_at(value, &["kind"]));
+    let (version, kind) =
+        (object::str_at(value, &["apiVersion"]), object::str_at(value, &["kind"]));
     let gvk = GroupVersionKind::from_api_version(version, kind);
     let meta = || registry.by_name(&format!("io.k8s.apimachinery.pkg.apis.meta.v1.{kind}"));
     let message = registry.kind(&gvk).or_else(meta)?;
@@ -170,7 +172,8 @@ pub async fn compressed(gzip: bool, mut response: Response<Body>, data: Bytes) -
         let data = data.clone();
         move || {
             let level = flate2::Compression::fast();
-            let mut encoder = flate2::write::GzEncoder::new(Vec::with_capacity(data.len() / 6), level);
+            let mut encoder =
+                flate2::write::GzEncoder::new(Vec::with_capacity(data.len() / 6), level);
             encoder.write_all(&data)?;
             encoder.finish()
         }
@@ -195,13 +198,16 @@ mod tests {
     fn warnings_are_quoted_and_said_once() {
         let mut headers = HeaderMap::new();
         warn(&mut headers, &["unknown field \"a\"".into(), "b".into(), "b".into()]);
-        let got: Vec<_> = headers.get_all("warning").iter().map(|v| v.to_str().expect("text")).collect();
+        let got: Vec<_> =
+            headers.get_all("warning").iter().map(|v| v.to_str().expect("text")).collect();
         assert_eq!(got, [r#"299 - "unknown field \"a\"""#, r#"299 - "b""#]);
     }
 
     #[test]
     fn gzip_is_a_matter_of_taste() {
-        for (text, want) in [("gzip", true), ("deflate, gzip;q=1.0", true), ("gzip;q=0", false), ("br", false)] {
+        for (text, want) in
+            [("gzip", true), ("deflate, gzip;q=1.0", true), ("gzip;q=0", false), ("br", false)]
+        {
             let mut headers = HeaderMap::new();
             headers.insert("accept-encoding", HeaderValue::from_static(text));
             assert_eq!(accepts_gzip(&headers), want, "{text}");

@@ -88,8 +88,7 @@ pub(crate) async fn handle(call: Call, _body: RequestBody) -> Result<Response<Bo
 
 /// The paths that there are.
 fn index(call: &Call) -> Response<Body> {
-    let mut paths: Vec<String> =
-        ["/api", "/api/v1", "/apis", "/apis/"].map(str::to_owned).to_vec();
+    let mut paths: Vec<String> = ["/api", "/api/v1", "/apis", "/apis/"].map(str::to_owned).to_vec();
     for (group, versions) in call.api.catalog().groups() {
         if group.is_empty() {
             continue;

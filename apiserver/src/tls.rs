@@ -59,9 +59,7 @@ pub fn kubelets(config: &KubeletConfig) -> anyhow::Result<Kubelets> {
             }
             builder()?.with_root_certificates(roots)
         }
-        None => builder()?
-            .dangerous()
-            .with_custom_certificate_verifier(any_server(&provider)),
+        None => builder()?.dangerous().with_custom_certificate_verifier(any_server(&provider)),
     };
     let tls = match (&config.client_certificate, &config.client_key) {
         (Some(cert), Some(private_key)) => {

@@ -106,7 +106,10 @@ async fn writes_check_what_they_are_told() {
 
     let url = format!("{MAPS}/a");
     let uid = r#"{"kind":"DeleteOptions","apiVersion":"v1","preconditions":{"uid":"x"}}"#;
-    assert_eq!(f.send("DELETE", &url, &[("content-type", "application/json")], uid).await.code, 409);
+    assert_eq!(
+        f.send("DELETE", &url, &[("content-type", "application/json")], uid).await.code,
+        409
+    );
     let foreground = f.delete(&format!("{url}?propagationPolicy=Foreground")).await.expect(200);
     assert_eq!(foreground["metadata"]["finalizers"], json!(["foregroundDeletion"]));
     let freed = json!({"metadata": {"finalizers": null}});
@@ -174,7 +177,8 @@ async fn namespaces_end_in_phases() {
 async fn pods_are_bound_scaled_and_left_with_grace() {
     let f = Fixture::new().await;
     let pods = "/api/v1/namespaces/default/pods";
-    let pod = json!({"metadata": {"name": "p"}, "spec": {"containers": [{"name": "c", "image": "i"}]}});
+    let pod =
+        json!({"metadata": {"name": "p"}, "spec": {"containers": [{"name": "c", "image": "i"}]}});
     f.post(pods, &pod).await.expect(201);
     let binding = json!({"apiVersion": "v1", "kind": "Binding", "metadata": {"name": "p"},
         "target": {"kind": "Node", "name": "n"}});
@@ -197,15 +201,24 @@ async fn pods_are_bound_scaled_and_left_with_grace() {
         "template": {"metadata": {"labels": {"a": "b"}}, "spec": pod["spec"]}}});
     f.post(deployments, &deployment).await.expect(201);
     let scale = f.get(&format!("{deployments}/d/scale")).await.expect(200);
-    assert_eq!((&scale["spec"]["replicas"], &scale["status"]["selector"]), (&json!(2), &json!("a=b")));
+    assert_eq!(
+        (&scale["spec"]["replicas"], &scale["status"]["selector"]),
+        (&json!(2), &json!("a=b"))
+    );
     let patch = json!({"spec": {"replicas": 4}});
     f.patch(&format!("{deployments}/d/scale"), "merge-patch+json", &patch).await.expect(200);
     let scaled = f.get(&format!("{deployments}/d")).await.expect(200);
-    assert_eq!((&scaled["spec"]["replicas"], &scaled["metadata"]["generation"]), (&json!(4), &json!(2)));
+    assert_eq!(
+        (&scaled["spec"]["replicas"], &scaled["metadata"]["generation"]),
+        (&json!(4), &json!(2))
+    );
     let status = json!({"status": {"replicas": 1}, "spec": {"replicas": 9}});
     let status = f.patch(&format!("{deployments}/d/status"), "merge-patch+json", &status).await;
     let status = status.expect(200);
-    assert_eq!((&status["spec"]["replicas"], &status["status"]["replicas"]), (&json!(4), &json!(1)));
+    assert_eq!(
+        (&status["spec"]["replicas"], &status["status"]["replicas"]),
+        (&json!(4), &json!(1))
+    );
 }
 
 #[tokio::test]
@@ -235,7 +248,8 @@ async fn the_api_describes_itself() {
         .filter_map(|r| r["name"].as_str())
         .collect();
     assert!(names.contains(&"pods") && names.contains(&"pods/status"), "{names:?}");
-    let accept = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList,application/json";
+    let accept =
+        "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList,application/json";
     let aggregated = f.get_as("/apis", accept).await;
     let etag = aggregated.header("etag").to_owned();
     assert_eq!(aggregated.expect(200)["kind"], "APIGroupDiscoveryList");

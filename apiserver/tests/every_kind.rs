@@ -79,7 +79,8 @@ async fn walk(f: &Fixture, row: &Resource, sample: Value) {
     let url = format!("{collection}/{name}");
     assert_eq!(f.post(&collection, &with_name(&sample, &name)).await.code, 409, "{what}");
 
-    let mut watch = f.watch(&format!("{collection}?watch=1&fieldSelector=metadata.name={name}")).await;
+    let mut watch =
+        f.watch(&format!("{collection}?watch=1&fieldSelector=metadata.name={name}")).await;
     assert_eq!(watch.next_name().await, ("ADDED".to_owned(), name.clone()), "{what}");
 
     let got = f.get(&url).await.expect(200);
@@ -119,7 +120,10 @@ async fn walk(f: &Fixture, row: &Resource, sample: Value) {
         while watch.next_name().await.0 != "DELETED" {}
         let second = f.post(&collection, &sample).await;
         assert_eq!(second.code, 201, "{what}");
-        let path = format!("{collection}?fieldSelector=metadata.name={}", second.json()["metadata"]["name"].as_str().expect("a name"));
+        let path = format!(
+            "{collection}?fieldSelector=metadata.name={}",
+            second.json()["metadata"]["name"].as_str().expect("a name")
+        );
         f.delete(&path).await.expect(200);
     }
 }
@@ -149,7 +153,10 @@ async fn media_types(f: &Fixture, row: &Resource, url: &str, collection: &str, g
     let yaml = f.get_as(url, "application/yaml").await;
     assert_eq!((yaml.code, yaml.header("content-type")), (200, "application/yaml"), "{what}");
     let table = f.get_as(url, TABLE).await.expect(200);
-    assert_eq!((table["kind"].as_str(), table["rows"].as_array().map(Vec::len)), (Some("Table"), Some(1)));
+    assert_eq!(
+        (table["kind"].as_str(), table["rows"].as_array().map(Vec::len)),
+        (Some("Table"), Some(1))
+    );
     let partial = f.get_as(url, PARTIAL).await.expect(200);
     assert_eq!(partial["kind"], "PartialObjectMetadata", "{what}");
     assert_eq!(partial["metadata"], got["metadata"], "{what}");

@@ -68,10 +68,7 @@ impl Event {
 
     /// What a watcher with a selector sees: the type, and the object to show with it. `None`:
     /// nothing.
-    pub fn seen(
-        &self,
-        matches: impl Fn(&Cached) -> bool,
-    ) -> Option<(EventType, &Arc<Cached>)> {
+    pub fn seen(&self, matches: impl Fn(&Cached) -> bool) -> Option<(EventType, &Arc<Cached>)> {
         let was = self.previous.as_ref().is_some_and(|p| matches(p));
         let is = self.kind != EventType::Deleted && matches(&self.object);
         match (was, is) {

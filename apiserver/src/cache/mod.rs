@@ -25,8 +25,8 @@ use tokio_util::sync::CancellationToken;
 pub use event::{Event, EventType};
 pub use object::{Cached, Codec, Index};
 pub use tree::Tree;
-pub use watchers::{Scope, Watcher};
 use watchers::Watchers;
+pub use watchers::{Scope, Watcher};
 
 /// Events younger than this are kept for watches that resume (upstream keeps 75 seconds too).
 const KEEP_EVENTS: Duration = Duration::from_secs(75);
@@ -274,12 +274,8 @@ impl Cache {
         let mut objects: Vec<Arc<Cached>> = Vec::new();
         let (mut revision, mut start) = (None, Bound::Unbounded);
         loop {
-            let request = ListRequest {
-                prefix: self.prefix.clone().into(),
-                start,
-                limit: PAGE,
-                revision,
-            };
+            let request =
+                ListRequest { prefix: self.prefix.clone().into(), start, limit: PAGE, revision };
             let page = self.store.list(request).await?;
             revision = Some(page.revision);
             let last = page.kvs.last().map(|kv| kv.key.clone());

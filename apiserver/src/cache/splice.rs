@@ -170,7 +170,10 @@ mod tests {
             wanted["metadata"]["resourceVersion"] = "987654".into();
             let wanted = proto::encode(schema, &wanted).expect("protobuf");
             assert_eq!(revise(&raw, "987654"), Ok(wanted.clone()));
-            assert_eq!(metadata(&wanted).map(<[u8]>::len), metadata(&partial(&wanted).expect("partial")).map(<[u8]>::len));
+            assert_eq!(
+                metadata(&wanted).map(<[u8]>::len),
+                metadata(&partial(&wanted).expect("partial")).map(<[u8]>::len)
+            );
         }
         assert!(revise(&[0x0a, 0x05, 1], "1").is_err());
         assert!(revise(&[0xff; 11], "1").is_err());

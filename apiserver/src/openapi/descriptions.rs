@@ -54,13 +54,16 @@ pub(super) fn all() -> HashMap<String, Description> {
         k8s_openapi::api::storagemigration::v1beta1 { StorageVersionMigration }
         k8s_openapi::apimachinery::pkg::apis::meta::v1 { DeleteOptions Status APIResourceList APIGroup }
     }
-    generator.take_definitions(false).into_iter().map(|(name, schema)| (name, read(&schema))).collect()
+    generator
+        .take_definitions(false)
+        .into_iter()
+        .map(|(name, schema)| (name, read(&schema)))
+        .collect()
 }
 
 fn read(schema: &Value) -> Description {
-    let text = |schema: &Value| {
-        schema.get("description").and_then(Value::as_str).unwrap_or("").to_owned()
-    };
+    let text =
+        |schema: &Value| schema.get("description").and_then(Value::as_str).unwrap_or("").to_owned();
     let fields = schema.get("properties").and_then(Value::as_object).into_iter().flatten();
     Description {
         text: text(schema),

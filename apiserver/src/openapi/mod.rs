@@ -106,16 +106,18 @@ fn security() -> Value {
 }
 
 /// Paths and schemas of some rows.
-fn describe(rows: &[Arc<Served>], edition: Edition) -> (Map<String, Value>, BTreeMap<String, Value>) {
+fn describe(
+    rows: &[Arc<Served>],
+    edition: Edition,
+) -> (Map<String, Value>, BTreeMap<String, Value>) {
     let registry = Registry::builtin();
     let mut kinds: HashMap<MessageId, Vec<GroupVersionKind>> = HashMap::new();
     for (gvk, id) in &registry.kinds {
         kinds.entry(*id).or_default().push(gvk.clone());
     }
     kinds.values_mut().for_each(|all| all.sort());
-    let meta = |kind: &str| {
-        registry.by_name(&format!("io.k8s.apimachinery.pkg.apis.meta.v1.{kind}"))
-    };
+    let meta =
+        |kind: &str| registry.by_name(&format!("io.k8s.apimachinery.pkg.apis.meta.v1.{kind}"));
     let mut schemas = Schemas::new(registry, &DESCRIPTIONS, &kinds, edition);
     let mut paths = Map::new();
     for served in rows {
@@ -172,9 +174,10 @@ pub(crate) async fn answer(call: &Call, rest: &[&str]) -> Result<Response<Body>,
                 let mut response = send(call, document).await?;
                 if call.query.get("hash") == Some(document.hash.as_str()) {
                     // What a hash names never changes.
-                    response
-                        .headers_mut()
-                        .insert(header::CACHE_CONTROL, HeaderValue::from_static("public, immutable"));
+                    response.headers_mut().insert(
+                        header::CACHE_CONTROL,
+                        HeaderValue::from_static("public, immutable"),
+                    );
                 }
                 Ok(response)
             }
@@ -186,7 +189,11 @@ pub(crate) async fn answer(call: &Call, rest: &[&str]) -> Result<Response<Body>,
 
 fn accepted(headers: &HeaderMap) -> Vec<String> {
     let texts = headers.get_all(header::ACCEPT).iter().filter_map(|v| v.to_str().ok());
-    texts.flat_map(|t| t.split(',')).map(|t| t.trim().to_owned()).filter(|t| !t.is_empty()).collect()
+    texts
+        .flat_map(|t| t.split(','))
+        .map(|t| t.trim().to_owned())
+        .filter(|t| !t.is_empty())
+        .collect()
 }
 
 async fn send(call: &Call, document: &Document) -> Result<Response<Body>, ApiError> {

@@ -33,28 +33,88 @@ const PATCHES: [&str; 4] = [
     "application/apply-patch+yaml",
 ];
 
-const PRETTY: (&str, &str, &str) = ("pretty", "string", "If 'true', then the output is pretty printed. Defaults to 'false' unless the user-agent indicates a browser or command-line HTTP tool (curl and wget).");
-const DRY_RUN: (&str, &str, &str) = ("dryRun", "string", "When present, indicates that modifications should not be persisted. An invalid or unrecognized dryRun directive will result in an error response and no further processing of the request. Valid values are: - All: all dry run stages will be processed");
-const MANAGER: (&str, &str, &str) = ("fieldManager", "string", "fieldManager is a name associated with the actor or entity that is making these changes. The value must be less than or 128 characters long, and only contain printable characters, as defined by https://golang.org/pkg/unicode/#IsPrint.");
-const VALIDATION: (&str, &str, &str) = ("fieldValidation", "string", "fieldValidation instructs the server on how to handle objects in the request (POST/PUT/PATCH) containing unknown or duplicate fields. Valid values are: - Ignore - Warn - Strict");
-const FORCE: (&str, &str, &str) = ("force", "boolean", "Force is going to \"force\" Apply requests. It means user will re-acquire conflicting fields owned by other people. Force flag must be unset for non-apply patch requests.");
+const PRETTY: (&str, &str, &str) = (
+    "pretty",
+    "string",
+    "If 'true', then the output is pretty printed. Defaults to 'false' unless the user-agent indicates a browser or command-line HTTP tool (curl and wget).",
+);
+const DRY_RUN: (&str, &str, &str) = (
+    "dryRun",
+    "string",
+    "When present, indicates that modifications should not be persisted. An invalid or unrecognized dryRun directive will result in an error response and no further processing of the request. Valid values are: - All: all dry run stages will be processed",
+);
+const MANAGER: (&str, &str, &str) = (
+    "fieldManager",
+    "string",
+    "fieldManager is a name associated with the actor or entity that is making these changes. The value must be less than or 128 characters long, and only contain printable characters, as defined by https://golang.org/pkg/unicode/#IsPrint.",
+);
+const VALIDATION: (&str, &str, &str) = (
+    "fieldValidation",
+    "string",
+    "fieldValidation instructs the server on how to handle objects in the request (POST/PUT/PATCH) containing unknown or duplicate fields. Valid values are: - Ignore - Warn - Strict",
+);
+const FORCE: (&str, &str, &str) = (
+    "force",
+    "boolean",
+    "Force is going to \"force\" Apply requests. It means user will re-acquire conflicting fields owned by other people. Force flag must be unset for non-apply patch requests.",
+);
 const WRITES: [(&str, &str, &str); 3] = [DRY_RUN, MANAGER, VALIDATION];
 const LISTS: [(&str, &str, &str); 10] = [
-    ("allowWatchBookmarks", "boolean", "allowWatchBookmarks requests watch events with type \"BOOKMARK\". Servers that do not implement bookmarks may ignore this flag."),
-    ("continue", "string", "The continue option should be set when retrieving more results from the server."),
-    ("fieldSelector", "string", "A selector to restrict the list of returned objects by their fields. Defaults to everything."),
-    ("labelSelector", "string", "A selector to restrict the list of returned objects by their labels. Defaults to everything."),
+    (
+        "allowWatchBookmarks",
+        "boolean",
+        "allowWatchBookmarks requests watch events with type \"BOOKMARK\". Servers that do not implement bookmarks may ignore this flag.",
+    ),
+    (
+        "continue",
+        "string",
+        "The continue option should be set when retrieving more results from the server.",
+    ),
+    (
+        "fieldSelector",
+        "string",
+        "A selector to restrict the list of returned objects by their fields. Defaults to everything.",
+    ),
+    (
+        "labelSelector",
+        "string",
+        "A selector to restrict the list of returned objects by their labels. Defaults to everything.",
+    ),
     ("limit", "integer", "limit is a maximum number of responses to return for a list call."),
-    ("resourceVersion", "string", "resourceVersion sets a constraint on what resource versions a request may be served from."),
-    ("resourceVersionMatch", "string", "resourceVersionMatch determines how resourceVersion is applied to list calls."),
+    (
+        "resourceVersion",
+        "string",
+        "resourceVersion sets a constraint on what resource versions a request may be served from.",
+    ),
+    (
+        "resourceVersionMatch",
+        "string",
+        "resourceVersionMatch determines how resourceVersion is applied to list calls.",
+    ),
     ("sendInitialEvents", "boolean", "sendInitialEvents=true may be set together with watch=true."),
-    ("timeoutSeconds", "integer", "Timeout for the list/watch call. This limits the duration of the call, regardless of any activity or inactivity."),
-    ("watch", "boolean", "Watch for changes to the described resources and return them as a stream of add, update, and remove notifications. Specify resourceVersion."),
+    (
+        "timeoutSeconds",
+        "integer",
+        "Timeout for the list/watch call. This limits the duration of the call, regardless of any activity or inactivity.",
+    ),
+    (
+        "watch",
+        "boolean",
+        "Watch for changes to the described resources and return them as a stream of add, update, and remove notifications. Specify resourceVersion.",
+    ),
 ];
 const DELETES: [(&str, &str, &str); 4] = [
     DRY_RUN,
-    ("gracePeriodSeconds", "integer", "The duration in seconds before the object should be deleted. Value must be non-negative integer. The value zero indicates delete immediately."),
-    ("orphanDependents", "boolean", "Deprecated: please use the PropagationPolicy, this field will be deprecated in 1.7. Should the dependent objects be orphaned."),
+    (
+        "gracePeriodSeconds",
+        "integer",
+        "The duration in seconds before the object should be deleted. Value must be non-negative integer. The value zero indicates delete immediately.",
+    ),
+    (
+        "orphanDependents",
+        "boolean",
+        "Deprecated: please use the PropagationPolicy, this field will be deprecated in 1.7. Should the dependent objects be orphaned.",
+    ),
     ("propagationPolicy", "string", "Whether and how garbage collection will be performed."),
 ];
 
@@ -69,7 +129,9 @@ impl Context<'_> {
         }
         if place == "query" {
             parameter["uniqueItems"] = true.into();
-            if self.edition == Edition::V3 && let Some(map) = parameter.as_object_mut() {
+            if self.edition == Edition::V3
+                && let Some(map) = parameter.as_object_mut()
+            {
                 let unique = map.remove("uniqueItems");
                 if let (Some(unique), Some(schema)) = (unique, map.get_mut("schema")) {
                     schema["uniqueItems"] = unique;
@@ -155,7 +217,8 @@ impl Context<'_> {
                         parameter["required"] = true.into();
                     }
                     parameters.insert(0, parameter);
-                    operation["consumes"] = json!(if body_types == JSON { &["*/*"] } else { body_types });
+                    operation["consumes"] =
+                        json!(if body_types == JSON { &["*/*"] } else { body_types });
                 }
                 Edition::V3 => {
                     let content = match body_types == JSON {
@@ -229,7 +292,11 @@ impl Context<'_> {
             camel(served.row.group.trim_end_matches(".k8s.io"), true)
         };
         let scope = if namespaced { "Namespaced" } else { "" };
-        format!("{verb}{group}{}{scope}{}{suffix}", camel(&served.row.version, true), served.row.kind)
+        format!(
+            "{verb}{group}{}{scope}{}{suffix}",
+            camel(&served.row.version, true),
+            served.row.kind
+        )
     }
 
     fn list(&mut self, served: &Served, suffix: &str, scope: &str) -> Value {
@@ -393,8 +460,7 @@ impl Context<'_> {
                 let parameters = self.query(&[&WRITES]);
                 let answer = (&["200", "201", "202"][..], own, false);
                 let body = Some((own, &JSON[..], true));
-                let post =
-                    self.operation(served, id, text, "post", &gvk, parameters, body, answer);
+                let post = self.operation(served, id, text, "post", &gvk, parameters, body, answer);
                 Map::from_iter([("post".to_owned(), post)])
             }
             Action::Connect(_) => {

@@ -185,11 +185,12 @@ impl<'a> Schemas<'a> {
                 };
                 self.scalar("io.k8s.apimachinery.pkg.util.intstr.IntOrString", schema)
             }
-            Type::Time => {
-                self.scalar(&format!("{META}.Time"), json!({"type": "string", "format": "date-time"}))
-            }
-            Type::MicroTime => self
-                .scalar(&format!("{META}.MicroTime"), json!({"type": "string", "format": "date-time"})),
+            Type::Time => self
+                .scalar(&format!("{META}.Time"), json!({"type": "string", "format": "date-time"})),
+            Type::MicroTime => self.scalar(
+                &format!("{META}.MicroTime"),
+                json!({"type": "string", "format": "date-time"}),
+            ),
             Type::Duration => self.scalar(&format!("{META}.Duration"), json!({"type": "string"})),
             Type::FieldsV1 => self.scalar(&format!("{META}.FieldsV1"), json!({"type": "object"})),
             Type::RawExtension => self

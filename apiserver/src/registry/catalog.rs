@@ -186,9 +186,7 @@ pub fn subresource_verbs(action: &Action) -> &'static [&'static str] {
         Action::Part { .. } | Action::Scale { .. } => &["get", "patch", "update"],
         Action::Post { .. } => &["create"],
         Action::Connect(super::Connect::Log) => &["get"],
-        Action::Connect(super::Connect::Proxy) => {
-            &["create", "delete", "get", "patch", "update"]
-        }
+        Action::Connect(super::Connect::Proxy) => &["create", "delete", "get", "patch", "update"],
         Action::Connect(_) => &["create", "get"],
     }
 }

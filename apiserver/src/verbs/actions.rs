@@ -435,7 +435,8 @@ mod tests {
     #[test]
     fn a_pod_is_bound_once() {
         let pod = json!({"metadata": {"name": "a", "uid": "u"}, "spec": {}});
-        let binding = json!({"metadata": {"name": "a", "labels": {"zone": "z"}}, "target": {"name": "n"}});
+        let binding =
+            json!({"metadata": {"name": "a", "labels": {"zone": "z"}}, "target": {"name": "n"}});
         let bound = bind(&pod, &binding, "t").expect("bound");
         assert_eq!(bound["spec"]["nodeName"], "n");
         assert_eq!(bound["metadata"]["labels"]["zone"], "z");

@@ -99,7 +99,9 @@ pub(super) async fn connect(
 /// A relative link of a proxied page needs the slash.
 fn redirect_to_slash(call: &Call) -> bool {
     let info = call.authorized.info();
-    info.trailing.is_empty() && !call.parts.uri.path().ends_with('/') && call.parts.method == http::Method::GET
+    info.trailing.is_empty()
+        && !call.parts.uri.path().ends_with('/')
+        && call.parts.method == http::Method::GET
         && !tunnel::is_upgrade(&call.parts.headers)
 }
 
@@ -220,12 +222,9 @@ fn node_proxy(call: &Call, node: &Value) -> Result<Target, ApiError> {
     let (host, kubelet_port) = kubelet_of(node, &call.api.kubelets.address_types)?;
     let path = proxied_path(call);
     match (scheme, port) {
-        ("" | "https", "") => Ok(Target {
-            host,
-            port: kubelet_port,
-            tls: Some(call.api.kubelets.tls.clone()),
-            path,
-        }),
+        ("" | "https", "") => {
+            Ok(Target { host, port: kubelet_port, tls: Some(call.api.kubelets.tls.clone()), path })
+        }
         (scheme, port) => {
             let number = port.parse().map_err(|_| {
                 ApiError::BadRequest(format!("invalid node request {:?}", call.name()))
@@ -275,7 +274,11 @@ fn pod_proxy(call: &Call, pod: &Value) -> Result<Target, ApiError> {
         let first = containers
             .flat_map(|c| object::list_at(c, &["ports"]).iter())
             .find_map(|p| object::int_at(p, &["containerPort"]));
-        first.and_then(|p| u16::try_from(p).ok()).unwrap_or(if scheme == "https" { 443 } else { 80 })
+        first.and_then(|p| u16::try_from(p).ok()).unwrap_or(if scheme == "https" {
+            443
+        } else {
+            80
+        })
     } else {
         port.parse().map_err(|_| bad())?
     };
@@ -356,7 +359,8 @@ fn container(pod: &Value, asked: &str) -> Result<String, ApiError> {
             "a container name must be specified for pod {pod_name}"
         ))),
         many => {
-            if let Some(default) = object::annotation(pod, "kubectl.kubernetes.io/default-container")
+            if let Some(default) =
+                object::annotation(pod, "kubectl.kubernetes.io/default-container")
                 && many.iter().any(|n| n == default)
             {
                 return Ok(default.to_owned());
@@ -436,7 +440,9 @@ fn log_query(query: &Query) -> Result<Query, ApiError> {
 
 fn stream_query(query: &Query) -> Query {
     let mut out = Query::default();
-    for (key, theirs) in [("stdin", "input"), ("stdout", "output"), ("stderr", "error"), ("tty", "tty")] {
+    for (key, theirs) in
+        [("stdin", "input"), ("stdout", "output"), ("stderr", "error"), ("tty", "tty")]
+    {
         if query.flag(key) {
             out.push(theirs, "1");
         }

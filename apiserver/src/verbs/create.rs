@@ -71,7 +71,8 @@ impl New<'_> {
         object: Value,
         warnings: &mut Vec<String>,
     ) -> Result<Arc<Cached>, ApiError> {
-        let generate = object::name(&object).is_empty() && !object::generate_name(&object).is_empty();
+        let generate =
+            object::name(&object).is_empty() && !object::generate_name(&object).is_empty();
         let attempts = if generate { NAME_ATTEMPTS } else { 1 };
         let mut name = object::name(&object).to_owned();
         for _ in 0..attempts {
@@ -125,7 +126,8 @@ impl New<'_> {
             dry_run: input.dry_run,
         };
         admission.mutate(&mut object, None, warnings).await?;
-        canonicalize(served.schema(), &mut object).map_err(|e| ApiError::Internal(e.to_string()))?;
+        canonicalize(served.schema(), &mut object)
+            .map_err(|e| ApiError::Internal(e.to_string()))?;
         input::apply_defaults(served, &mut object);
         if object::name(&object).is_empty() && !object::generate_name(&object).is_empty() {
             let name = generated_name(object::generate_name(&object), &mut rand::rng());
@@ -135,9 +137,7 @@ impl New<'_> {
         let strategy = &*served.row.strategy;
         let context = Context { now, reader: &*api.caches };
         let reservation = match strategy.allocator() {
-            Some(allocator) => {
-                Some(allocator.create(&context, &mut object, input.dry_run).await?)
-            }
+            Some(allocator) => Some(allocator.create(&context, &mut object, input.dry_run).await?),
             None => None,
         };
         let stored = async {
@@ -202,7 +202,9 @@ fn validate(served: &Served, context: &Context<'_>, object: &Value) -> ErrorList
     let path = Path::new("metadata");
     let mut errors = ErrorList::new();
     let generate = object::generate_name(object);
-    for (field, text, prefix) in [("generateName", generate, true), ("name", object::name(object), false)] {
+    for (field, text, prefix) in
+        [("generateName", generate, true), ("name", object::name(object), false)]
+    {
         if !text.is_empty() {
             let messages = strategy.validate_name(text, prefix);
             errors.extend(
@@ -210,7 +212,12 @@ fn validate(served: &Served, context: &Context<'_>, object: &Value) -> ErrorList
             );
         }
     }
-    errors.extend(meta::validate_object_meta(object, served.row.namespaced, |_, _| Vec::new(), &path));
+    errors.extend(meta::validate_object_meta(
+        object,
+        served.row.namespaced,
+        |_, _| Vec::new(),
+        &path,
+    ));
     errors.extend(strategy.validate(context, object));
     errors
 }

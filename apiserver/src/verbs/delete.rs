@@ -156,11 +156,7 @@ async fn carry_out(
     }
 }
 
-fn check_preconditions(
-    served: &Served,
-    old: &Stored,
-    input: &DeleteInput,
-) -> Result<(), ApiError> {
+fn check_preconditions(served: &Served, old: &Stored, input: &DeleteInput) -> Result<(), ApiError> {
     let name = object::name(&old.object);
     // Upstream names the kind here where the resource belongs.
     let conflict = |reason: String| ApiError::Conflict {
@@ -373,7 +369,8 @@ mod tests {
     fn plain_objects_go_at_once_or_wait_for_finalizers() {
         let object = json!({"metadata": {"name": "a", "generation": 1}});
         assert_eq!(plan(&Plain, &object, &ask(None, None), at(0)), Step::Remove(object.clone()));
-        let Step::Mark(marked) = plan(&Plain, &object, &ask(None, Some("Foreground")), at(0)) else {
+        let Step::Mark(marked) = plan(&Plain, &object, &ask(None, Some("Foreground")), at(0))
+        else {
             panic!("is marked")
         };
         assert_eq!(
@@ -381,7 +378,8 @@ mod tests {
             json!({"name": "a", "generation": 2, "finalizers": ["foregroundDeletion"],
                 "deletionTimestamp": "1970-01-01T00:00:00Z", "deletionGracePeriodSeconds": 0})
         );
-        let Step::Remove(gone) = plan(&Plain, &marked, &ask(None, Some("Background")), at(9)) else {
+        let Step::Remove(gone) = plan(&Plain, &marked, &ask(None, Some("Background")), at(9))
+        else {
             panic!("is removed")
         };
         assert_eq!(gone["metadata"].get("finalizers"), None);

@@ -79,7 +79,8 @@ impl Input {
             }
             if !is_apply && force.is_some() {
                 let path = Path::new("force");
-                errors.push(FieldError::forbidden(&path, "may not be specified for non-apply patch"));
+                errors
+                    .push(FieldError::forbidden(&path, "may not be specified for non-apply patch"));
             }
         }
         if !errors.is_empty() {
@@ -89,7 +90,9 @@ impl Input {
         if dry_run {
             object["dryRun"] = json!(["All"]);
         }
-        for (key, text) in [("fieldManager", asked), ("fieldValidation", query.text("fieldValidation"))] {
+        for (key, text) in
+            [("fieldManager", asked), ("fieldValidation", query.text("fieldValidation"))]
+        {
             if !text.is_empty() {
                 object[key] = text.into();
             }
@@ -312,15 +315,15 @@ impl DeleteInput {
         let mut errors = ErrorList::new();
         let dry = object::list_at(&options, &["dryRun"]).iter().filter_map(Value::as_str);
         let dry_run = read_dry_run(dry, &mut errors);
-        let text = |path: &[&str]| {
-            object::get(&options, path).and_then(Value::as_str).map(str::to_owned)
-        };
+        let text =
+            |path: &[&str]| object::get(&options, path).and_then(Value::as_str).map(str::to_owned);
         let read = Self {
             dry_run,
             grace: object::int_at(&options, &["gracePeriodSeconds"]),
             uid: text(&["preconditions", "uid"]),
             resource_version: text(&["preconditions", "resourceVersion"]),
-            orphan_dependents: object::get(&options, &["orphanDependents"]).and_then(Value::as_bool),
+            orphan_dependents: object::get(&options, &["orphanDependents"])
+                .and_then(Value::as_bool),
             propagation: text(&["propagationPolicy"]),
             object: options.clone(),
         };
@@ -389,7 +392,10 @@ mod tests {
     fn delete_options_come_in_body_or_query() {
         let query = Query::parse("gracePeriodSeconds=3&propagationPolicy=Orphan&dryRun=All");
         let read = DeleteInput::read("", b"", &query).expect("options");
-        assert_eq!((read.grace, read.propagation.as_deref(), read.dry_run), (Some(3), Some("Orphan"), true));
+        assert_eq!(
+            (read.grace, read.propagation.as_deref(), read.dry_run),
+            (Some(3), Some("Orphan"), true)
+        );
         let body = br#"{"kind":"DeleteOptions","apiVersion":"v1","preconditions":{"uid":"u"}}"#;
         let read = DeleteInput::read("application/json", body, &query).expect("options");
         assert_eq!((read.grace, read.uid.as_deref()), (None, Some("u")));

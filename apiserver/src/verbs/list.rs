@@ -65,8 +65,12 @@ pub(super) async fn matching(call: &Call, served: &Arc<Served>) -> Result<Page, 
     };
     let start = options.start.map(|start| format!("{prefix}{start}"));
     let bound = start.as_deref().map_or(Bound::Unbounded, Bound::Included);
-    let mut page =
-        Page { revision: cut.revision, objects: Vec::new(), continue_token: String::new(), remaining: None };
+    let mut page = Page {
+        revision: cut.revision,
+        objects: Vec::new(),
+        continue_token: String::new(),
+        remaining: None,
+    };
     let selected = |cached: &&Arc<Cached>| select.matches(cached, &cache.codec);
     if let Some(key) = select.only(served) {
         page.objects.extend(cut.objects.get(&key).filter(selected).cloned());
@@ -101,10 +105,7 @@ pub(super) async fn matching(call: &Call, served: &Arc<Served>) -> Result<Page, 
 /// 410 with a token that goes on, inconsistently.
 fn expired(start: &str) -> ApiError {
     let last = start.strip_suffix('\0').unwrap_or(start);
-    ApiError::Expired {
-        message: INCONSISTENT.to_owned(),
-        token: Some(continue_token(-1, last)),
-    }
+    ApiError::Expired { message: INCONSISTENT.to_owned(), token: Some(continue_token(-1, last)) }
 }
 
 /// The cache's state, once it is as fresh as asked for.
@@ -240,8 +241,7 @@ fn partial(
         return Ok(proto_list(&api_version, "PartialObjectMetadataList", meta, &raws));
     }
     let mut out = Vec::new();
-    let mut list =
-        JsonList::begin(&api_version, "PartialObjectMetadataList", None, meta, &mut out);
+    let mut list = JsonList::begin(&api_version, "PartialObjectMetadataList", None, meta, &mut out);
     for raw in &raws {
         list.item(&partial_json(version, raw)?, &mut out);
     }

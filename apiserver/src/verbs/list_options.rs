@@ -88,9 +88,8 @@ impl ListOptions {
                 ));
             }
             if !query.text("continue").is_empty() {
-                errors.push(forbidden(
-                    "resourceVersionMatch is forbidden when continue is provided",
-                ));
+                errors
+                    .push(forbidden("resourceVersionMatch is forbidden when continue is provided"));
             }
             if !matches!(wanted, "Exact" | "NotOlderThan") {
                 let valid = ["Exact", "NotOlderThan", ""];
@@ -187,8 +186,7 @@ impl WatchOptions {
         }
         if !wanted.is_empty() {
             if initial.is_none() {
-                let text =
-                    "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided";
+                let text = "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided";
                 errors.push(FieldError::forbidden(&path, text));
             }
             if wanted != "NotOlderThan" {
@@ -286,10 +284,7 @@ mod tests {
             ("", State(Freshness::Any)),
             ("resourceVersion=0", State(Freshness::Any)),
             ("resourceVersion=7", After(7)),
-            (
-                "sendInitialEvents=true&resourceVersionMatch=NotOlderThan",
-                State(Freshness::Newest),
-            ),
+            ("sendInitialEvents=true&resourceVersionMatch=NotOlderThan", State(Freshness::Newest)),
             (
                 "sendInitialEvents=true&resourceVersionMatch=NotOlderThan&resourceVersion=9",
                 State(Freshness::NotOlderThan(9)),

@@ -124,7 +124,9 @@ impl Patch {
                     }
                 }
                 let untyped = yaml::decode_untyped(&data, FieldValidation::Ignore);
-                untyped.map_err(|e| ApiError::BadRequest(format!("error decoding YAML: {e}")))?.object
+                untyped
+                    .map_err(|e| ApiError::BadRequest(format!("error decoding YAML: {e}")))?
+                    .object
             }
         };
         Ok(Self { patch_type, data, value, warnings })
@@ -201,8 +203,7 @@ fn apply_config(
         now,
     };
     let force = input.force.unwrap_or(false);
-    let merged =
-        apply::apply(served.schema(), live, &config, &manager, force, update.reset)?;
+    let merged = apply::apply(served.schema(), live, &config, &manager, force, update.reset)?;
     let mut merged = merged;
     apimachinery::codec::canonicalize(served.schema(), &mut merged)
         .map_err(|e| ApiError::Internal(e.to_string()))?;
@@ -215,7 +216,10 @@ mod tests {
 
     #[test]
     fn patch_types_go_by_content_type() {
-        assert_eq!(PatchType::read("application/merge-patch+json; charset=utf-8"), Ok(PatchType::Merge));
+        assert_eq!(
+            PatchType::read("application/merge-patch+json; charset=utf-8"),
+            Ok(PatchType::Merge)
+        );
         assert_eq!(PatchType::read("application/json").map_err(|e| e.code()), Err(415));
     }
 }

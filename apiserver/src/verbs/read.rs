@@ -134,7 +134,8 @@ pub(super) fn show_value(
             partial(wanted, encoding, version, &raw)
         }
         (Shape::Itself, Encoding::Protobuf) => {
-            let data = proto::encode_enveloped(served.schema(), object).map_err(|e| internal(&e))?;
+            let data =
+                proto::encode_enveloped(served.schema(), object).map_err(|e| internal(&e))?;
             Ok((content_type(wanted), data.into()))
         }
         (Shape::Itself, _) => {
@@ -148,8 +149,7 @@ pub(super) fn show_value(
 pub(super) fn meta_schema(kind: &str) -> Result<Schema<'static>, ApiError> {
     let registry = Registry::builtin();
     let message = registry.by_name(&format!("io.k8s.apimachinery.pkg.apis.meta.v1.{kind}"));
-    let message =
-        message.ok_or_else(|| ApiError::Internal(format!("{kind} has no schema")))?;
+    let message = message.ok_or_else(|| ApiError::Internal(format!("{kind} has no schema")))?;
     Ok(Schema { registry, message })
 }
 

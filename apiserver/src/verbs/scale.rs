@@ -68,8 +68,7 @@ fn scale_of(paths: &Paths, from: &Value) -> Value {
         0 => {}
         n => spec["replicas"] = n.into(),
     }
-    let mut status =
-        json!({"replicas": object::int_at(from, &paths.status_replicas).unwrap_or(0)});
+    let mut status = json!({"replicas": object::int_at(from, &paths.status_replicas).unwrap_or(0)});
     let selector = match object::get(from, &paths.selector) {
         Some(Value::String(text)) => text.clone(),
         // ReplicationControllers select by a plain map.

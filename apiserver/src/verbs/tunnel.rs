@@ -73,9 +73,12 @@ async fn dial(target: &Target) -> Result<Box<dyn Stream2>, ApiError> {
 
 /// Whether a request asks for another protocol on its connection.
 pub(super) fn is_upgrade(headers: &HeaderMap) -> bool {
-    headers.get_all(header::CONNECTION).iter().filter_map(|v| v.to_str().ok()).any(|text| {
-        text.split(',').any(|token| token.trim().eq_ignore_ascii_case("upgrade"))
-    }) && headers.contains_key(header::UPGRADE)
+    headers
+        .get_all(header::CONNECTION)
+        .iter()
+        .filter_map(|v| v.to_str().ok())
+        .any(|text| text.split(',').any(|token| token.trim().eq_ignore_ascii_case("upgrade")))
+        && headers.contains_key(header::UPGRADE)
 }
 
 pub(super) fn is_websocket(headers: &HeaderMap) -> bool {

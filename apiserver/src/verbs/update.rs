@@ -39,8 +39,7 @@ pub(super) async fn update(
     check_name(&call, &read.object)?;
     let sent = read.object;
     let update = Update::of(&call, &served, &input, false);
-    let (stored, created) =
-        update.run(ATTEMPTS, &mut warnings, |_, _| Ok(sent.clone())).await?;
+    let (stored, created) = update.run(ATTEMPTS, &mut warnings, |_, _| Ok(sent.clone())).await?;
     let shown = super::read::show(&call, &served, &wanted, &stored)?;
     let code = if created { 201 } else { 200 };
     let mut response = call.send(code, &shown.0, shown.1).await;
@@ -54,7 +53,9 @@ pub(super) fn check_name(call: &Call, object: &Value) -> Result<(), ApiError> {
     let (found_namespace, found) = (object::namespace(object), object::name(object));
     if found != name {
         return Err(ApiError::BadRequest(if found.is_empty() {
-            format!("the name of the object ({name} based on URL) was undeterminable: name must be provided")
+            format!(
+                "the name of the object ({name} based on URL) was undeterminable: name must be provided"
+            )
         } else {
             format!("the name of the object ({found}) does not match the name on the URL ({name})")
         }));
@@ -298,8 +299,8 @@ impl<'a> Update<'a> {
             let kept = object::get(old, &path).cloned();
             match kept {
                 Some(value) => {
-                    let own = field == "deletionGracePeriodSeconds"
-                        && object::get(new, &path).is_some();
+                    let own =
+                        field == "deletionGracePeriodSeconds" && object::get(new, &path).is_some();
                     if !own {
                         object::set(new, &path, value);
                     }

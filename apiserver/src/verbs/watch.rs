@@ -348,7 +348,8 @@ impl Encoder {
             }
             (Shape::Partial(version), false) => {
                 let raw = served.partial_raw(cached)?;
-                read::partial_json(version, &raw).map_err(|e| DecodeError::Malformed(e.message()))?
+                read::partial_json(version, &raw)
+                    .map_err(|e| DecodeError::Malformed(e.message()))?
             }
             (Shape::Partial(version), true) => {
                 let raw = served.partial_raw(cached)?;
@@ -401,11 +402,7 @@ impl Encoder {
         }
     }
 
-    fn encode(
-        &self,
-        object: &Value,
-        schema: apimachinery::codec::Schema<'_>,
-    ) -> Option<Vec<u8>> {
+    fn encode(&self, object: &Value, schema: apimachinery::codec::Schema<'_>) -> Option<Vec<u8>> {
         let mut object = object.clone();
         // Fields that are always there are there in bookmarks, too.
         apimachinery::codec::canonicalize(schema, &mut object).ok()?;

@@ -14,7 +14,8 @@ use crate::gate::{Admitted, AdmittedDeletion};
 use crate::registry::catalog::Served;
 
 /// Upstream's words of an update that came too late.
-pub(super) const MODIFIED: &str = "the object has been modified; please apply your changes to the latest version and try again";
+pub(super) const MODIFIED: &str =
+    "the object has been modified; please apply your changes to the latest version and try again";
 
 /// An object as it stands in the store.
 pub(super) struct Stored {

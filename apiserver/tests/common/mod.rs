@@ -73,8 +73,7 @@ impl Fixture {
         let tokens = format!("{ADMIN},admin,1,system:masters\n{NOBODY},nobody,2\n");
         std::fs::write(path("tokens.csv"), tokens).expect("a file");
         let any = SocketAddr::from(([127, 0, 0, 1], 0));
-        let mut config =
-            Config::embedded(any, path("tls.crt"), path("tls.key"), path("store/db"));
+        let mut config = Config::embedded(any, path("tls.crt"), path("tls.key"), path("store/db"));
         config.token_auth_file = Some(path("tokens.csv"));
         config.authorization_modes = vec!["Node".to_owned(), "RBAC".to_owned()];
         config.service_accounts.issuers = vec!["https://issuer.test".to_owned()];
@@ -88,14 +87,8 @@ impl Fixture {
         let address = server.address();
         let shutdown = CancellationToken::new();
         let running = tokio::spawn(server.run(shutdown.clone()));
-        let fixture = Self {
-            address,
-            dir,
-            client: client(),
-            shutdown,
-            running: Some(running),
-            token: ADMIN,
-        };
+        let fixture =
+            Self { address, dir, client: client(), shutdown, running: Some(running), token: ADMIN };
         fixture.ready().await;
         fixture
     }
