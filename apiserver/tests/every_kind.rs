@@ -171,7 +171,7 @@ async fn media_types(f: &Fixture, row: &Resource, url: &str, collection: &str, g
         own.remove("apiVersion");
         own.remove("kind");
     }
-    assert!(items.iter().any(|i| *i == own), "{what}: {name} is not in the list");
+    assert!(items.contains(&own), "{what}: {name} is not in the list");
     let table = f.get_as(collection, TABLE).await.expect(200);
     let columns = table["columnDefinitions"].as_array().map(Vec::len);
     for row in table["rows"].as_array().expect("rows") {

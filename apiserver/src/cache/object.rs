@@ -133,7 +133,16 @@ impl Cached {
     ///
     /// # Errors
     /// The stored bytes are not of this kind.
-    pub fn json(&self, codec: &Codec) -> Result<&Bytes, DecodeError> {
+    pub fn json(&self, codec: &Codec) -> Result<&[u8], DecodeError> {
+        let line = self.json_line(codec)?;
+        Ok(line.strip_suffix(b"\n").unwrap_or(line))
+    }
+
+    /// As JSON with a line feed, as answers end.
+    ///
+    /// # Errors
+    /// The stored bytes are not of this kind.
+    pub fn json_line(&self, codec: &Codec) -> Result<&Bytes, DecodeError> {
         or_init(&self.json, || {
             if let (Some((registry, message)), Some(_)) = (codec.schema, proto::open(&self.stored)?)
             {
@@ -141,12 +150,15 @@ impl Cached {
                 let mut out = Vec::with_capacity(raw.len() * 2);
                 let schema = Schema { registry, message };
                 proto::to_json(schema, &codec.api_version, &codec.kind, raw, &mut out)?;
+                out.push(b'\n');
                 out.shrink_to_fit();
                 return Ok(out.into());
             }
             let value = self.decode(codec)?;
-            let text = serde_json::to_vec(&value);
-            text.map(Bytes::from).map_err(|e| DecodeError::Malformed(e.to_string()))
+            let mut text =
+                serde_json::to_vec(&value).map_err(|e| DecodeError::Malformed(e.to_string()))?;
+            text.push(b'\n');
+            Ok(text.into())
         })
     }
 

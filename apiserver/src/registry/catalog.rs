@@ -124,21 +124,31 @@ impl Served {
         canonicalize(self.schema(), object)
     }
 
-    /// The object's JSON in the served version.
+    /// The object's JSON in the served version, with a line feed.
     ///
     /// # Errors
     /// The stored bytes are not of this kind.
-    pub fn json(&self, cached: &Cached) -> Result<Bytes, DecodeError> {
+    pub fn json_line(&self, cached: &Cached) -> Result<Bytes, DecodeError> {
         match &self.cache {
-            Some(cache) if self.same_version => cached.json(&cache.codec).cloned(),
+            Some(cache) if self.same_version => cached.json_line(&cache.codec).cloned(),
             _ => {
                 // By way of protobuf the fields come in the order in which lists expect them.
                 let raw = self.raw(cached)?;
                 let mut out = Vec::with_capacity(raw.len() * 2);
                 proto::to_json(self.schema(), &self.api_version, &self.row.kind, &raw, &mut out)?;
+                out.push(b'\n');
                 Ok(out.into())
             }
         }
+    }
+
+    /// The object's JSON in the served version.
+    ///
+    /// # Errors
+    /// The stored bytes are not of this kind.
+    pub fn json(&self, cached: &Cached) -> Result<Bytes, DecodeError> {
+        let line = self.json_line(cached)?;
+        Ok(line.slice(..line.len().saturating_sub(1)))
     }
 
     /// The object's bare protobuf message in the served version.
@@ -314,7 +324,7 @@ impl Catalog {
             }
         }
         for (_, versions) in &mut groups {
-            versions.sort_by(|a, b| version_rank(b).cmp(&version_rank(a)));
+            versions.sort_by_key(|v| std::cmp::Reverse(version_rank(v)));
         }
         groups.sort_by(|(a, _), (b, _)| group_rank(b).cmp(&group_rank(a)).then(a.cmp(b)));
         groups
