@@ -44,21 +44,57 @@ pub fn text(code: u16, text: impl Into<String>) -> Response<Body> {
     answer(code, "text/plain; charset=utf-8", text.into())
 }
 
-/// Bytes of JSON, indented when they are for a person.
+/// Bytes of JSON, indented when they are for a person. The order of fields stays.
 pub fn json_bytes(data: Bytes, pretty: bool) -> Bytes {
-    if !pretty {
-        return data;
-    }
-    match serde_json::from_slice::<Value>(&data).and_then(|v| pretty_json(&v)) {
-        Ok(text) => text.into(),
-        Err(_) => data,
-    }
+    if pretty { indent(&data).into() } else { data }
 }
 
-fn pretty_json(value: &Value) -> serde_json::Result<Vec<u8>> {
-    let mut out = serde_json::to_vec_pretty(value)?;
-    out.push(b'\n');
-    Ok(out)
+/// Indents JSON by two spaces, as Go does.
+fn indent(json: &[u8]) -> Vec<u8> {
+    fn line(out: &mut Vec<u8>, depth: usize) {
+        out.push(b'\n');
+        out.extend(std::iter::repeat_n(b' ', depth * 2));
+    }
+    let mut out = Vec::with_capacity(json.len() * 2);
+    let (mut depth, mut in_text, mut escaped, mut opened) = (0usize, false, false, false);
+    for &byte in json {
+        if in_text {
+            out.push(byte);
+            match byte {
+                _ if escaped => escaped = false,
+                b'\\' => escaped = true,
+                b'"' => in_text = false,
+                _ => {}
+            }
+            continue;
+        }
+        if byte.is_ascii_whitespace() {
+            continue;
+        }
+        let closes = matches!(byte, b'}' | b']');
+        if opened && !closes {
+            depth += 1;
+            line(&mut out, depth);
+        }
+        match byte {
+            b',' => {
+                out.push(byte);
+                line(&mut out, depth);
+            }
+            b':' => out.extend_from_slice(b": "),
+            _ if closes => {
+                if !opened {
+                    depth = depth.saturating_sub(1);
+                    line(&mut out, depth);
+                }
+                out.push(byte);
+            }
+            _ => out.push(byte),
+        }
+        in_text = byte == b'"';
+        opened = matches!(byte, b'{' | b'[');
+    }
+    out
 }
 
 /// An object that was made in memory, in what the client wants. Kinds without protobuf come as
@@ -85,8 +121,8 @@ pub fn encode(wanted: &Wanted, object: &Value) -> Result<(&'static str, Bytes), 
     if wanted.encoding == Encoding::Yaml {
         return Ok((Encoding::Yaml.media_type(), yaml::encode(object).into()));
     }
-    let data = if wanted.pretty { pretty_json(object) } else { serde_json::to_vec(object) };
-    let mut data = data.map_err(|e| ApiError::Internal(e.to_string()))?;
+    let data = serde_json::to_vec(object).map_err(|e| ApiError::Internal(e.to_string()))?;
+    let mut data = if wanted.pretty { indent(&data) } else { data };
     if !wanted.pretty {
         data.push(b'\n');
     }
@@ -193,6 +229,13 @@ pub async fn compressed(gzip: bool, mut response: Response<Body>, data: Bytes) -
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn json_is_indented_as_go_does() {
+        let json = br#"{"a":{},"b":[],"c":[1,{"d":"x:{,\"}"}],"e":{"f":null}}"#;
+        let want = "{\n  \"a\": {},\n  \"b\": [],\n  \"c\": [\n    1,\n    {\n      \"d\": \"x:{,\\\"}\"\n    }\n  ],\n  \"e\": {\n    \"f\": null\n  }\n}";
+        assert_eq!(String::from_utf8_lossy(&indent(json)), want);
+    }
 
     #[test]
     fn warnings_are_quoted_and_said_once() {

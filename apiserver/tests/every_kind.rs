@@ -59,7 +59,8 @@ async fn every_row_has_every_verb() {
     for (row, sample) in rows() {
         match row.verbs {
             Verbs::CreateOnly => {
-                let answer = f.post(&base(&row, "t"), &sample).await;
+                let namespace = sample["metadata"]["namespace"].as_str().unwrap_or("t");
+                let answer = f.post(&base(&row, namespace), &sample).await;
                 // A Binding binds a pod that is not there.
                 assert!(answer.code == 201 || answer.code == 404, "{}: {answer:?}", row.kind);
             }
@@ -69,7 +70,7 @@ async fn every_row_has_every_verb() {
 }
 
 async fn walk(f: &Fixture, row: &Resource, sample: Value) {
-    let collection = base(row, "t");
+    let collection = base(row, sample["metadata"]["namespace"].as_str().unwrap_or("t"));
     let what = &*row.kind;
     let created = f.post(&collection, &sample).await;
     assert_eq!(created.code, 201, "{what}: {}", String::from_utf8_lossy(&created.body));

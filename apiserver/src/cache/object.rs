@@ -115,7 +115,7 @@ impl Cached {
     /// The stored bytes are not of this kind.
     pub fn raw(&self, codec: &Codec) -> Result<&Bytes, DecodeError> {
         or_init(&self.raw, || {
-            let revision = self.revision.to_string();
+            let revision = shown(self.revision);
             match proto::open(&self.stored)? {
                 Some(envelope) => Ok(super::splice::revise(envelope.raw, &revision)?.into()),
                 None => {
@@ -133,7 +133,16 @@ impl Cached {
     ///
     /// # Errors
     /// The stored bytes are not of this kind.
-    pub fn json(&self, codec: &Codec) -> Result<&Bytes, DecodeError> {
+    pub fn json(&self, codec: &Codec) -> Result<&[u8], DecodeError> {
+        let line = self.json_line(codec)?;
+        Ok(line.strip_suffix(b"\n").unwrap_or(line))
+    }
+
+    /// As JSON with a line feed, as answers end.
+    ///
+    /// # Errors
+    /// The stored bytes are not of this kind.
+    pub fn json_line(&self, codec: &Codec) -> Result<&Bytes, DecodeError> {
         or_init(&self.json, || {
             if let (Some((registry, message)), Some(_)) = (codec.schema, proto::open(&self.stored)?)
             {
@@ -141,12 +150,15 @@ impl Cached {
                 let mut out = Vec::with_capacity(raw.len() * 2);
                 let schema = Schema { registry, message };
                 proto::to_json(schema, &codec.api_version, &codec.kind, raw, &mut out)?;
+                out.push(b'\n');
                 out.shrink_to_fit();
                 return Ok(out.into());
             }
             let value = self.decode(codec)?;
-            let text = serde_json::to_vec(&value);
-            text.map(Bytes::from).map_err(|e| DecodeError::Malformed(e.to_string()))
+            let mut text =
+                serde_json::to_vec(&value).map_err(|e| DecodeError::Malformed(e.to_string()))?;
+            text.push(b'\n');
+            Ok(text.into())
         })
     }
 
@@ -206,6 +218,15 @@ pub fn decode(codec: &Codec, stored: &[u8], revision: u64) -> Result<Value, Deco
             serde_json::from_slice(stored).map_err(|e| DecodeError::Malformed(e.to_string()))?
         }
     };
-    object::set_resource_version(&mut value, &revision.to_string());
+    if revision == 0 {
+        object::remove(&mut value, &["metadata", "resourceVersion"]);
+    } else {
+        object::set_resource_version(&mut value, &revision.to_string());
+    }
     Ok(value)
+}
+
+/// A resourceVersion; an object that was not stored (of a dry run) has none.
+fn shown(revision: u64) -> String {
+    if revision == 0 { String::new() } else { revision.to_string() }
 }

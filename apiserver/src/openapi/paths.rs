@@ -1,280 +1,507 @@
-//! The paths of a resource with their operations.
+//! The paths of a resource and what can be done at them.
 
 use apimachinery::Value;
 use apimachinery::gvk::GroupVersionKind;
-use apimachinery::schema::{MessageId, Registry};
+use apimachinery::schema::MessageId;
 use serde_json::{Map, json};
 
-use super::schemas::Dialect;
-use crate::registry::{Action, Resource, Subresource, Verbs};
+use super::schemas::{Edition, gvk};
+use crate::registry::catalog::Served;
+use crate::registry::{Action, Verbs};
 
-/// A query parameter: name, type, description.
-type Parameter = (&'static str, &'static str, &'static str);
+/// What a resource's paths need to know.
+pub(super) struct Context<'a> {
+    pub(super) edition: Edition,
+    /// Gives the name of a type's schema.
+    pub(super) name_of: &'a mut dyn FnMut(MessageId) -> String,
+    pub(super) list: Option<MessageId>,
+    pub(super) patch: Option<MessageId>,
+    pub(super) status: Option<MessageId>,
+    pub(super) delete_options: Option<MessageId>,
+    /// The type of a kind.
+    pub(super) kind: &'a dyn Fn(&GroupVersionKind) -> Option<MessageId>,
+}
 
-const WRITE: [Parameter; 3] = [
-    ("dryRun", "string", "All: nothing is stored"),
-    ("fieldManager", "string", "Name of who makes this change"),
+const JSON: [&str; 3] =
+    ["application/json", "application/yaml", "application/vnd.kubernetes.protobuf"];
+const STREAMS: [&str; 2] =
+    ["application/json;stream=watch", "application/vnd.kubernetes.protobuf;stream=watch"];
+const PATCHES: [&str; 4] = [
+    "application/json-patch+json",
+    "application/merge-patch+json",
+    "application/strategic-merge-patch+json",
+    "application/apply-patch+yaml",
+];
+
+const PRETTY: (&str, &str, &str) = (
+    "pretty",
+    "string",
+    "If 'true', then the output is pretty printed. Defaults to 'false' unless the user-agent indicates a browser or command-line HTTP tool (curl and wget).",
+);
+const DRY_RUN: (&str, &str, &str) = (
+    "dryRun",
+    "string",
+    "When present, indicates that modifications should not be persisted. An invalid or unrecognized dryRun directive will result in an error response and no further processing of the request. Valid values are: - All: all dry run stages will be processed",
+);
+const MANAGER: (&str, &str, &str) = (
+    "fieldManager",
+    "string",
+    "fieldManager is a name associated with the actor or entity that is making these changes. The value must be less than or 128 characters long, and only contain printable characters, as defined by https://golang.org/pkg/unicode/#IsPrint.",
+);
+const VALIDATION: (&str, &str, &str) = (
+    "fieldValidation",
+    "string",
+    "fieldValidation instructs the server on how to handle objects in the request (POST/PUT/PATCH) containing unknown or duplicate fields. Valid values are: - Ignore - Warn - Strict",
+);
+const FORCE: (&str, &str, &str) = (
+    "force",
+    "boolean",
+    "Force is going to \"force\" Apply requests. It means user will re-acquire conflicting fields owned by other people. Force flag must be unset for non-apply patch requests.",
+);
+const WRITES: [(&str, &str, &str); 3] = [DRY_RUN, MANAGER, VALIDATION];
+const LISTS: [(&str, &str, &str); 10] = [
     (
-        "fieldValidation",
+        "allowWatchBookmarks",
+        "boolean",
+        "allowWatchBookmarks requests watch events with type \"BOOKMARK\". Servers that do not implement bookmarks may ignore this flag.",
+    ),
+    (
+        "continue",
         "string",
-        "What to do about unknown and duplicate fields: Ignore, Warn or Strict",
+        "The continue option should be set when retrieving more results from the server.",
+    ),
+    (
+        "fieldSelector",
+        "string",
+        "A selector to restrict the list of returned objects by their fields. Defaults to everything.",
+    ),
+    (
+        "labelSelector",
+        "string",
+        "A selector to restrict the list of returned objects by their labels. Defaults to everything.",
+    ),
+    ("limit", "integer", "limit is a maximum number of responses to return for a list call."),
+    (
+        "resourceVersion",
+        "string",
+        "resourceVersion sets a constraint on what resource versions a request may be served from.",
+    ),
+    (
+        "resourceVersionMatch",
+        "string",
+        "resourceVersionMatch determines how resourceVersion is applied to list calls.",
+    ),
+    ("sendInitialEvents", "boolean", "sendInitialEvents=true may be set together with watch=true."),
+    (
+        "timeoutSeconds",
+        "integer",
+        "Timeout for the list/watch call. This limits the duration of the call, regardless of any activity or inactivity.",
+    ),
+    (
+        "watch",
+        "boolean",
+        "Watch for changes to the described resources and return them as a stream of add, update, and remove notifications. Specify resourceVersion.",
     ),
 ];
-const FORCE: Parameter = ("force", "boolean", "Take fields over from other managers");
-const DELETE: [Parameter; 5] = [
-    ("dryRun", "string", "All: nothing is deleted"),
-    ("gracePeriodSeconds", "integer", "Seconds before the object is deleted"),
-    ("ignoreStoreReadErrorWithClusterBreakingPotential", "boolean", "Delete what cannot be read"),
-    ("orphanDependents", "boolean", "Deprecated: use propagationPolicy"),
-    ("propagationPolicy", "string", "Orphan, Background or Foreground"),
+const DELETES: [(&str, &str, &str); 4] = [
+    DRY_RUN,
+    (
+        "gracePeriodSeconds",
+        "integer",
+        "The duration in seconds before the object should be deleted. Value must be non-negative integer. The value zero indicates delete immediately.",
+    ),
+    (
+        "orphanDependents",
+        "boolean",
+        "Deprecated: please use the PropagationPolicy, this field will be deprecated in 1.7. Should the dependent objects be orphaned.",
+    ),
+    ("propagationPolicy", "string", "Whether and how garbage collection will be performed."),
 ];
-const LIST: [Parameter; 10] = [
-    ("allowWatchBookmarks", "boolean", "Bookmarks are understood"),
-    ("continue", "string", "Token of the next page"),
-    ("fieldSelector", "string", "Selector on fields"),
-    ("labelSelector", "string", "Selector on labels"),
-    ("limit", "integer", "The most objects of a page"),
-    ("resourceVersion", "string", "Which state to read"),
-    ("resourceVersionMatch", "string", "How resourceVersion is meant"),
-    ("sendInitialEvents", "boolean", "Begin a watch with the present objects"),
-    ("timeoutSeconds", "integer", "The longest that the call may take"),
-    ("watch", "boolean", "Tell changes instead of listing"),
-];
-const PRETTY: Parameter = ("pretty", "string", "Indent the output");
 
-/// What a subresource answers with, when it is a message.
-pub fn answer(registry: &Registry, row: &Resource, sub: &Subresource) -> Option<MessageId> {
-    match &sub.action {
-        Action::Part { .. } => Some(row.message),
-        Action::Scale { .. } => registry.kind(&GroupVersionKind::new("autoscaling", "v1", "Scale")),
-        Action::Post { group, version, kind, .. } => {
-            registry.kind(&GroupVersionKind::new(group, version, kind))
+type Parameter = (&'static str, &'static str, &'static str);
+
+impl Context<'_> {
+    fn parameter(&self, (name, ty, description): Parameter, place: &str) -> Value {
+        let mut parameter = json!({"name": name, "in": place, "description": description});
+        match self.edition {
+            Edition::V2 => parameter["type"] = ty.into(),
+            Edition::V3 => parameter["schema"] = json!({"type": ty}),
         }
-        Action::Connect(_) => None,
-    }
-}
-
-/// Adds the paths of a row.
-pub fn add(registry: &Registry, row: &Resource, dialect: Dialect, out: &mut Map<String, Value>) {
-    let mut document = Document { registry, row, dialect, out };
-    let base = match &*row.group {
-        "" => format!("/api/{}", row.version),
-        group => format!("/apis/{group}/{}", row.version),
-    };
-    let scope = if row.namespaced { "/namespaces/{namespace}" } else { "" };
-    let collection = format!("{base}{scope}/{}", row.plural);
-    let object = format!("{collection}/{{name}}");
-    document.collection(&collection);
-    if row.verbs == Verbs::CreateOnly {
-        return;
-    }
-    document.object(&object, "", row.message);
-    if row.namespaced {
-        document.all_namespaces(&format!("{base}/{}", row.plural));
-    }
-    for sub in &row.subresources {
-        let path = format!("{object}/{}", sub.name);
-        match (&sub.action, answer(registry, row, sub)) {
-            (Action::Part { .. } | Action::Scale { .. }, Some(message)) => {
-                document.part(&path, sub.name, message);
+        if place == "query" {
+            parameter["uniqueItems"] = true.into();
+            if self.edition == Edition::V3
+                && let Some(map) = parameter.as_object_mut()
+            {
+                let unique = map.remove("uniqueItems");
+                if let (Some(unique), Some(schema)) = (unique, map.get_mut("schema")) {
+                    schema["uniqueItems"] = unique;
+                }
             }
-            (Action::Post { .. }, Some(message)) => document.post(&path, sub.name, message),
-            _ => document.connect(&path, sub.name),
+        } else {
+            parameter["required"] = true.into();
         }
-    }
-}
-
-struct Document<'a> {
-    registry: &'a Registry,
-    row: &'a Resource,
-    dialect: Dialect,
-    out: &'a mut Map<String, Value>,
-}
-
-impl Document<'_> {
-    fn name(&self, message: MessageId) -> String {
-        self.registry.message(message).name.clone()
+        parameter
     }
 
-    fn list_name(&self) -> String {
-        let row = self.row;
-        let list = format!("{}List", row.kind);
-        let gvk = GroupVersionKind::new(&row.group, &row.version, &list);
-        self.registry.kind(&gvk).map_or_else(|| self.name(row.message), |id| self.name(id))
+    fn query(&self, all: &[&[Parameter]]) -> Vec<Value> {
+        all.concat().into_iter().map(|p| self.parameter(p, "query")).collect()
     }
 
-    fn parameter(&self, (name, ty, description): Parameter) -> Value {
-        match self.dialect {
-            Dialect::V2 => json!({"name": name, "in": "query", "type": ty,
-                "description": description, "uniqueItems": true}),
-            Dialect::V3 => json!({"name": name, "in": "query", "description": description,
-                "schema": {"type": ty, "uniqueItems": true}}),
-        }
-    }
-
-    fn in_path(&self, name: &str) -> Value {
-        match self.dialect {
-            Dialect::V2 => {
-                json!({"name": name, "in": "path", "required": true, "type": "string", "uniqueItems": true})
+    fn reference(&mut self, id: Option<MessageId>) -> Value {
+        match id {
+            Some(id) => {
+                let name = (self.name_of)(id);
+                json!({"$ref": self.edition.reference(&name)})
             }
-            Dialect::V3 => {
-                json!({"name": name, "in": "path", "required": true, "schema": {"type": "string", "uniqueItems": true}})
-            }
+            None => json!({"type": "object"}),
         }
     }
 
-    /// One operation: `action` is upstream's word for it, `body` and `answer` are schema names.
+    fn content(types: &[&str], schema: &Value) -> Value {
+        let entries = types.iter().map(|t| ((*t).to_owned(), json!({"schema": schema})));
+        Value::Object(entries.collect())
+    }
+
+    /// One operation.
+    #[expect(clippy::too_many_arguments, reason = "an operation is what these say")]
     fn operation(
-        &self,
+        &mut self,
+        served: &Served,
+        id: String,
+        description: String,
         action: &str,
-        sub: &str,
-        parameters: &[Parameter],
-        body: Option<&str>,
-        answer: Option<&str>,
+        kind: &GroupVersionKind,
+        parameters: Vec<Value>,
+        body: Option<(Option<MessageId>, &[&str], bool)>,
+        (codes, answer, streams): (&[&str], Option<MessageId>, bool),
     ) -> Value {
-        let row = self.row;
-        let media = ["application/json", "application/yaml", "application/vnd.kubernetes.protobuf"];
-        let patches = [
-            "application/apply-patch+yaml",
-            "application/json-patch+json",
-            "application/merge-patch+json",
-            "application/strategic-merge-patch+json",
-        ];
-        let consumed: &[&str] = if action == "patch" { &patches } else { &media };
-        let mut list: Vec<Value> = parameters.iter().map(|p| self.parameter(*p)).collect();
-        let reference = |name: &str| self.dialect.reference(name);
-        let content = |media: &[&str], name: &str| -> Map<String, Value> {
-            media.iter().map(|m| ((*m).to_owned(), json!({"schema": reference(name)}))).collect()
+        let tag = if served.row.group.is_empty() {
+            format!("core_{}", served.row.version)
+        } else {
+            let group = served.row.group.trim_end_matches(".k8s.io");
+            format!("{}_{}", camel(group, false), served.row.version)
         };
-        let mut ok = json!({"description": "OK"});
-        if let Some(name) = answer {
-            match self.dialect {
-                Dialect::V2 => ok["schema"] = reference(name),
-                Dialect::V3 => ok["content"] = Value::Object(content(&media, name)),
-            }
+        let answer = self.reference(answer);
+        let mut types: Vec<&str> = JSON.to_vec();
+        if streams {
+            types.extend(STREAMS);
         }
+        let mut responses = Map::new();
+        for code in codes {
+            let text = match *code {
+                "201" => "Created",
+                "202" => "Accepted",
+                "401" => "Unauthorized",
+                _ => "OK",
+            };
+            let mut response = json!({"description": text});
+            match self.edition {
+                Edition::V2 => response["schema"] = answer.clone(),
+                Edition::V3 => response["content"] = Self::content(&types, &answer),
+            }
+            responses.insert((*code).to_owned(), response);
+        }
+        responses.insert("401".to_owned(), json!({"description": "Unauthorized"}));
         let mut operation = json!({
-            "operationId": self.operation_id(action, sub),
-            "tags": [self.tag()],
-            "responses": {"200": ok, "401": {"description": "Unauthorized"}},
-            "x-kubernetes-action": action,
-            "x-kubernetes-group-version-kind":
-                {"group": row.group, "version": row.version, "kind": row.kind},
+            "tags": [tag], "description": description, "operationId": id,
+            "responses": responses, "x-kubernetes-action": action,
+            "x-kubernetes-group-version-kind": gvk(kind),
         });
-        if let Some(name) = body {
-            match self.dialect {
-                Dialect::V2 => {
-                    list.push(json!({"name": "body", "in": "body", "required": true, "schema": reference(name)}));
-                    operation["consumes"] = json!(consumed);
+        let mut parameters = parameters;
+        if let Some((body, body_types, required)) = body {
+            let schema = self.reference(body);
+            match self.edition {
+                Edition::V2 => {
+                    let mut parameter = json!({"name": "body", "in": "body", "schema": schema});
+                    if required {
+                        parameter["required"] = true.into();
+                    }
+                    parameters.insert(0, parameter);
+                    operation["consumes"] =
+                        json!(if body_types == JSON { &["*/*"] } else { body_types });
                 }
-                Dialect::V3 => {
-                    operation["requestBody"] =
-                        json!({"required": true, "content": content(consumed, name)});
+                Edition::V3 => {
+                    let content = match body_types == JSON {
+                        true => Self::content(&["*/*"], &schema),
+                        false => Self::content(body_types, &schema),
+                    };
+                    operation["requestBody"] = json!({"content": content});
+                    if required {
+                        operation["requestBody"]["required"] = true.into();
+                    }
                 }
             }
         }
-        if self.dialect == Dialect::V2 {
-            operation["produces"] = json!(media);
+        if self.edition == Edition::V2 {
+            operation["produces"] = json!(types);
+            operation["schemes"] = json!(["https"]);
         }
-        operation["parameters"] = Value::Array(list);
+        if !parameters.is_empty() {
+            operation["parameters"] = parameters.into();
+        }
         operation
     }
 
-    fn tag(&self) -> String {
-        let group = self.row.group.split('.').next().unwrap_or_default();
-        let group = if group.is_empty() { "core" } else { group };
-        format!("{group}_{}", self.row.version)
+    /// All paths of a resource.
+    pub(super) fn paths(&mut self, served: &Served, out: &mut Map<String, Value>) {
+        let row = &served.row;
+        let base = match &*row.group {
+            "" => format!("/api/{}", row.version),
+            group => format!("/apis/{group}/{}", row.version),
+        };
+        let plural = &row.plural;
+        let namespaced = row.namespaced;
+        let collection = match namespaced {
+            true => format!("{base}/namespaces/{{namespace}}/{plural}"),
+            false => format!("{base}/{plural}"),
+        };
+        let mut common = vec![self.parameter(PRETTY, "query")];
+        if namespaced {
+            let text = "object name and auth scope, such as for teams and projects";
+            common.insert(0, self.parameter(("namespace", "string", text), "path"));
+        }
+        let mut at_collection = self.collection(served, namespaced);
+        at_collection.insert("parameters".to_owned(), common.clone().into());
+        out.insert(collection.clone(), at_collection.into());
+        if row.verbs == Verbs::CreateOnly {
+            return;
+        }
+        if namespaced {
+            let list = self.list(served, "ForAllNamespaces", "");
+            let parameters = self.query(&[&[PRETTY]]);
+            out.insert(format!("{base}/{plural}"), json!({"get": list, "parameters": parameters}));
+        }
+        let text = format!("name of the {}", row.kind);
+        let mut name = self.parameter(("name", "string", ""), "path");
+        name["description"] = text.into();
+        common.insert(0, name);
+        let mut at_object = self.object(served, namespaced);
+        at_object.insert("parameters".to_owned(), common.clone().into());
+        out.insert(format!("{collection}/{{name}}"), at_object.into());
+        for sub in &row.subresources {
+            let mut at_sub = self.subresource(served, sub.name, &sub.action, namespaced);
+            at_sub.insert("parameters".to_owned(), common.clone().into());
+            out.insert(format!("{collection}/{{name}}/{}", sub.name), at_sub.into());
+        }
     }
 
-    fn operation_id(&self, action: &str, sub: &str) -> String {
-        let capital = |text: &str| -> String {
-            let mut chars = text.chars();
-            chars.next().map_or_else(String::new, |c| c.to_uppercase().chain(chars).collect())
+    fn id(served: &Served, verb: &str, namespaced: bool, suffix: &str) -> String {
+        let group = if served.row.group.is_empty() {
+            "Core".to_owned()
+        } else {
+            camel(served.row.group.trim_end_matches(".k8s.io"), true)
         };
-        let group = self.row.group.split('.').next().unwrap_or_default();
-        let group = if group.is_empty() { "core" } else { group };
-        let scope = if self.row.namespaced { "Namespaced" } else { "" };
+        let scope = if namespaced { "Namespaced" } else { "" };
         format!(
-            "{action}{}{}{scope}{}{}",
-            capital(group),
-            capital(&self.row.version),
-            self.row.kind,
-            capital(sub)
+            "{verb}{group}{}{scope}{}{suffix}",
+            camel(&served.row.version, true),
+            served.row.kind
         )
     }
 
-    fn insert(&mut self, path: &str, operations: Vec<(&str, Value)>) {
-        let mut item: Map<String, Value> =
-            operations.into_iter().map(|(method, op)| (method.to_owned(), op)).collect();
-        let mut parameters: Vec<Value> = ["name", "namespace"]
-            .into_iter()
-            .filter(|name| path.contains(&format!("{{{name}}}")))
-            .map(|name| self.in_path(name))
-            .collect();
-        parameters.push(self.parameter(PRETTY));
-        item.insert("parameters".to_owned(), Value::Array(parameters));
-        self.out.insert(path.to_owned(), Value::Object(item));
+    fn list(&mut self, served: &Served, suffix: &str, scope: &str) -> Value {
+        let row = &served.row;
+        let id = Self::id(served, "list", !scope.is_empty(), suffix);
+        let text = format!("list or watch objects of kind {}", row.kind);
+        let parameters = self.query(&[&LISTS]);
+        let list = self.list;
+        let answer = (&["200"][..], list, true);
+        self.operation(served, id, text, "list", &served.gvk, parameters, None, answer)
     }
 
-    fn collection(&mut self, path: &str) {
-        let own = self.name(self.row.message);
-        let post = self.operation("post", "", &WRITE, Some(&own), Some(&own));
-        if self.row.verbs == Verbs::CreateOnly {
-            return self.insert(path, vec![("post", post)]);
+    fn collection(&mut self, served: &Served, namespaced: bool) -> Map<String, Value> {
+        let own = Some(served.row.message);
+        let kind = &served.row.kind;
+        let mut at = Map::new();
+        let id = |verb: &str| Self::id(served, verb, namespaced, "");
+        let parameters = self.query(&[&WRITES]);
+        at.insert(
+            "post".into(),
+            self.operation(
+                served,
+                id("create"),
+                format!("create {}", article(kind)),
+                "post",
+                &served.gvk,
+                parameters,
+                Some((own, &JSON, true)),
+                (&["200", "201", "202"], own, false),
+            ),
+        );
+        if served.row.verbs == Verbs::CreateOnly {
+            return at;
         }
-        let list = self.list_name();
-        let status = "io.k8s.apimachinery.pkg.apis.meta.v1.Status";
-        let options = "io.k8s.apimachinery.pkg.apis.meta.v1.DeleteOptions";
-        let get = self.operation("list", "", &LIST, None, Some(&list));
-        let parameters = [&DELETE[..], &LIST[1..7]].concat();
-        let delete =
-            self.operation("deletecollection", "", &parameters, Some(options), Some(status));
-        self.insert(path, vec![("get", get), ("post", post), ("delete", delete)]);
+        let list = self.list(served, "", if namespaced { "Namespaced" } else { "" });
+        at.insert("get".into(), list);
+        let parameters = self.query(&[&LISTS[1..9], &DELETES]);
+        let (options, status) = (self.delete_options, self.status);
+        at.insert(
+            "delete".into(),
+            self.operation(
+                served,
+                Self::id(served, "deleteCollection", namespaced, "").replacen(
+                    "deleteCollection",
+                    "delete",
+                    1,
+                ) + "Collection",
+                format!("delete collection of {kind}"),
+                "deletecollection",
+                &served.gvk,
+                parameters,
+                Some((options, &JSON, false)),
+                (&["200"], status, false),
+            ),
+        );
+        at
     }
 
-    fn all_namespaces(&mut self, path: &str) {
-        let list = self.list_name();
-        let mut get = self.operation("list", "ForAllNamespaces", &LIST, None, Some(&list));
-        let id = self.operation_id("list", "ForAllNamespaces").replace("Namespaced", "");
-        get["operationId"] = json!(id);
-        self.insert(path, vec![("get", get)]);
+    fn object(&mut self, served: &Served, namespaced: bool) -> Map<String, Value> {
+        let own = Some(served.row.message);
+        let kind = served.row.kind.to_string();
+        let mut at = self.part(served, "", own, &served.gvk, namespaced);
+        let parameters = self.query(&[&DELETES]);
+        let (options, status) = (self.delete_options, self.status);
+        at.insert(
+            "delete".into(),
+            self.operation(
+                served,
+                Self::id(served, "delete", namespaced, ""),
+                format!("delete {}", article(&kind)),
+                "delete",
+                &served.gvk,
+                parameters,
+                Some((options, &JSON, false)),
+                (&["200", "202"], status, false),
+            ),
+        );
+        at
     }
 
-    fn object(&mut self, path: &str, sub: &str, message: MessageId) {
-        let status = "io.k8s.apimachinery.pkg.apis.meta.v1.Status";
-        let options = "io.k8s.apimachinery.pkg.apis.meta.v1.DeleteOptions";
-        let delete = self.operation("delete", sub, &DELETE, Some(options), Some(status));
-        let mut operations = self.get_put_patch(sub, message);
-        operations.push(("delete", delete));
-        self.insert(path, operations);
+    /// get, put and patch.
+    fn part(
+        &mut self,
+        served: &Served,
+        sub: &str,
+        own: Option<MessageId>,
+        kind: &GroupVersionKind,
+        namespaced: bool,
+    ) -> Map<String, Value> {
+        let suffix = camel(sub, true);
+        let of = if sub.is_empty() { String::new() } else { format!("{sub} of ") };
+        let name = article(&served.row.kind);
+        let mut at = Map::new();
+        let id = |verb: &str| Self::id(served, verb, namespaced, &suffix);
+        at.insert(
+            "get".into(),
+            self.operation(
+                served,
+                id("read"),
+                format!("read {of}the specified {}", served.row.kind),
+                "get",
+                kind,
+                Vec::new(),
+                None,
+                (&["200"], own, false),
+            ),
+        );
+        let parameters = self.query(&[&WRITES]);
+        at.insert(
+            "put".into(),
+            self.operation(
+                served,
+                id("replace"),
+                format!("replace {of}the specified {}", served.row.kind),
+                "put",
+                kind,
+                parameters,
+                Some((own, &JSON, true)),
+                (&["200", "201"], own, false),
+            ),
+        );
+        let parameters = self.query(&[&WRITES, &[FORCE]]);
+        let patch = self.patch;
+        at.insert(
+            "patch".into(),
+            self.operation(
+                served,
+                id("patch"),
+                format!("partially update {of}{name}"),
+                "patch",
+                kind,
+                parameters,
+                Some((patch, &PATCHES, true)),
+                (&["200", "201"], own, false),
+            ),
+        );
+        at
     }
 
-    fn part(&mut self, path: &str, sub: &str, message: MessageId) {
-        let operations = self.get_put_patch(sub, message);
-        self.insert(path, operations);
+    fn subresource(
+        &mut self,
+        served: &Served,
+        name: &str,
+        action: &Action,
+        namespaced: bool,
+    ) -> Map<String, Value> {
+        match action {
+            Action::Part { .. } => {
+                self.part(served, name, Some(served.row.message), &served.gvk, namespaced)
+            }
+            Action::Scale { .. } => {
+                let scale = GroupVersionKind::new("autoscaling", "v1", "Scale");
+                let own = (self.kind)(&scale);
+                self.part(served, name, own, &scale, namespaced)
+            }
+            Action::Post { group, version, kind, .. } => {
+                let gvk = GroupVersionKind::new(group, version, kind);
+                let own = (self.kind)(&gvk);
+                let id = Self::id(served, "create", namespaced, &camel(name, true));
+                let text = format!("create {name} of {}", article(&served.row.kind));
+                let parameters = self.query(&[&WRITES]);
+                let answer = (&["200", "201", "202"][..], own, false);
+                let body = Some((own, &JSON[..], true));
+                let post = self.operation(served, id, text, "post", &gvk, parameters, body, answer);
+                Map::from_iter([("post".to_owned(), post)])
+            }
+            Action::Connect(_) => {
+                let id = Self::id(served, "connectGet", namespaced, &camel(name, true));
+                let text = format!("connect GET requests to {name} of {}", served.row.kind);
+                let answer = (&["200"][..], None, false);
+                let get = self.operation(
+                    served,
+                    id,
+                    text,
+                    "connect",
+                    &served.gvk,
+                    Vec::new(),
+                    None,
+                    answer,
+                );
+                Map::from_iter([("get".to_owned(), get)])
+            }
+        }
     }
+}
 
-    fn get_put_patch(&self, sub: &str, message: MessageId) -> Vec<(&'static str, Value)> {
-        let own = self.name(message);
-        let patch = "io.k8s.apimachinery.pkg.apis.meta.v1.Patch";
-        let with_force = [&WRITE[..], &[FORCE]].concat();
-        // A patch is any JSON: the schema of the object serves as well as an empty one.
-        let body = if self.registry.by_name(patch).is_some() { patch } else { own.as_str() };
-        vec![
-            ("get", self.operation("get", sub, &[], None, Some(&own))),
-            ("put", self.operation("put", sub, &WRITE, Some(&own), Some(&own))),
-            ("patch", self.operation("patch", sub, &with_force, Some(body), Some(&own))),
-        ]
-    }
+/// `a Pod`, `an Endpoints`.
+fn article(kind: &str) -> String {
+    let vowel = kind.starts_with(['A', 'E', 'I', 'O', 'U']);
+    format!("{} {kind}", if vowel { "an" } else { "a" })
+}
 
-    fn post(&mut self, path: &str, sub: &str, message: MessageId) {
-        let own = self.name(message);
-        let post = self.operation("post", sub, &WRITE, Some(&own), Some(&own));
-        self.insert(path, vec![("post", post)]);
+/// `rbac.authorization` → `rbacAuthorization`.
+fn camel(text: &str, first_up: bool) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut up = first_up;
+    for c in text.chars() {
+        if !c.is_alphanumeric() {
+            up = true;
+        } else if up {
+            out.extend(c.to_uppercase());
+            up = false;
+        } else {
+            out.push(c);
+        }
     }
-
-    fn connect(&mut self, path: &str, sub: &str) {
-        let get = self.operation("connect", sub, &[], None, None);
-        self.insert(path, vec![("get", get)]);
-    }
+    out
 }

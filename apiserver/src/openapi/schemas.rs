@@ -1,171 +1,160 @@
-//! JSON schemas of messages.
+//! Types as OpenAPI schemas.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use apimachinery::Value;
+use apimachinery::gvk::GroupVersionKind;
 use apimachinery::schema::{Field, ListType, MessageId, Registry, Type};
 use serde_json::{Map, json};
 
-use super::descriptions::Descriptions;
+use super::descriptions::Description;
 
-/// Which OpenAPI is spoken.
+/// Which edition of OpenAPI a document is in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Dialect {
+pub(super) enum Edition {
     V2,
     V3,
 }
 
-impl Dialect {
-    fn prefix(self) -> &'static str {
+impl Edition {
+    pub(super) fn reference(self, name: &str) -> String {
         match self {
-            Self::V2 => "#/definitions/",
-            Self::V3 => "#/components/schemas/",
+            Self::V2 => format!("#/definitions/{name}"),
+            Self::V3 => format!("#/components/schemas/{name}"),
         }
-    }
-
-    /// A reference to a message by name.
-    pub fn reference(self, name: &str) -> Value {
-        json!({"$ref": format!("{}{name}", self.prefix())})
     }
 }
 
-const META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.";
-const QUANTITY: &str = "io.k8s.apimachinery.pkg.api.resource.Quantity";
-const INT_OR_STRING: &str = "io.k8s.apimachinery.pkg.util.intstr.IntOrString";
-const RAW_EXTENSION: &str = "io.k8s.apimachinery.pkg.runtime.RawExtension";
+const META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1";
 const JSON: &str = "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.JSON";
 
-/// The schemas of a document: those added and all that they refer to.
-pub struct Schemas<'a> {
+/// Makes the schemas of types and of all that they lead to.
+pub(super) struct Schemas<'a> {
     registry: &'a Registry,
-    dialect: Dialect,
-    wanted: BTreeSet<u32>,
-    scalars: BTreeSet<&'static str>,
-    kinds: BTreeMap<u32, Vec<Value>>,
+    descriptions: &'a HashMap<String, Description>,
+    edition: Edition,
+    /// Kinds by type.
+    kinds: &'a HashMap<MessageId, Vec<GroupVersionKind>>,
+    made: BTreeMap<String, Value>,
+    wanted: Vec<MessageId>,
+    seen: BTreeSet<u32>,
 }
 
 impl<'a> Schemas<'a> {
-    pub fn new(registry: &'a Registry, dialect: Dialect) -> Self {
-        let mut kinds: BTreeMap<u32, Vec<_>> = BTreeMap::new();
-        for (gvk, id) in &registry.kinds {
-            kinds.entry(id.0).or_default().push(gvk);
+    pub(super) fn new(
+        registry: &'a Registry,
+        descriptions: &'a HashMap<String, Description>,
+        kinds: &'a HashMap<MessageId, Vec<GroupVersionKind>>,
+        edition: Edition,
+    ) -> Self {
+        Self {
+            registry,
+            descriptions,
+            edition,
+            kinds,
+            made: BTreeMap::new(),
+            wanted: Vec::new(),
+            seen: BTreeSet::new(),
         }
-        let kinds = kinds
-            .into_iter()
-            .map(|(id, mut gvks)| {
-                gvks.sort();
-                let entry = |g: &&apimachinery::gvk::GroupVersionKind| {
-                    json!({"group": g.group, "version": g.version, "kind": g.kind})
-                };
-                (id, gvks.iter().map(entry).collect())
-            })
-            .collect();
-        Self { registry, dialect, wanted: BTreeSet::new(), scalars: BTreeSet::new(), kinds }
     }
 
-    /// Adds a message and what it refers to.
-    pub fn add(&mut self, root: MessageId) {
-        let mut todo = vec![root];
-        while let Some(id) = todo.pop() {
-            if !self.wanted.insert(id.0) {
-                continue;
+    /// Wants a type; gives its name.
+    pub(super) fn want(&mut self, id: MessageId) -> String {
+        if self.seen.insert(id.0) {
+            self.wanted.push(id);
+        }
+        self.registry.message(id).name.clone()
+    }
+
+    /// All schemas that were wanted.
+    pub(super) fn finish(mut self) -> BTreeMap<String, Value> {
+        while let Some(id) = self.wanted.pop() {
+            let schema = self.message(id);
+            self.made.insert(self.registry.message(id).name.clone(), schema);
+        }
+        self.made
+    }
+
+    fn message(&mut self, id: MessageId) -> Value {
+        let registry = self.registry;
+        let message = registry.message(id);
+        let described = self.descriptions.get(&message.name);
+        let (mut properties, mut required) = (Map::new(), Vec::new());
+        for field in registry.json_fields(id) {
+            let mut schema = self.field(field);
+            let text = described.and_then(|d| d.fields.get(&field.json));
+            if let Some(text) = text.filter(|t| !t.is_empty()) {
+                schema["description"] = text.as_str().into();
             }
-            let registry = self.registry;
-            for field in registry.json_fields(id) {
-                self.note(&field.ty, &mut todo);
-            }
-        }
-    }
-
-    fn note(&mut self, ty: &Type, todo: &mut Vec<MessageId>) {
-        match ty {
-            Type::Message(id) | Type::SchemaOr(_, id) => todo.push(*id),
-            Type::List(item) | Type::Map(item) => self.note(item, todo),
-            scalar => self.scalars.extend(scalar_name(scalar)),
-        }
-    }
-
-    /// The schemas by name.
-    pub fn finish(self) -> Map<String, Value> {
-        let descriptions = Descriptions::load();
-        let mut out = Map::new();
-        for id in &self.wanted {
-            let message = self.registry.message(MessageId(*id));
-            out.insert(message.name.clone(), self.message(MessageId(*id), &descriptions));
-        }
-        for name in &self.scalars {
-            out.insert((*name).to_owned(), scalar_schema(name, self.dialect));
-        }
-        out
-    }
-
-    fn message(&self, id: MessageId, descriptions: &Descriptions) -> Value {
-        let message = self.registry.message(id);
-        let mut properties = Map::new();
-        let mut required = Vec::new();
-        for field in self.registry.json_fields(id) {
-            let mut property = self.property(field);
-            if let Some(text) = descriptions.field(&message.name, &field.json) {
-                property["description"] = json!(text);
-            }
-            properties.insert(field.json.clone(), property);
+            properties.insert(field.json.clone(), schema);
             if field.required {
-                required.push(field.json.as_str());
+                required.push(field.json.clone());
             }
         }
         let mut schema = json!({"type": "object"});
-        if let Some(text) = descriptions.message(&message.name) {
-            schema["description"] = json!(text);
+        if let Some(text) = described.map(|d| d.text.as_str()).filter(|t| !t.is_empty()) {
+            schema["description"] = text.into();
         }
         if !properties.is_empty() {
-            schema["properties"] = Value::Object(properties);
+            schema["properties"] = properties.into();
         }
         if !required.is_empty() {
             schema["required"] = json!(required);
         }
         if message.atomic {
-            schema["x-kubernetes-map-type"] = json!("atomic");
+            schema["x-kubernetes-map-type"] = "atomic".into();
         }
-        if let Some(kinds) = self.kinds.get(&id.0) {
-            schema["x-kubernetes-group-version-kind"] = json!(kinds);
+        if let Some(kinds) = self.kinds.get(&id) {
+            schema["x-kubernetes-group-version-kind"] = kinds.iter().map(gvk).collect();
         }
         schema
     }
 
-    fn property(&self, field: &Field) -> Value {
-        let mut schema = self.of_type(&field.ty);
-        let is_reference = schema.get("$ref").is_some();
-        // Beside a `$ref` nothing counts in OpenAPI 3.0: it is wrapped.
-        if is_reference && self.dialect == Dialect::V3 {
-            schema = json!({"allOf": [schema]});
-        }
-        if let Some(default) = &field.default {
-            schema["default"] = default.clone();
-        } else if matches!(field.ty, Type::Message(_)) && !field.pointer {
-            schema["default"] = json!({});
-        }
-        match (&field.ty, &field.list) {
-            (Type::List(_), ListType::Set) => schema["x-kubernetes-list-type"] = json!("set"),
-            (Type::List(_), ListType::Map(keys)) => {
-                schema["x-kubernetes-list-type"] = json!("map");
+    fn field(&mut self, field: &Field) -> Value {
+        let mut schema = self.value(&field.ty);
+        match &field.list {
+            ListType::Atomic => {}
+            ListType::Set => schema["x-kubernetes-list-type"] = "set".into(),
+            ListType::Map(keys) => {
+                schema["x-kubernetes-list-type"] = "map".into();
                 schema["x-kubernetes-list-map-keys"] = json!(keys);
             }
-            (Type::List(_), ListType::Atomic) => {
-                schema["x-kubernetes-list-type"] = json!("atomic");
-            }
-            _ if field.atomic => schema["x-kubernetes-map-type"] = json!("atomic"),
-            _ => {}
+        }
+        if field.atomic {
+            schema["x-kubernetes-map-type"] = "atomic".into();
         }
         if let Some(key) = &field.merge_key {
-            schema["x-kubernetes-patch-merge-key"] = json!(key);
+            schema["x-kubernetes-patch-merge-key"] = key.as_str().into();
         }
         if !field.patch_strategy.is_empty() {
-            schema["x-kubernetes-patch-strategy"] = json!(field.patch_strategy.join(","));
+            schema["x-kubernetes-patch-strategy"] = field.patch_strategy.join(",").into();
+        }
+        if self.edition == Edition::V3
+            && let Some(default) = self.default(field)
+        {
+            schema["default"] = default;
         }
         schema
     }
 
-    fn of_type(&self, ty: &Type) -> Value {
+    /// What upstream shows as the value of a field that is left out.
+    fn default(&self, field: &Field) -> Option<Value> {
+        if let Some(default) = &field.default {
+            return Some(default.clone());
+        }
+        if field.pointer || field.omitempty && !field.required {
+            return None;
+        }
+        match field.ty {
+            Type::String => Some("".into()),
+            Type::Bool => Some(false.into()),
+            Type::Int32 | Type::Int64 | Type::Double => Some(0.into()),
+            Type::Message(_) => Some(json!({})),
+            _ => None,
+        }
+    }
+
+    fn value(&mut self, ty: &Type) -> Value {
         match ty {
             Type::Bool => json!({"type": "boolean"}),
             Type::Int32 => json!({"type": "integer", "format": "int32"}),
@@ -173,50 +162,66 @@ impl<'a> Schemas<'a> {
             Type::Double => json!({"type": "number", "format": "double"}),
             Type::String => json!({"type": "string"}),
             Type::Bytes => json!({"type": "string", "format": "byte"}),
-            Type::Message(id) | Type::SchemaOr(_, id) => {
-                self.dialect.reference(&self.registry.message(*id).name)
+            Type::Message(id) => {
+                let name = self.want(*id);
+                self.reference(&name)
             }
-            Type::List(item) => json!({"type": "array", "items": self.of_type(item)}),
-            Type::Map(item) => {
-                json!({"type": "object", "additionalProperties": self.of_type(item)})
+            Type::List(elem) => json!({"type": "array", "items": self.value(elem)}),
+            Type::Map(elem) => {
+                json!({"type": "object", "additionalProperties": self.value(elem)})
             }
-            scalar => match scalar_name(scalar) {
-                Some(name) => self.dialect.reference(name),
-                None => json!({}),
-            },
+            Type::Quantity => {
+                let schema = match self.edition {
+                    Edition::V2 => json!({"type": "string"}),
+                    Edition::V3 => json!({"oneOf": [{"type": "string"}, {"type": "number"}]}),
+                };
+                self.scalar("io.k8s.apimachinery.pkg.api.resource.Quantity", schema)
+            }
+            Type::IntOrString => {
+                let schema = match self.edition {
+                    Edition::V2 => json!({"type": "string", "format": "int-or-string"}),
+                    Edition::V3 => json!({"format": "int-or-string",
+                        "oneOf": [{"type": "integer"}, {"type": "string"}]}),
+                };
+                self.scalar("io.k8s.apimachinery.pkg.util.intstr.IntOrString", schema)
+            }
+            Type::Time => self
+                .scalar(&format!("{META}.Time"), json!({"type": "string", "format": "date-time"})),
+            Type::MicroTime => self.scalar(
+                &format!("{META}.MicroTime"),
+                json!({"type": "string", "format": "date-time"}),
+            ),
+            Type::Duration => self.scalar(&format!("{META}.Duration"), json!({"type": "string"})),
+            Type::FieldsV1 => self.scalar(&format!("{META}.FieldsV1"), json!({"type": "object"})),
+            Type::RawExtension => self
+                .scalar("io.k8s.apimachinery.pkg.runtime.RawExtension", json!({"type": "object"})),
+            Type::Json | Type::SchemaOr(..) => self.scalar(JSON, json!({})),
+        }
+    }
+
+    /// A type that is one value in JSON.
+    fn scalar(&mut self, name: &str, mut schema: Value) -> Value {
+        if !self.made.contains_key(name) {
+            let text = self.descriptions.get(name).map(|d| d.text.as_str()).unwrap_or("");
+            if !text.is_empty() {
+                schema["description"] = text.into();
+            }
+            self.made.insert(name.to_owned(), schema);
+        }
+        self.reference(name)
+    }
+
+    fn reference(&self, name: &str) -> Value {
+        let reference = json!({"$ref": self.edition.reference(name)});
+        match self.edition {
+            Edition::V2 => reference,
+            // Beside a reference nothing else may stand.
+            Edition::V3 => json!({"allOf": [reference]}),
         }
     }
 }
 
-/// Types that are more than JSON's have schemas of their own.
-fn scalar_name(ty: &Type) -> Option<&'static str> {
-    Some(match ty {
-        Type::Quantity => QUANTITY,
-        Type::IntOrString => INT_OR_STRING,
-        Type::Time => "io.k8s.apimachinery.pkg.apis.meta.v1.Time",
-        Type::MicroTime => "io.k8s.apimachinery.pkg.apis.meta.v1.MicroTime",
-        Type::Duration => "io.k8s.apimachinery.pkg.apis.meta.v1.Duration",
-        Type::FieldsV1 => "io.k8s.apimachinery.pkg.apis.meta.v1.FieldsV1",
-        Type::RawExtension => RAW_EXTENSION,
-        Type::Json => JSON,
-        _ => return None,
-    })
-}
-
-fn scalar_schema(name: &str, dialect: Dialect) -> Value {
-    match (name, dialect) {
-        (QUANTITY, Dialect::V3) => json!({"oneOf": [{"type": "string"}, {"type": "number"}]}),
-        (QUANTITY, Dialect::V2) => json!({"type": "string"}),
-        (INT_OR_STRING, Dialect::V3) => {
-            json!({"format": "int-or-string", "oneOf": [{"type": "integer"}, {"type": "string"}]})
-        }
-        (INT_OR_STRING, Dialect::V2) => json!({"type": "string", "format": "int-or-string"}),
-        (RAW_EXTENSION, _) => json!({"type": "object"}),
-        (JSON, _) => json!({}),
-        (name, _) => match name.strip_prefix(META) {
-            Some("Time" | "MicroTime") => json!({"type": "string", "format": "date-time"}),
-            Some("Duration") => json!({"type": "string"}),
-            _ => json!({"type": "object"}),
-        },
-    }
+/// As `x-kubernetes-group-version-kind` writes it.
+pub(super) fn gvk(gvk: &GroupVersionKind) -> Value {
+    json!({"group": gvk.group, "version": gvk.version, "kind": gvk.kind})
 }

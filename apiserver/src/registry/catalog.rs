@@ -124,19 +124,31 @@ impl Served {
         canonicalize(self.schema(), object)
     }
 
+    /// The object's JSON in the served version, with a line feed.
+    ///
+    /// # Errors
+    /// The stored bytes are not of this kind.
+    pub fn json_line(&self, cached: &Cached) -> Result<Bytes, DecodeError> {
+        match &self.cache {
+            Some(cache) if self.same_version => cached.json_line(&cache.codec).cloned(),
+            _ => {
+                // By way of protobuf the fields come in the order in which lists expect them.
+                let raw = self.raw(cached)?;
+                let mut out = Vec::with_capacity(raw.len() * 2);
+                proto::to_json(self.schema(), &self.api_version, &self.row.kind, &raw, &mut out)?;
+                out.push(b'\n');
+                Ok(out.into())
+            }
+        }
+    }
+
     /// The object's JSON in the served version.
     ///
     /// # Errors
     /// The stored bytes are not of this kind.
     pub fn json(&self, cached: &Cached) -> Result<Bytes, DecodeError> {
-        match &self.cache {
-            Some(cache) if self.same_version => cached.json(&cache.codec).cloned(),
-            _ => {
-                let object = self.decode(cached)?;
-                let text = serde_json::to_vec(&object);
-                text.map(Bytes::from).map_err(|e| DecodeError::Malformed(e.to_string()))
-            }
-        }
+        let line = self.json_line(cached)?;
+        Ok(line.slice(..line.len().saturating_sub(1)))
     }
 
     /// The object's bare protobuf message in the served version.

@@ -13,6 +13,7 @@ use super::input::{self, Input};
 use super::{Call, RequestBody, reviews, write};
 use crate::admission::Operation;
 use crate::api::rfc3339;
+use crate::cache::Cached;
 use crate::gate::Admission;
 use crate::negotiate::Offer;
 use crate::registry::catalog::Served;
@@ -44,7 +45,7 @@ pub(super) async fn create(
     let made = New { call: &call, served: &served, input: &input, applied: false }
         .make(object, &mut warnings)
         .await?;
-    let shown = super::read::show_value(&call, &served, &wanted, &made)?;
+    let shown = super::read::show(&call, &served, &wanted, &made)?;
     let mut response = call.send(201, &shown.0, shown.1).await;
     respond::warn(response.headers_mut(), &warnings);
     Ok(response)
@@ -69,7 +70,7 @@ impl New<'_> {
         &self,
         object: Value,
         warnings: &mut Vec<String>,
-    ) -> Result<Value, ApiError> {
+    ) -> Result<Arc<Cached>, ApiError> {
         let generate =
             object::name(&object).is_empty() && !object::generate_name(&object).is_empty();
         let attempts = if generate { NAME_ATTEMPTS } else { 1 };
@@ -96,7 +97,7 @@ impl New<'_> {
         &self,
         mut object: Value,
         warnings: &mut Vec<String>,
-    ) -> Result<(Option<Value>, String), ApiError> {
+    ) -> Result<(Option<Arc<Cached>>, String), ApiError> {
         let Self { call, served, input, .. } = *self;
         let api = &*call.api;
         let now = api.now();

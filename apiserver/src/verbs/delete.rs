@@ -14,6 +14,7 @@ use super::write::{self, Stored};
 use super::{Call, RequestBody};
 use crate::admission::Operation;
 use crate::api::rfc3339;
+use crate::cache::Cached;
 use crate::gate::{Admission, AdmittedDeletion};
 use crate::negotiate::Offer;
 use crate::registry::Strategy;
@@ -30,7 +31,8 @@ const AT_ONCE: usize = 8;
 /// What a deletion came to.
 struct Deleted {
     /// The object as it is or was last.
-    object: Value,
+    cached: Arc<Cached>,
+    uid: String,
     /// It is gone.
     gone: bool,
     /// It was marked by this request, and is shown although it is not gone.
@@ -52,22 +54,22 @@ pub(super) async fn delete(
     let code = if !deleted.gone && input.orphan_dependents == Some(false) { 202 } else { 200 };
     let shows_object = deleted.marked || served.row.strategy.returns_deleted();
     let mut response = if shows_object {
-        let shown = super::read::show_value(&call, &served, &wanted, &deleted.object)?;
+        let shown = super::read::show(&call, &served, &wanted, &deleted.cached)?;
         call.send(code, &shown.0, shown.1).await
     } else {
-        call.send_object(code, &wanted, &success(&served, &deleted.object)).await?
+        call.send_object(code, &wanted, &success(&served, &deleted)).await?
     };
     respond::warn(response.headers_mut(), &warnings);
     Ok(response)
 }
 
-fn success(served: &Served, object: &Value) -> Value {
+fn success(served: &Served, deleted: &Deleted) -> Value {
     let mut details = Map::new();
     let parts = [
-        ("name", object::name(object)),
+        ("name", deleted.cached.names().1),
         ("group", &*served.row.group),
         ("kind", &*served.row.plural),
-        ("uid", object::uid(object)),
+        ("uid", deleted.uid.as_str()),
     ];
     for (key, value) in parts.into_iter().filter(|(_, v)| !v.is_empty()) {
         details.insert(key.to_owned(), value.into());
@@ -131,20 +133,25 @@ async fn carry_out(
     input: &DeleteInput,
 ) -> Result<Option<Deleted>, ApiError> {
     let api = &call.api;
+    let uid = object::uid(&old.object).to_owned();
     match step {
-        Step::Pending => Ok(Some(Deleted { object: old.object, gone: false, marked: false })),
+        Step::Pending => {
+            let cached = write::written(key, old.revision, old.created, old.bytes);
+            Ok(Some(Deleted { cached, uid, gone: false, marked: false }))
+        }
         Step::Mark(object) => {
             let marked = admitted.marked(object);
             let stored = write::replace(api, served, key, &old, marked, input.dry_run).await?;
-            Ok(stored.map(|object| Deleted { object, gone: false, marked: true }))
+            Ok(stored.map(|cached| Deleted { cached, uid, gone: false, marked: true }))
         }
-        Step::Remove(mut object) => {
+        Step::Remove(object) => {
+            let bytes = write::encode(served, &object)?;
             let dry_run = input.dry_run;
             let removed = write::remove(api, served, key, old.revision, &admitted, dry_run).await?;
             let Some(revision) = removed else { return Ok(None) };
             after(served, &old.object, dry_run).await;
-            object::set_resource_version(&mut object, &revision.to_string());
-            Ok(Some(Deleted { object, gone: true, marked: false }))
+            let cached = write::written(key, revision, old.created, bytes);
+            Ok(Some(Deleted { cached, uid, gone: true, marked: false }))
         }
     }
 }
@@ -304,17 +311,16 @@ pub(super) async fn delete_collection(
     let page = super::list::matching(&call, &served).await?;
     // Preconditions are of one object, not of many.
     (input.uid, input.resource_version) = (None, None);
-    let (call, input) = (&call, &input);
+    let (call, input, served) = (&call, &input, &served);
     let mut deletions = Vec::with_capacity(page.objects.len());
     for cached in page.objects {
-        let served = served.clone();
         let deletion = async move {
             let (namespace, name) = cached.names();
             let mut said = Vec::new();
-            match one(call, &served, name, namespace, input, &mut said).await {
+            match one(call, served, name, namespace, input, &mut said).await {
                 // Somebody else was faster.
                 Err(ApiError::NotFound { .. }) => Ok(None),
-                result => result.map(|deleted| Some((deleted.object, said))),
+                result => result.map(|deleted| Some((deleted.cached, said))),
             }
         };
         deletions.push(deletion);
@@ -322,9 +328,9 @@ pub(super) async fn delete_collection(
     let results: Vec<_> = futures::stream::iter(deletions).buffered(AT_ONCE).collect().await;
     let (mut items, mut warnings) = (Vec::new(), Vec::new());
     for result in results {
-        if let Some((object, said)) = result? {
+        if let Some((cached, said)) = result? {
             warnings.extend(said);
-            items.push(object);
+            items.push(served.decode(&cached).map_err(|e| super::unreadable(&e))?);
         }
     }
     let list = json!({

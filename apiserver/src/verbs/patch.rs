@@ -82,7 +82,7 @@ pub(super) async fn patch(
         })
     };
     let (stored, created) = update.run(ATTEMPTS, &mut warnings, change).await?;
-    let shown = super::read::show_value(&call, &served, &wanted, &stored)?;
+    let shown = super::read::show(&call, &served, &wanted, &stored)?;
     let code = if created { 201 } else { 200 };
     let mut response = call.send(code, &shown.0, shown.1).await;
     respond::warn(response.headers_mut(), &warnings);

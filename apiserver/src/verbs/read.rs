@@ -94,7 +94,7 @@ pub(super) fn show(
 ) -> Result<(String, Bytes), ApiError> {
     let data = match (&wanted.shape, wanted.encoding) {
         (Shape::Itself, Encoding::Json) => {
-            let json = served.json(cached).map_err(|e| unreadable(&e))?;
+            let json = served.json_line(cached).map_err(|e| unreadable(&e))?;
             if wanted.pretty { respond::json_bytes(json, true) } else { json }
         }
         (Shape::Itself, Encoding::Protobuf) => {

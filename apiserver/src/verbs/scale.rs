@@ -167,6 +167,7 @@ async fn run(
         apply_scale(&paths, old, &scale)
     };
     let (stored, _) = update.run(ATTEMPTS, &mut warnings, scaled).await?;
+    let stored = served.decode(&stored).map_err(|e| super::unreadable(&e))?;
     let mut response = call.send_object(200, &wanted, &scale_of(&paths, &stored)).await?;
     respond::warn(response.headers_mut(), &warnings);
     Ok(response)

@@ -17,6 +17,7 @@ use super::write::{self, Stored};
 use super::{Call, RequestBody};
 use crate::admission::Operation;
 use crate::api::rfc3339;
+use crate::cache::Cached;
 use crate::gate::{Admission, Admitted};
 use crate::negotiate::Offer;
 use crate::registry::catalog::Served;
@@ -39,7 +40,7 @@ pub(super) async fn update(
     let sent = read.object;
     let update = Update::of(&call, &served, &input, false);
     let (stored, created) = update.run(ATTEMPTS, &mut warnings, |_, _| Ok(sent.clone())).await?;
-    let shown = super::read::show_value(&call, &served, &wanted, &stored)?;
+    let shown = super::read::show(&call, &served, &wanted, &stored)?;
     let code = if created { 201 } else { 200 };
     let mut response = call.send(code, &shown.0, shown.1).await;
     respond::warn(response.headers_mut(), &warnings);
@@ -108,7 +109,7 @@ impl<'a> Update<'a> {
         attempts: usize,
         warnings: &mut Vec<String>,
         change: impl Fn(Option<&Value>, &mut Vec<String>) -> Result<Value, ApiError>,
-    ) -> Result<(Value, bool), ApiError> {
+    ) -> Result<(Arc<Cached>, bool), ApiError> {
         let Self { call, served, .. } = *self;
         let key = served.key(call.namespace(), call.name());
         for _ in 0..attempts.max(1) {
@@ -134,7 +135,7 @@ impl<'a> Update<'a> {
         &self,
         warnings: &mut Vec<String>,
         change: &impl Fn(Option<&Value>, &mut Vec<String>) -> Result<Value, ApiError>,
-    ) -> Result<Value, ApiError> {
+    ) -> Result<Arc<Cached>, ApiError> {
         let Self { call, served, input, .. } = *self;
         let may = self.apply || self.strategy.allow_create_on_update();
         if !may || !self.subresource.is_empty() {
@@ -168,7 +169,7 @@ impl<'a> Update<'a> {
         old: &Stored,
         mut new: Value,
         warnings: &mut Vec<String>,
-    ) -> Result<Option<Value>, ApiError> {
+    ) -> Result<Option<Arc<Cached>>, ApiError> {
         let Self { call, served, input, strategy, .. } = *self;
         let api = &*call.api;
         let now = api.now();
@@ -329,25 +330,19 @@ impl<'a> Update<'a> {
         old: &Stored,
         admitted: Admitted,
         warnings: &mut Vec<String>,
-    ) -> Result<Option<Value>, ApiError> {
+    ) -> Result<Option<Arc<Cached>>, ApiError> {
         let Self { call, served, input, .. } = *self;
         if !goes_with(&*served.row.strategy, admitted.object(), &old.object) {
             return write::replace(&call.api, served, key, old, admitted, input.dry_run).await;
         }
-        let object = admitted.into_object();
+        let bytes = write::encode(served, admitted.object())?;
         let admission = Admission { operation: Operation::Delete, ..self.admission() };
         let deletion = admission.admit_deletion(&old.object, warnings).await?;
         let removed =
             write::remove(&call.api, served, key, old.revision, &deletion, input.dry_run).await?;
-        Ok(match removed {
-            Some(revision) => {
-                super::delete::after(served, &old.object, input.dry_run).await;
-                let mut object = object;
-                object::set_resource_version(&mut object, &revision.to_string());
-                Some(object)
-            }
-            None => None,
-        })
+        let Some(revision) = removed else { return Ok(None) };
+        super::delete::after(served, &old.object, input.dry_run).await;
+        Ok(Some(write::written(key, revision, old.created, bytes)))
     }
 }
 

@@ -1,5 +1,7 @@
 //! Reads and conditional writes of single objects in the store.
 
+use std::sync::Arc;
+
 use apimachinery::status::ApiError;
 use apimachinery::{Value, object};
 use bytes::Bytes;
@@ -20,6 +22,7 @@ pub(super) struct Stored {
     /// In the served version.
     pub object: Value,
     pub revision: u64,
+    pub created: u64,
     pub bytes: Bytes,
 }
 
@@ -51,14 +54,14 @@ pub(super) async fn fetch(
     api: &Api,
     served: &Served,
     key: &str,
-) -> Result<Option<std::sync::Arc<Cached>>, ApiError> {
+) -> Result<Option<Arc<Cached>>, ApiError> {
     let cache = served.cache()?;
     let (_, kv) = api.store.get(&cache.store_key(key), None).await.map_err(store_error)?;
     Ok(kv.map(|kv| adopt(served, key, kv)))
 }
 
 /// The cache's object of the same revision, if there is one, or a new one.
-fn adopt(served: &Served, key: &str, kv: KeyValue) -> std::sync::Arc<Cached> {
+fn adopt(served: &Served, key: &str, kv: KeyValue) -> Arc<Cached> {
     let known = served.cache.as_ref().and_then(|cache| cache.get(key));
     match known.filter(|known| known.revision == kv.mod_revision) {
         Some(known) => known,
@@ -74,12 +77,18 @@ pub(super) async fn load(
 ) -> Result<Option<Stored>, ApiError> {
     let Some(cached) = fetch(api, served, key).await? else { return Ok(None) };
     let object = served.decode(&cached).map_err(|e| unreadable(&e))?;
-    Ok(Some(Stored { object, revision: cached.revision, bytes: cached.stored().clone() }))
+    let bytes = cached.stored().clone();
+    Ok(Some(Stored { object, revision: cached.revision, created: cached.created, bytes }))
 }
 
 /// Bytes to store.
 pub(super) fn encode(served: &Served, object: &Value) -> Result<Bytes, ApiError> {
     served.to_stored(object).map_err(|e| ApiError::BadRequest(e.to_string()))
+}
+
+/// An object as it was stored, at a revision (0: a dry run stored nothing).
+pub(super) fn written(key: &str, revision: u64, created: u64, bytes: Bytes) -> Arc<Cached> {
+    Arc::new(Cached::new(key, revision, created, bytes))
 }
 
 /// Stores a new object. `None`: its key is taken.
@@ -88,21 +97,19 @@ pub(super) async fn insert(
     served: &Served,
     admitted: Admitted,
     dry_run: bool,
-) -> Result<Option<Value>, ApiError> {
-    let mut object = admitted.into_object();
+) -> Result<Option<Arc<Cached>>, ApiError> {
+    let object = admitted.into_object();
     let key = served.key(object::namespace(&object), object::name(&object));
     let store_key = served.cache()?.store_key(&key);
     let bytes = encode(served, &object)?;
     if dry_run {
         let (_, found) = api.store.get(&store_key, None).await.map_err(store_error)?;
-        return Ok(found.is_none().then_some(object));
+        return Ok(found.is_none().then(|| written(&key, 0, 0, bytes)));
     }
     let ttl = served.row.storage.ttl;
-    match api.store.put(store_key, bytes, Expect::Absent, ttl).await.map_err(store_error)? {
-        Outcome::Done(revision) => {
-            object::set_resource_version(&mut object, &revision.to_string());
-            Ok(Some(object))
-        }
+    let put = api.store.put(store_key, bytes.clone(), Expect::Absent, ttl);
+    match put.await.map_err(store_error)? {
+        Outcome::Done(revision) => Ok(Some(written(&key, revision, revision, bytes))),
         Outcome::Mismatch(_) => Ok(None),
     }
 }
@@ -115,22 +122,18 @@ pub(super) async fn replace(
     old: &Stored,
     admitted: Admitted,
     dry_run: bool,
-) -> Result<Option<Value>, ApiError> {
-    let mut object = admitted.into_object();
-    object::set_resource_version(&mut object, &old.revision.to_string());
-    let bytes = encode(served, &object)?;
+) -> Result<Option<Arc<Cached>>, ApiError> {
+    let bytes = encode(served, admitted.object())?;
     // A write that changes nothing is none.
     if dry_run || bytes == old.bytes {
-        return Ok(Some(object));
+        return Ok(Some(written(key, old.revision, old.created, bytes)));
     }
     let store_key = served.cache()?.store_key(key);
     let ttl = served.row.storage.ttl;
     let expect = Expect::At(old.revision);
-    match api.store.put(store_key, bytes, expect, ttl).await.map_err(store_error)? {
-        Outcome::Done(revision) => {
-            object::set_resource_version(&mut object, &revision.to_string());
-            Ok(Some(object))
-        }
+    let put = api.store.put(store_key, bytes.clone(), expect, ttl);
+    match put.await.map_err(store_error)? {
+        Outcome::Done(revision) => Ok(Some(written(key, revision, old.created, bytes))),
         Outcome::Mismatch(_) => Ok(None),
     }
 }

@@ -148,6 +148,30 @@ impl Fixture {
         self.client.request(request).await.expect("an answer")
     }
 
+    /// As [`open`](Self::open), over HTTP/1.1, which can be upgraded.
+    pub async fn open_http1(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+    ) -> http::Response<hyper::body::Incoming> {
+        let https = hyper_rustls::HttpsConnectorBuilder::new()
+            .with_tls_config(tls())
+            .https_only()
+            .enable_http1()
+            .build();
+        let client = Client::builder(TokioExecutor::new()).build(https);
+        let mut request = http::Request::builder()
+            .method(method)
+            .uri(format!("https://{}{path}", self.address))
+            .header("authorization", format!("Bearer {}", self.token));
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let request = request.body(Full::new(bytes::Bytes::new())).expect("a request");
+        client.request(request).await.expect("an answer")
+    }
+
     pub async fn get(&self, path: &str) -> Answer {
         self.send("GET", path, &[], "").await
     }
@@ -222,16 +246,19 @@ impl Watch {
     }
 }
 
-fn client() -> Client<Https, Full<bytes::Bytes>> {
+fn tls() -> rustls::ClientConfig {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let config = rustls::ClientConfig::builder_with_provider(provider.clone())
+    rustls::ClientConfig::builder_with_provider(provider.clone())
         .with_safe_default_protocol_versions()
         .expect("versions")
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(Any(provider)))
-        .with_no_client_auth();
+        .with_no_client_auth()
+}
+
+fn client() -> Client<Https, Full<bytes::Bytes>> {
     let https = hyper_rustls::HttpsConnectorBuilder::new()
-        .with_tls_config(config)
+        .with_tls_config(tls())
         .https_only()
         .enable_all_versions()
         .build();
