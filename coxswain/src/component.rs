@@ -69,9 +69,12 @@ impl Component {
 pub async fn supervise(component: Component, args: Vec<String>, shutdown: CancellationToken) {
     let args: Vec<OsString> = args.into_iter().map(OsString::from).collect();
     while !shutdown.is_cancelled() {
-        let (args, inner) = (args.clone(), shutdown.clone());
-        let run = tokio::spawn(async move { component.run(&args, inner).await });
-        match run.await {
+        // What it started ends with it, so that the next attempt finds its ports free.
+        let own = shutdown.child_token();
+        let (args, inner) = (args.clone(), own.clone());
+        let ended = tokio::spawn(async move { component.run(&args, inner).await }).await;
+        own.cancel();
+        match ended {
             Ok(Ok(())) if shutdown.is_cancelled() => return,
             Ok(Ok(())) => tracing::error!(component = component.name(), "ended by itself"),
             Ok(Err(error)) => {

@@ -1,70 +1,127 @@
 //! Tests of the real thing: a cluster in network namespaces of this machine, driven by stock
 //! kubectl. `hack/test` says by environment what to drive.
 
-use std::io::Write;
+pub mod manifests;
+mod namespace;
+mod run;
+mod settings;
+
+use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::Value;
+
+pub use crate::namespace::Namespace;
+pub use crate::run::{Output, Running, eventually, run};
+pub use crate::settings::Settings;
+
+/// How long most things may take on a slow machine.
+pub const SOON: Duration = Duration::from_secs(90);
+/// How long a cluster may take to come up.
+const START: Duration = Duration::from_secs(180);
 
 /// A cluster that was started for tests.
 pub struct Cluster {
-    netns: String,
-    kubeconfig: PathBuf,
+    settings: Settings,
     kubectl: PathBuf,
-    log: PathBuf,
 }
 
-fn variable(name: &str) -> anyhow::Result<String> {
-    std::env::var(name).with_context(|| format!("{name} is not set: run hack/test"))
-}
-
-/// The arguments that name the cluster's folders.
-fn folders() -> anyhow::Result<Vec<String>> {
-    Ok(variable("E2E_FOLDERS")?.split_whitespace().map(str::to_owned).collect())
-}
-
-/// `coxswain` with these arguments and the cluster's folders.
-pub fn coxswain(arguments: &[&str]) -> anyhow::Result<Command> {
-    let mut command = Command::new(variable("E2E_COXSWAIN")?);
-    command.args(arguments).args(folders()?).stdin(Stdio::null());
-    Ok(command)
+/// What the API server answered to curl.
+pub struct Answer {
+    pub code: String,
+    pub body: String,
 }
 
 impl Cluster {
+    /// The cluster that runs, else a new one of two nodes.
+    ///
+    /// # Errors
+    /// As [`Cluster::start`].
+    pub fn shared() -> anyhow::Result<Self> {
+        let settings = Settings::from_environment()?;
+        let kubectl = settings.kubectl.clone();
+        let status = run(settings.coxswain(&["status"]), "")?;
+        if status.stdout.contains("ready at") {
+            return Ok(Self { settings, kubectl });
+        }
+        Self::start(&["--nodes", "2"])
+    }
+
     /// Starts `coxswain up` with these further arguments, and returns when all nodes are Ready.
     ///
     /// # Errors
     /// It ended, or took too long; the error has the end of its log.
     pub fn start(arguments: &[&str]) -> anyhow::Result<Self> {
-        let dir = PathBuf::from(variable("E2E_DIR")?);
-        let log = dir.join("up.log");
-        let out = std::fs::File::create(&log).with_context(|| log.display().to_string())?;
-        let images = variable("E2E_IMAGES")?;
+        let settings = Settings::from_environment()?;
+        let log = settings.dir.join("up.log");
+        let out = File::create(&log).with_context(|| log.display().to_string())?;
+        let images = settings.images.display().to_string();
         let common = ["up", "--isolated", "--node-name", "node", "--images", &images];
-        let mut command = coxswain(&[&common[..], arguments].concat())?;
+        let mut command = settings.coxswain(&[&common[..], arguments].concat());
         let mut child = command.stdout(out.try_clone()?).stderr(out).spawn()?;
-        let cluster = Self {
-            netns: "/run/netns/cxtest".to_owned(),
-            kubeconfig: dir.join("etc/admin.conf"),
-            kubectl: variable("E2E_KUBECTL")?.into(),
-            log,
-        };
-        eventually("the cluster is up", Duration::from_secs(90), || {
-            if let Some(status) = child.try_wait()? {
-                bail!("coxswain up ended with {status}");
+        let deadline = Instant::now() + START;
+        while !std::fs::read_to_string(&log)?.contains("\nUse it:") {
+            let ended = child.try_wait()?;
+            if ended.is_some() || Instant::now() > deadline {
+                let state = ended.map_or("is not up yet".to_owned(), |s| format!("ended, {s}"));
+                let text = std::fs::read_to_string(&log)?;
+                bail!("coxswain up {state}; its log: {}", run::tail(&text));
             }
-            let text = cluster.log()?;
-            anyhow::ensure!(text.contains("\nUse it:"), "its log: {}", tail(&text));
-            Ok(())
-        })?;
-        Ok(cluster)
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        // It is ended by `down` or `kill`, perhaps of another process than this one: somebody must
+        // wait for it, or it stays as a zombie.
+        std::thread::spawn(move || child.wait());
+        let kubectl = settings.kubectl.clone();
+        Ok(Self { settings, kubectl })
     }
 
-    fn log(&self) -> anyhow::Result<String> {
-        std::fs::read_to_string(&self.log).with_context(|| self.log.display().to_string())
+    /// What `coxswain up` wrote down about what runs.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn record(&self) -> anyhow::Result<Value> {
+        let path = self.settings.dir.join("run/cluster.json");
+        let text = std::fs::read(&path).with_context(|| path.display().to_string())?;
+        Ok(serde_json::from_slice(&text)?)
+    }
+
+    /// Kills control plane and first node at once, as a crash would.
+    ///
+    /// # Errors
+    /// It does not run.
+    pub fn kill(&self) -> anyhow::Result<()> {
+        let pid = self.record()?["up"]["pid"].as_i64().context("a pid")?;
+        kill_and_wait(pid)
+    }
+
+    /// Kills the containerd of a node.
+    ///
+    /// # Errors
+    /// It does not run.
+    pub fn kill_containerd(&self, node: &str) -> anyhow::Result<()> {
+        let path = self.settings.dir.join("run").join(node).join("containerd.pid");
+        let text = std::fs::read(&path).with_context(|| path.display().to_string())?;
+        let process: Value = serde_json::from_slice(&text)?;
+        kill_and_wait(process["pid"].as_i64().context("a pid")?)
+    }
+
+    /// Stops the cluster and removes all of it.
+    ///
+    /// # Errors
+    /// What `coxswain down` printed.
+    pub fn purge() -> anyhow::Result<()> {
+        let settings = Settings::from_environment()?;
+        run(settings.coxswain(&["down", "--purge"]), "")?.text().map(drop)
+    }
+
+    pub fn settings(&self) -> &Settings {
+        &self.settings
     }
 
     /// The same cluster by another version of kubectl.
@@ -72,25 +129,26 @@ impl Cluster {
     /// # Errors
     /// It is not named in the environment.
     pub fn by_old_kubectl(&self) -> anyhow::Result<Self> {
-        Ok(Self {
-            netns: self.netns.clone(),
-            kubeconfig: self.kubeconfig.clone(),
-            kubectl: variable("E2E_KUBECTL_OLD")?.into(),
-            log: self.log.clone(),
-        })
+        let settings = Settings::from_environment()?;
+        let kubectl = settings.old_kubectl.clone();
+        Ok(Self { settings, kubectl })
     }
 
     /// A command inside the cluster's network namespace.
     pub fn inside(&self, program: &Path) -> Command {
         let mut command = Command::new("nsenter");
-        command.arg(format!("--net={}", self.netns)).arg(program).stdin(Stdio::null());
+        let netns = Path::new("/run/netns").join(&self.settings.name);
+        command.arg(format!("--net={}", netns.display())).arg(program).stdin(Stdio::null());
         command
     }
 
     /// kubectl, to be run.
     pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = self.inside(&self.kubectl);
-        command.arg("--kubeconfig").arg(&self.kubeconfig).args(arguments);
+        let config = self.settings.dir.join("etc/admin.conf");
+        command.arg("--kubeconfig").arg(config).args(arguments);
+        // Caches of discovery and HTTP: not those of whoever runs the tests.
+        command.env("KUBECACHEDIR", self.settings.dir.join("cache"));
         command
     }
 
@@ -99,8 +157,7 @@ impl Cluster {
     /// # Errors
     /// It failed: what it printed to standard error.
     pub fn kubectl(&self, arguments: &[&str]) -> anyhow::Result<String> {
-        let output = self.command(arguments).output().context("kubectl")?;
-        printed(arguments, &output)
+        self.kubectl_with(arguments, "")
     }
 
     /// What kubectl prints when it reads `input`.
@@ -108,11 +165,8 @@ impl Cluster {
     /// # Errors
     /// As [`Cluster::kubectl`].
     pub fn kubectl_with(&self, arguments: &[&str], input: &str) -> anyhow::Result<String> {
-        let mut command = self.command(arguments);
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child = command.spawn().context("kubectl")?;
-        child.stdin.take().context("kubectl")?.write_all(input.as_bytes())?;
-        printed(arguments, &child.wait_with_output()?)
+        let output = run(self.command(arguments), input)?;
+        output.text().with_context(|| format!("kubectl {}", arguments.join(" ")))
     }
 
     /// What kubectl says when it fails.
@@ -120,10 +174,23 @@ impl Cluster {
     /// # Errors
     /// It did not fail.
     pub fn refusal(&self, arguments: &[&str], input: &str) -> anyhow::Result<String> {
-        match self.kubectl_with(arguments, input) {
-            Ok(text) => bail!("kubectl {} did not fail: {text}", arguments.join(" ")),
-            Err(error) => Ok(format!("{error:#}")),
-        }
+        let output = run(self.command(arguments), input)?;
+        ensure!(!output.success, "kubectl {} did not fail: {}", arguments.join(" "), output.stdout);
+        Ok(output.stderr)
+    }
+
+    /// kubectl on a terminal, whose keyboard is what is written.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn terminal(&self, arguments: &[&str]) -> anyhow::Result<Running> {
+        let command = self.command(arguments);
+        let words = std::iter::once(command.get_program()).chain(command.get_args());
+        let line: Vec<String> =
+            words.map(|w| format!("'{}'", w.to_string_lossy().replace('\'', r"'\''"))).collect();
+        let mut script = Command::new("script");
+        script.args(["-qec", &line.join(" "), "/dev/null"]).env("TERM", "xterm");
+        Running::start(script)
     }
 
     /// An object, or a list of them, as JSON.
@@ -135,188 +202,46 @@ impl Cluster {
         Ok(serde_json::from_str(&text)?)
     }
 
+    /// What the API server answers to curl, which brings no credentials of its own.
+    ///
+    /// # Errors
+    /// There is no answer.
+    pub fn curl(&self, path: &str, arguments: &[&str]) -> anyhow::Result<Answer> {
+        let server = self.record()?["server"].as_str().context("a server")?.to_owned();
+        let mut command = self.inside("curl".as_ref());
+        // Named otherwise, because answers to curl and to browsers are indented.
+        command.args(["-sS", "-A", "test", "-m", "20", "-w", "\n%{http_code}", "--cacert"]);
+        command.arg(self.settings.dir.join("etc/pki/ca.crt"));
+        command.args(arguments).arg(format!("{server}{path}"));
+        let text = run(command, "")?.text()?;
+        let (body, code) = text.rsplit_once('\n').context("a status code")?;
+        Ok(Answer { code: code.to_owned(), body: body.to_owned() })
+    }
+
+    /// The body of an answer to a plain HTTP request from the first node, not from a pod.
+    ///
+    /// # Errors
+    /// There is none, or it is an error.
+    pub fn fetch(&self, url: &str) -> anyhow::Result<String> {
+        let mut command = self.inside("curl".as_ref());
+        command.args(["-sSf", "-m", "5", url]);
+        run(command, "")?.text()
+    }
+
     /// Makes a namespace for a test, with its default service account.
     ///
     /// # Errors
     /// As [`Cluster::kubectl`].
     pub fn namespace(&self, name: &str) -> anyhow::Result<Namespace<'_>> {
-        self.kubectl(&["create", "namespace", name])?;
-        eventually("the namespace has its account", Duration::from_secs(20), || {
-            self.kubectl(&["get", "serviceaccount", "default", "-n", name]).map(drop)
-        })?;
-        Ok(Namespace { cluster: self, name: name.to_owned() })
+        Namespace::create(self, name)
     }
 }
 
-/// A namespace of a test, deleted at its end.
-pub struct Namespace<'a> {
-    cluster: &'a Cluster,
-    name: String,
-}
-
-impl Namespace<'_> {
-    fn with<'b>(&'b self, arguments: &[&'b str]) -> Vec<&'b str> {
-        [&["-n", self.name.as_str()], arguments].concat()
-    }
-
-    /// kubectl in this namespace.
-    ///
-    /// # Errors
-    /// As [`Cluster::kubectl`].
-    pub fn kubectl(&self, arguments: &[&str]) -> anyhow::Result<String> {
-        self.cluster.kubectl(&self.with(arguments))
-    }
-
-    /// As [`Cluster::kubectl_with`].
-    ///
-    /// # Errors
-    /// As [`Cluster::kubectl`].
-    pub fn kubectl_with(&self, arguments: &[&str], input: &str) -> anyhow::Result<String> {
-        self.cluster.kubectl_with(&self.with(arguments), input)
-    }
-
-    /// As [`Cluster::refusal`].
-    ///
-    /// # Errors
-    /// It did not fail.
-    pub fn refusal(&self, arguments: &[&str], input: &str) -> anyhow::Result<String> {
-        self.cluster.refusal(&self.with(arguments), input)
-    }
-
-    /// As [`Cluster::get`].
-    ///
-    /// # Errors
-    /// As [`Cluster::kubectl`].
-    pub fn get(&self, arguments: &[&str]) -> anyhow::Result<Value> {
-        self.cluster.get(&self.with(arguments))
-    }
-
-    /// Starts kubectl and leaves it running.
-    ///
-    /// # Errors
-    /// It cannot be started.
-    pub fn spawn(&self, arguments: &[&str]) -> anyhow::Result<Running> {
-        let mut command = self.cluster.command(&self.with(arguments));
-        command.stdout(Stdio::piped()).stderr(Stdio::piped());
-        Ok(Running(command.spawn().context("kubectl")?))
-    }
-
-    /// Runs a shell script in a pod's first container.
-    ///
-    /// # Errors
-    /// As [`Cluster::kubectl`].
-    pub fn shell(&self, pod: &str, script: &str) -> anyhow::Result<String> {
-        self.kubectl(&["exec", pod, "--", "sh", "-c", script])
-    }
-}
-
-impl Drop for Namespace<'_> {
-    fn drop(&mut self) {
-        // What cannot be deleted here goes with the cluster.
-        let _ = self.cluster.kubectl(&["delete", "namespace", &self.name, "--wait=false"]);
-    }
-}
-
-/// A process that is ended when it is dropped.
-pub struct Running(Child);
-
-impl Running {
-    /// Ends it and returns what it printed.
-    ///
-    /// # Errors
-    /// Its output cannot be read.
-    pub fn end(mut self) -> anyhow::Result<String> {
-        self.0.kill()?;
-        let mut text = String::new();
-        if let Some(mut out) = self.0.stdout.take() {
-            std::io::Read::read_to_string(&mut out, &mut text)?;
-        }
-        Ok(text)
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        // It may have ended by itself.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-fn printed(arguments: &[&str], output: &Output) -> anyhow::Result<String> {
-    if !output.status.success() {
-        let text = String::from_utf8_lossy(&output.stderr);
-        bail!("kubectl {}: {}", arguments.join(" "), text.trim());
-    }
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
-}
-
-fn tail(text: &str) -> String {
-    let lines: Vec<&str> = text.lines().collect();
-    lines[lines.len().saturating_sub(5)..].join("\n")
-}
-
-/// Tries until it succeeds.
-///
-/// # Errors
-/// The last failure, when the time is up.
-pub fn eventually<T>(
-    what: &str,
-    patience: Duration,
-    mut attempt: impl FnMut() -> anyhow::Result<T>,
-) -> anyhow::Result<T> {
-    let deadline = Instant::now() + patience;
-    loop {
-        match attempt() {
-            Ok(value) => return Ok(value),
-            Err(error) if Instant::now() > deadline => {
-                return Err(error.context(format!("not within {} s: {what}", patience.as_secs())));
-            }
-            Err(_) => std::thread::sleep(Duration::from_millis(100)),
-        }
-    }
-}
-
-/// A Deployment of the test server, and its Service on port 80.
-pub fn web(name: &str, replicas: u32) -> String {
-    format!(
-        r"
-apiVersion: apps/v1
-kind: Deployment
-metadata: {{name: {name}, labels: {{app: {name}}}}}
-spec:
-  replicas: {replicas}
-  selector: {{matchLabels: {{app: {name}}}}}
-  template:
-    metadata: {{labels: {{app: {name}}}}}
-    spec:
-      containers:
-      - name: server
-        image: localhost/test:1
-        command: [testserver]
-        ports: [{{name: http, containerPort: 8080}}]
-        readinessProbe: {{httpGet: {{path: /healthz, port: http}}, periodSeconds: 1}}
----
-apiVersion: v1
-kind: Service
-metadata: {{name: {name}}}
-spec:
-  selector: {{app: {name}}}
-  ports: [{{name: http, port: 80, targetPort: http}}]
-"
-    )
-}
-
-/// A pod that does nothing, for running commands in.
-pub fn idle(name: &str) -> String {
-    format!(
-        r"
-apiVersion: v1
-kind: Pod
-metadata: {{name: {name}}}
-spec:
-  terminationGracePeriodSeconds: 0
-  containers: [{{name: main, image: 'localhost/test:1', command: [sleep, infinity]}}]
-"
-    )
+fn kill_and_wait(pid: i64) -> anyhow::Result<()> {
+    let pid = Pid::from_raw(pid.try_into()?);
+    kill(pid, Signal::SIGKILL).context("kill")?;
+    eventually("it is dead", Duration::from_secs(10), || {
+        ensure!(kill(pid, None).is_err(), "process {pid} lives");
+        Ok(())
+    })
 }

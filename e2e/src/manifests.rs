@@ -1,0 +1,68 @@
+//! Manifests that several tests use.
+
+/// A Deployment of the test server, and its Service on port 80.
+pub fn web(name: &str, replicas: u32) -> String {
+    format!(
+        r"
+apiVersion: apps/v1
+kind: Deployment
+metadata: {{name: {name}, labels: {{app: {name}}}}}
+spec:
+  replicas: {replicas}
+  selector: {{matchLabels: {{app: {name}}}}}
+  template:
+    metadata: {{labels: {{app: {name}}}}}
+    spec:
+      containers:
+      - name: server
+        image: localhost/test:1
+        command: [testserver]
+        ports: [{{name: http, containerPort: 8080}}]
+        readinessProbe: {{httpGet: {{path: /healthz, port: http}}, periodSeconds: 1}}
+---
+apiVersion: v1
+kind: Service
+metadata: {{name: {name}}}
+spec:
+  selector: {{app: {name}}}
+  ports: [{{name: http, port: 80, targetPort: http}}]
+"
+    )
+}
+
+/// A pod that does nothing, for running commands in.
+pub fn idle(name: &str) -> String {
+    format!(
+        r"
+apiVersion: v1
+kind: Pod
+metadata: {{name: {name}}}
+spec:
+  terminationGracePeriodSeconds: 0
+  containers: [{{name: main, image: 'localhost/test:1', command: [sleep, infinity]}}]
+"
+    )
+}
+
+/// A pod whose one container runs a shell script.
+pub fn script(name: &str, script: &str) -> String {
+    let script = serde_json::Value::from(script);
+    format!(
+        r"
+apiVersion: v1
+kind: Pod
+metadata: {{name: {name}}}
+spec:
+  terminationGracePeriodSeconds: 1
+  restartPolicy: Never
+  containers: [{{name: main, image: 'localhost/test:1', command: [sh, -c, {script}]}}]
+"
+    )
+}
+
+/// `count` ConfigMaps, one document each, whose names start with `prefix`.
+pub fn maps(prefix: &str, count: usize) -> String {
+    let map =
+        |i| format!("---\napiVersion: v1\nkind: ConfigMap\nmetadata: {{name: {prefix}-{i}}}\n");
+    (0..count).map(map).collect()
+}

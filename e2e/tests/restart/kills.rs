@@ -1,0 +1,200 @@
+//! kill -9 of everything but the containers: they run on, and no acknowledged write is lost.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::process::Command;
+
+use anyhow::{Context, ensure};
+use e2e::manifests::{maps, web};
+use e2e::{Cluster, Namespace, Running, SOON, Settings, eventually};
+use serde_json::Value;
+
+/// Name, container and address of each pod that runs; none may ever have been restarted.
+fn containers(ns: &Namespace<'_>) -> anyhow::Result<BTreeMap<String, (String, String)>> {
+    let pods = ns.get(&["pods"])?;
+    let items = pods["items"].as_array().context("pods")?;
+    let mut found = BTreeMap::new();
+    for pod in items {
+        let status = &pod["status"]["containerStatuses"][0];
+        ensure!(status["restartCount"] == 0, "{status}");
+        let text = |value: &Value| value.as_str().map(str::to_owned).context("no text");
+        let container = text(&status["containerID"])?;
+        found.insert(text(&pod["metadata"]["name"])?, (container, text(&pod["status"]["podIP"])?));
+    }
+    Ok(found)
+}
+
+/// Writers that go on until the server is gone: each prints a line for each acknowledged write.
+struct Writers {
+    created: Vec<Running>,
+    replaced: Running,
+}
+
+impl Writers {
+    fn start(ns: &Namespace<'_>, round: usize) -> anyhow::Result<Self> {
+        let mut created = Vec::new();
+        for writer in 0..3 {
+            let mut running = ns.spawn(&["create", "-f", "-"])?;
+            running.write(&maps(&format!("w{round}-{writer}"), 500))?;
+            running.close();
+            created.push(running);
+        }
+        let counter = |i| {
+            format!(
+                "---\napiVersion: v1\nkind: ConfigMap\nmetadata: {{name: counter}}\ndata: {{count: '{i}'}}\n"
+            )
+        };
+        ns.apply(&counter(0))?;
+        let mut replaced = ns.spawn(&["replace", "-f", "-"])?;
+        replaced.write(&(1..=500).map(counter).collect::<String>())?;
+        replaced.close();
+        Ok(Self { created, replaced })
+    }
+
+    /// Acknowledged so far.
+    fn acknowledged(&self) -> usize {
+        let lines = |r: &Running| r.text().matches('\n').count();
+        self.created.iter().map(lines).sum::<usize>() + lines(&self.replaced)
+    }
+
+    /// Ends them: they would go on with what is left to write when the server is back.
+    fn end(&mut self) -> anyhow::Result<()> {
+        for writer in self.created.iter_mut().chain([&mut self.replaced]) {
+            writer.end()?;
+        }
+        Ok(())
+    }
+
+    /// Compares what was acknowledged before they were ended with what there is.
+    fn check(&self, ns: &Namespace<'_>) -> anyhow::Result<usize> {
+        let text = ns.kubectl(&["get", "configmaps", "-o", "name"])?;
+        let there: BTreeSet<&str> = text.lines().collect();
+        let mut count = 0;
+        for writer in &self.created {
+            let said = writer.text();
+            for name in said.lines().filter_map(|l| l.strip_suffix(" created")) {
+                ensure!(there.contains(name), "{name} was acknowledged, and is lost");
+                count += 1;
+            }
+        }
+        let last = self.replaced.text().matches("configmap/counter replaced").count();
+        let now = ns.get(&["configmap", "counter"])?;
+        let n: usize = now["data"]["count"].as_str().context("a count")?.parse()?;
+        // The write under way may have been made without its acknowledgement.
+        ensure!(n == last || n == last + 1, "{last} writes were acknowledged, {n} are there");
+        Ok(count + last)
+    }
+}
+
+/// Kills and restarts the cluster that was started with these arguments, with pods running and
+/// writers writing.
+fn survive(cluster: &Cluster, arguments: &[&str]) -> anyhow::Result<()> {
+    let ns = cluster.namespace("steady")?;
+    ns.apply(&web("web", 3))?;
+    ns.rolled_out("deployment/web")?;
+    ns.idle("client")?;
+    let before = containers(&ns)?;
+    ensure!(before.len() == 4, "{before:?}");
+    for round in 0..3 {
+        let busy = cluster.namespace(&format!("busy{round}"))?;
+        let mut writers = Writers::start(&busy, round)?;
+        eventually("some writes were made", SOON, || {
+            ensure!(writers.acknowledged() > 100 * (round + 1), "{}", writers.acknowledged());
+            Ok(())
+        })?;
+        if round == 1 {
+            // In the middle of a rollout.
+            busy.apply(&web("rolling", 3))?;
+        }
+        cluster.kill()?;
+        writers.end()?;
+        for (pod, (_, address)) in before.iter().filter(|(name, _)| name.starts_with("web-")) {
+            let answer = cluster.fetch(&format!("http://{address}:8080/hostname"));
+            let answer = answer.context("it runs on while nobody looks after it")?;
+            ensure!(answer.trim() == pod, "{answer}");
+        }
+        Cluster::start(arguments)?;
+        let acknowledged = writers.check(&busy)?;
+        ensure!(acknowledged > 100, "{acknowledged} acknowledged writes");
+        if round == 1 {
+            busy.rolled_out("deployment/rolling")?;
+        }
+        ns.rolled_out("deployment/web")?;
+        eventually("the service answers", SOON, || {
+            ns.shell("client", "timeout 3 wget -q -O - http://web/hostname").map(drop)
+        })?;
+        let after = containers(&ns)?;
+        ensure!(after == before, "the same containers: {after:?}, before: {before:?}");
+    }
+    ns.kubectl(&["scale", "deployment/web", "--replicas=4"])?;
+    ns.rolled_out("deployment/web")
+}
+
+#[test]
+fn a_killed_cluster_on_the_embedded_store_comes_back() -> anyhow::Result<()> {
+    Cluster::purge()?;
+    let arguments = ["--nodes", "2"];
+    let cluster = Cluster::start(&arguments)?;
+    survive(&cluster, &arguments)?;
+
+    // containerd too may be killed: its containers run on.
+    let ns = cluster.namespace("runtime")?;
+    ns.apply(&web("web", 2))?;
+    ns.rolled_out("deployment/web")?;
+    let before = containers(&ns)?;
+    for node in ["node", "node-2"] {
+        cluster.kill_containerd(node)?;
+    }
+    eventually("pods are made again", SOON, || ns.idle("later"))?;
+    let mut after = containers(&ns)?;
+    after.remove("later");
+    ensure!(after == before, "the same containers: {after:?}, before: {before:?}");
+    drop(ns);
+    Cluster::purge()
+}
+
+/// etcd on the loopback of the cluster's network namespace.
+fn etcd(cluster: &Settings) -> anyhow::Result<Running> {
+    let netns = format!("/run/netns/{}", cluster.name);
+    if !std::path::Path::new(&netns).exists() {
+        for arguments in [
+            &["netns", "add", &cluster.name][..],
+            &["-n", &cluster.name, "link", "set", "lo", "up"],
+        ] {
+            let mut ip = Command::new("ip");
+            ip.args(arguments);
+            e2e::run(ip, "")?.text()?;
+        }
+    }
+    let mut command = Command::new("nsenter");
+    command.arg(format!("--net={netns}")).args(["etcd", "--listen-client-urls", ETCD]);
+    command.args(["--advertise-client-urls", ETCD, "--listen-peer-urls", "http://127.0.0.1:2380"]);
+    command.arg("--data-dir").arg(cluster.dir.join("etcd"));
+    let running = Running::start(command)?;
+    running.until("ready to serve client requests", SOON)?;
+    Ok(running)
+}
+
+const ETCD: &str = "http://127.0.0.1:2379";
+
+#[test]
+fn a_killed_cluster_on_etcd_comes_back() -> anyhow::Result<()> {
+    Cluster::purge()?;
+    let settings = Settings::from_environment()?;
+    let running = etcd(&settings)?;
+    let arguments = ["--etcd-servers", ETCD];
+    let cluster = Cluster::start(&arguments)?;
+    survive(&cluster, &arguments)?;
+
+    // etcd too may be killed.
+    let ns = cluster.namespace("engine")?;
+    ns.kubectl(&["create", "configmap", "before"])?;
+    drop(running);
+    let running = etcd(&settings)?;
+    eventually("it writes again", SOON, || ns.kubectl(&["create", "configmap", "after"]))?;
+    ns.kubectl(&["get", "configmap", "before"])?;
+    ns.idle("later")?;
+    drop(ns);
+    Cluster::purge()?;
+    drop(running);
+    Ok(())
+}

@@ -1,0 +1,5 @@
+//! Clusters that are killed and come back, and what cannot be started. One test at a time: each
+//! starts from nothing.
+
+mod input;
+mod kills;
