@@ -8,6 +8,7 @@ pub mod authorization;
 mod bootstrap;
 pub mod cache;
 mod discovery;
+mod drain;
 pub mod gate;
 mod health;
 mod metrics;

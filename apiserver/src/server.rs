@@ -28,6 +28,7 @@ use crate::authentication::x509::{ChainVerifier, X509};
 use crate::authentication::{Authenticator, Clock, TokenAuthenticator};
 use crate::authorization::{self, Authorizer, escalation};
 use crate::bootstrap;
+use crate::drain::Drained;
 use crate::options::{Config, StoreConfig};
 use crate::reader::{Caches, Reader};
 use crate::registry::allocate::{AddressRange, PortRange, ServiceAllocator, StoreLedger};
@@ -198,7 +199,7 @@ impl Server {
                 let (mut parts, body) = request.into_parts();
                 let peer = parts.extensions.remove::<Peer>();
                 let peer = peer.unwrap_or_else(|| Peer { address, certificates: Arc::default() });
-                let body = body.map_err(anyhow::Error::from).boxed_unsync();
+                let body = Drained::new(body).boxed_unsync();
                 pipeline::serve(api, Request::from_parts(parts, body), peer).await
             }
         };

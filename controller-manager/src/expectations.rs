@@ -25,13 +25,17 @@ pub struct Expectations {
 }
 
 impl Expectations {
-    /// An object was made. `seen`: whether the cache has it already.
-    pub fn created(&self, owner: &Key, uid: &str, seen: bool, now: Timestamp) {
-        if !seen {
+    /// An object was made. `seen` tells whether the cache has it already; it is asked once the
+    /// object is expected, so that one that comes meanwhile is not waited for.
+    pub fn created(&self, owner: &Key, uid: &str, now: Timestamp, seen: impl FnOnce() -> bool) {
+        {
             let mut entries = self.entries.lock();
             let entry = entries.entry(owner.clone()).or_default();
             entry.creations.insert(uid.to_owned());
             entry.since = Some(now);
+        }
+        if seen() {
+            self.saw(owner, uid);
         }
     }
 
@@ -87,15 +91,15 @@ mod tests {
         let expectations = Expectations::default();
         let (owner, now) = (Key::new("ns", "rs"), Timestamp::UNIX_EPOCH);
         assert!(expectations.satisfied(&owner, now));
-        expectations.created(&owner, "a", true, now);
+        expectations.created(&owner, "a", now, || true);
         assert!(expectations.satisfied(&owner, now), "seen before the answer came");
-        expectations.created(&owner, "a", false, now);
+        expectations.created(&owner, "a", now, || false);
         expectations.deleting(&owner, "b", now);
         expectations.saw(&owner, "a");
         assert!(!expectations.satisfied(&owner, now));
         expectations.saw_end(&owner, "b");
         assert!(expectations.satisfied(&owner, now));
-        expectations.created(&owner, "c", false, now);
+        expectations.created(&owner, "c", now, || false);
         let later = Timestamp::from_second(301).expect("a time");
         assert!(expectations.satisfied(&owner, later));
     }

@@ -317,9 +317,10 @@ impl Plan {
         steps.done("API server answers");
         tasks.push(supervise(Component::ControllerManager, self.controller_manager_args()));
         tasks.push(supervise(Component::Scheduler, self.scheduler_args()));
-        tasks.push(supervise(Component::Dns, self.dns_args()));
         let dns = Dns { service: self.dns, server: self.address, port: DNS_PORT };
         addons::apply(&admin, dns).await.context("addons")?;
+        // Its rights are an addon too.
+        tasks.push(supervise(Component::Dns, self.dns_args()));
         steps.done("controllers, scheduler, DNS");
         runtime.await?.context("container runtime")?;
         steps.done("containerd answers, images imported");

@@ -25,8 +25,9 @@ pub enum Driver {
 
 #[derive(Clone, Debug)]
 enum Hierarchy {
-    /// Mount points by controller.
-    V1(BTreeMap<String, PathBuf>),
+    /// Mount points by controller, and those of hierarchies without one (`name=systemd`, an empty
+    /// v2), in which the runtime makes a pod's cgroup all the same.
+    V1(BTreeMap<String, PathBuf>, Vec<PathBuf>),
     V2(PathBuf),
 }
 
@@ -90,11 +91,14 @@ impl Cgroups {
         let mount = Path::new(MOUNT);
         let hierarchy = match mount.join("cgroup.controllers").exists() {
             true => Hierarchy::V2(mount.to_owned()),
-            false => Hierarchy::V1(v1_mounts(&std::fs::read_to_string("/proc/mounts")?)),
+            false => {
+                let (mounts, others) = v1_mounts(&std::fs::read_to_string("/proc/mounts")?);
+                Hierarchy::V1(mounts, others)
+            }
         };
         let found = Self { driver, root, per_qos, hierarchy };
         let present: Vec<String> = match &found.hierarchy {
-            Hierarchy::V1(mounts) => mounts.keys().cloned().collect(),
+            Hierarchy::V1(mounts, _) => mounts.keys().cloned().collect(),
             Hierarchy::V2(mount) => std::fs::read_to_string(mount.join("cgroup.controllers"))?
                 .split_whitespace()
                 .map(str::to_owned)
@@ -135,10 +139,21 @@ impl Cgroups {
     fn directories(&self, path: &str) -> Vec<(&str, PathBuf)> {
         let relative = path.trim_start_matches('/');
         match &self.hierarchy {
-            Hierarchy::V1(mounts) => {
+            Hierarchy::V1(mounts, _) => {
                 mounts.iter().map(|(name, mount)| (name.as_str(), mount.join(relative))).collect()
             }
             Hierarchy::V2(mount) => vec![("", mount.join(relative))],
+        }
+    }
+
+    /// A cgroup in every hierarchy, those included that we do not make it in.
+    fn everywhere(&self, path: &str) -> Vec<PathBuf> {
+        let relative = path.trim_start_matches('/');
+        match &self.hierarchy {
+            Hierarchy::V1(mounts, others) => {
+                mounts.values().chain(others).map(|mount| mount.join(relative)).collect()
+            }
+            Hierarchy::V2(mount) => vec![mount.join(relative)],
         }
     }
 
@@ -147,7 +162,7 @@ impl Cgroups {
         let path = self.path(&pod_names(&self.root, self.per_qos, qos, uid));
         let relative = path.trim_start_matches('/');
         match &self.hierarchy {
-            Hierarchy::V1(mounts) => {
+            Hierarchy::V1(mounts, _) => {
                 let at =
                     |name: &str| mounts.get(name).map(|m| m.join(relative)).unwrap_or_default();
                 let cpu = if mounts.contains_key("cpuacct") { "cpuacct" } else { "cpu" };
@@ -287,7 +302,7 @@ impl Cgroups {
         }
         for qos in ["Guaranteed", "Burstable", "BestEffort"] {
             let path = self.path(&pod_names(&self.root, self.per_qos, qos, uid));
-            for (_, directory) in self.directories(&path) {
+            for directory in self.everywhere(&path) {
                 remove_tree(&directory)
                     .with_context(|| format!("cannot remove cgroup {}", directory.display()))?;
             }
@@ -303,7 +318,7 @@ impl Cgroups {
             if !class.is_empty() {
                 names.push(class.into());
             }
-            for (_, directory) in self.directories(&self.path(&names)) {
+            for directory in self.everywhere(&self.path(&names)) {
                 let Ok(entries) = std::fs::read_dir(directory) else { continue };
                 for entry in entries.flatten() {
                     let name = entry.file_name().to_string_lossy().into_owned();
@@ -321,16 +336,21 @@ impl Cgroups {
     }
 }
 
-fn v1_mounts(text: &str) -> BTreeMap<String, PathBuf> {
-    let mut mounts = BTreeMap::new();
+fn v1_mounts(text: &str) -> (BTreeMap<String, PathBuf>, Vec<PathBuf>) {
+    let (mut mounts, mut others) = (BTreeMap::new(), Vec::new());
     for line in text.lines() {
         let fields: Vec<&str> = line.split(' ').collect();
-        let [_, path, "cgroup", options, ..] = fields[..] else { continue };
-        for option in options.split(',').filter(|o| V1_CONTROLLERS.contains(o)) {
-            mounts.entry(option.to_owned()).or_insert_with(|| PathBuf::from(path));
+        let [_, path, kind @ ("cgroup" | "cgroup2"), options, ..] = fields[..] else { continue };
+        let known = |o: &&str| kind == "cgroup" && V1_CONTROLLERS.contains(o);
+        let mut controllers = options.split(',').filter(known).peekable();
+        if controllers.peek().is_none() {
+            others.push(PathBuf::from(path));
+        }
+        for controller in controllers {
+            mounts.entry(controller.to_owned()).or_insert_with(|| PathBuf::from(path));
         }
     }
-    mounts
+    (mounts, others)
 }
 
 /// A child of v1's cpuset takes no process until it has CPUs and memory nodes.
@@ -406,9 +426,11 @@ mod tests {
 
     #[test]
     fn mounts_are_found_by_controller() {
-        let mounts = v1_mounts(
-            "cgroup /sys/fs/cgroup/cpu,cpuacct cgroup rw,cpu,cpuacct 0 0\ncgroup2 /x cgroup2 rw 0 0\n",
+        let (mounts, others) = v1_mounts(
+            "cgroup /sys/fs/cgroup/cpu,cpuacct cgroup rw,cpu,cpuacct 0 0\ncgroup2 /x cgroup2 rw 0 0\n\
+             cgroup /s cgroup rw,name=systemd 0 0\ntmpfs /t tmpfs rw 0 0\n",
         );
         assert_eq!(mounts.keys().collect::<Vec<_>>(), ["cpu", "cpuacct"]);
+        assert_eq!(others, [Path::new("/x"), Path::new("/s")]);
     }
 }

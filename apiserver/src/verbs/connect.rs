@@ -9,6 +9,7 @@ use apimachinery::status::ApiError;
 use apimachinery::{Value, object};
 use http::header::{self, HeaderValue};
 use http::{Response, StatusCode};
+use http_body_util::BodyExt as _;
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use rand::seq::IndexedRandom as _;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -43,6 +44,8 @@ pub const ADDRESS_TYPES: [&str; 5] =
 /// Port of a kubelet that tells none.
 const KUBELET_PORT: u16 = 10250;
 
+/// The most that is read of a kubelet's refusal, in bytes.
+const REFUSAL: usize = 50_000;
 const SEGMENT: &AsciiSet = &CONTROLS.add(b' ').add(b'"').add(b'#').add(b'%').add(b'?').add(b'/');
 const PATH: &AsciiSet = &CONTROLS.add(b' ').add(b'"').add(b'#').add(b'%').add(b'?');
 
@@ -90,10 +93,31 @@ pub(super) async fn connect(
     if what == Connect::Proxy {
         rewrite_location(&call, &target, &mut response);
     }
-    if what == Connect::Log && response.status() != StatusCode::OK {
-        tracing::debug!(status = %response.status(), "a kubelet gave no log");
+    if what == Connect::Log && !response.status().is_success() {
+        return Err(refused(response).await);
     }
     Ok(response)
+}
+
+/// A kubelet's refusal, which is plain text, as an error of the API.
+async fn refused(response: Response<Body>) -> ApiError {
+    let code = response.status();
+    let limited = http_body_util::Limited::new(response.into_body(), REFUSAL);
+    let text = match limited.collect().await {
+        Ok(read) => String::from_utf8_lossy(&read.to_bytes()).into_owned(),
+        Err(error) => return ApiError::Internal(error.to_string()),
+    };
+    match code {
+        StatusCode::BAD_REQUEST => ApiError::BadRequest(text),
+        StatusCode::INTERNAL_SERVER_ERROR => ApiError::Internal(text),
+        StatusCode::NOT_FOUND => ApiError::Other {
+            code: 404,
+            reason: "NotFound".to_owned(),
+            message: "the server could not find the requested resource".to_owned(),
+        },
+        StatusCode::SERVICE_UNAVAILABLE => ApiError::ServiceUnavailable(text),
+        other => ApiError::Internal(format!("the kubelet answered {other}: {text}")),
+    }
 }
 
 /// A relative link of a proxied page needs the slash.

@@ -94,10 +94,11 @@ impl Controller for DaemonSets {
                 }
             }
         });
-        let q = queue.clone();
+        let (q, expectations) = (queue.clone(), Arc::clone(&self.expectations));
         self.revisions.on_change(move |change| {
             for revision in change.old.into_iter().chain(change.new) {
                 if let Some(owner) = controller_key::<DaemonSet>(&revision.metadata) {
+                    expectations.saw(&owner, revision.metadata.uid.as_deref().unwrap_or_default());
                     q.add(owner);
                 }
             }
@@ -137,13 +138,10 @@ impl Controller for DaemonSets {
 
     fn created(&self, key: &Key, uid: &str) {
         let of = |meta: &ObjectMeta| meta.uid.as_deref() == Some(uid);
-        let seen = self.pods.list_in(&key.namespace).iter().any(|p| of(&p.metadata))
-            || self.revisions.list_in(&key.namespace).iter().any(|r| of(&r.metadata));
-        // Revisions are made under known names: making one twice is no harm.
-        self.expectations.created(key, uid, seen, Timestamp::now());
-        if self.revisions.get(key).is_some() {
-            self.expectations.saw(key, uid);
-        }
+        self.expectations.created(key, uid, Timestamp::now(), || {
+            self.pods.list_in(&key.namespace).iter().any(|p| of(&p.metadata))
+                || self.revisions.list_in(&key.namespace).iter().any(|r| of(&r.metadata))
+        });
     }
 }
 
