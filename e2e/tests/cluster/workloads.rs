@@ -11,9 +11,12 @@ use serde_json::Value;
 use crate::cluster;
 
 /// Names of the pods with a label.
+/// The pods that are not about to end.
 fn names(ns: &Namespace<'_>, selector: &str) -> anyhow::Result<BTreeSet<String>> {
-    let text = ns.kubectl(&["get", "pods", "-l", selector, "-o", "name"])?;
-    Ok(text.lines().map(|l| l.trim_start_matches("pod/").to_owned()).collect())
+    let list = ns.get(&["pods", "-l", selector])?;
+    let pods = list["items"].as_array().context("pods")?;
+    let staying = pods.iter().filter(|p| p["metadata"]["deletionTimestamp"].is_null());
+    Ok(staying.filter_map(|p| Some(p["metadata"]["name"].as_str()?.to_owned())).collect())
 }
 
 fn count(ns: &Namespace<'_>, selector: &str, wanted: usize) -> anyhow::Result<()> {
