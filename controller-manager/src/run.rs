@@ -1,13 +1,14 @@
 //! Starts the controllers that are enabled.
 
+use std::sync::Arc;
+
 use anyhow::Context as _;
-use client::Caches;
 use client::accounts::Accounts;
 use client::events::Recorder;
+use client::{Caches, retry};
 use component::serving::{self, text};
-use futures::future::join_all;
+use component::shutdown::Scope;
 use kube::Client;
-use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::action::Executor;
@@ -18,49 +19,82 @@ use crate::controllers::{
 use crate::options::{Options, duration};
 use crate::runner::{self, Context, Controller};
 
-/// Runs until shutdown.
+const NAME: &str = "kube-controller-manager";
+/// Caches are shared: they read as the collector of garbage, which may read everything.
+const READER: &str = "generic-garbage-collector";
+
+/// Runs until shutdown. All that it started has ended when it returns.
 ///
 /// # Errors
-/// A flag or the kubeconfig is wrong, or a port is taken.
+/// A flag or the kubeconfig is wrong, a port is taken, or a controller crashed.
 pub async fn run(options: Options, shutdown: CancellationToken) -> anyhow::Result<()> {
+    let mut scope = Scope::new(&shutdown);
+    let ended = match start(&options, &mut scope).await {
+        Ok(()) => scope.until_shutdown().await,
+        failed => failed,
+    };
+    scope.end().await;
+    ended
+}
+
+/// Serves, waits for the API server, then starts the controllers.
+async fn start(options: &Options, scope: &mut Scope) -> anyhow::Result<()> {
     let kubeconfig = options.kubeconfig.as_ref().context("--kubeconfig is needed")?;
-    let client = client::connect(kubeconfig, "kube-controller-manager").await?;
-    serve(&options, shutdown.clone()).await?;
+    let client = client::connect(kubeconfig, NAME).await?;
+    let settings = Settings::new(options)?;
+    serve(options, scope).await?;
+    let token = scope.token().clone();
+    if retry::healthy(&client, &token).await.is_none() {
+        return Ok(());
+    }
     let accounts = match options.use_service_account_credentials {
         false => None,
-        true => {
-            let agent = "kube-controller-manager";
-            Some(Accounts::new(kubeconfig, agent, client.clone(), shutdown.clone()).await?)
-        }
+        true => Some(Accounts::new(kubeconfig, NAME, client.clone(), token.clone()).await?),
     };
     let reader = match &accounts {
-        // Caches are shared: they read as the collector of garbage, which may read everything.
-        Some(accounts) => accounts.client("generic-garbage-collector").await?,
-        None => client.clone(),
+        None => Some(client.clone()),
+        Some(accounts) => accounts.client(READER).await?,
     };
-    let starter = Starter {
-        caches: Caches::new(reader, shutdown.clone()),
-        client,
-        accounts,
-        shutdown: shutdown.clone(),
-        options: &options,
-        running: Vec::new(),
-    };
-    let running = starter.all().await?;
-    tokio::select! {
-        _ = join_all(running) => {}
-        () = shutdown.cancelled() => {}
-    }
+    let Some(reader) = reader else { return Ok(()) };
+    let caches = Caches::new(reader, token.clone());
+    let shared = Arc::new(Shared { caches, client, accounts, shutdown: token });
+    Starter { shared, options, scope }.all(settings);
     Ok(())
 }
 
-async fn serve(options: &Options, shutdown: CancellationToken) -> anyhow::Result<()> {
+/// What flags say, checked before anything starts.
+struct Settings {
+    root_ca: Option<String>,
+    ranges: Option<Vec<ipam::Range>>,
+    grace: std::time::Duration,
+    period: std::time::Duration,
+    threshold: usize,
+}
+
+impl Settings {
+    fn new(options: &Options) -> anyhow::Result<Self> {
+        let root_ca = options.root_ca_file.as_ref().map(|path| {
+            std::fs::read_to_string(path)
+                .with_context(|| format!("--root-ca-file {}", path.display()))
+        });
+        let ranges = options.allocate_node_cidrs.then(|| options.ranges());
+        Ok(Self {
+            root_ca: root_ca.transpose()?,
+            ranges: ranges.transpose()?,
+            grace: duration("node-monitor-grace-period", &options.node_monitor_grace_period)?,
+            period: duration("node-monitor-period", &options.node_monitor_period)?,
+            threshold: usize::try_from(options.terminated_pod_gc_threshold).unwrap_or(0),
+        })
+    }
+}
+
+async fn serve(options: &Options, scope: &mut Scope) -> anyhow::Result<()> {
     if options.secure_port == 0 {
         return Ok(());
     }
     let tls = match (&options.tls_cert_file, &options.tls_private_key_file) {
         (Some(cert), Some(key)) => serving::tls(cert, key, None)?,
-        _ => serving::self_signed("kube-controller-manager")?,
+        _ => serving::self_signed(NAME)?,
     };
     let listener = serving::bind((options.bind_address, options.secure_port).into()).await?;
     let handler = |request: http::Request<hyper::body::Incoming>| {
@@ -70,98 +104,117 @@ async fn serve(options: &Options, shutdown: CancellationToken) -> anyhow::Result
         };
         async move { response }
     };
-    tokio::spawn(serving::serve(listener, Some(tls), handler, shutdown));
+    let token = scope.token().clone();
+    scope.spawn("serving", serving::serve(listener, Some(tls), handler, token));
     Ok(())
 }
 
-struct Starter<'a> {
+/// What controllers have in common.
+struct Shared {
     caches: Caches,
     client: Client,
     accounts: Option<Accounts>,
     shutdown: CancellationToken,
-    options: &'a Options,
-    running: Vec<JoinHandle<()>>,
 }
 
-impl Starter<'_> {
-    /// `source` is what events say they come from, `account` whose rights are used.
-    async fn context(&self, source: &str, account: &str) -> anyhow::Result<Context> {
+impl Shared {
+    /// `source` is what events say they come from, `account` whose rights are used. `None` at
+    /// shutdown.
+    async fn context(&self, source: &str, account: &str) -> anyhow::Result<Option<Context>> {
         let client = match &self.accounts {
             Some(accounts) => accounts.client(account).await?,
-            None => self.client.clone(),
+            None => Some(self.client.clone()),
         };
+        let Some(client) = client else { return Ok(None) };
         // Events are written with the manager's own rights.
         let recorder = Recorder::start(self.client.clone(), source, "", self.shutdown.clone());
-        Ok(Context {
+        Ok(Some(Context {
             caches: self.caches.clone(),
             executor: Executor { client, recorder },
             shutdown: self.shutdown.clone(),
-        })
+        }))
     }
+}
 
-    /// Adds a controller under its names: of `--controllers`, in events, of its account.
-    async fn add<C: Controller>(
+/// Names of a controller: of `--controllers`, in events, of its account.
+type Names = (&'static str, &'static str, &'static str);
+
+struct Starter<'a> {
+    shared: Arc<Shared>,
+    options: &'a Options,
+    scope: &'a mut Scope,
+}
+
+impl Starter<'_> {
+    /// Starts a controller, if it is enabled, as soon as it has its rights: none waits for another.
+    fn add<C: Controller>(
         &mut self,
-        (name, source, account): (&str, &str, &str),
-        make: impl FnOnce(&Context) -> C,
-    ) -> anyhow::Result<()> {
-        if self.options.enabled(name) {
-            let context = self.context(source, account).await?;
+        names: Names,
+        make: impl FnOnce(&Context) -> C + Send + 'static,
+    ) {
+        self.add_loop(names, move |context| {
             let controller = make(&context);
-            self.running.push(tokio::spawn(runner::run(controller, context)));
-        }
-        Ok(())
+            runner::run(controller, context)
+        });
     }
 
-    async fn all(mut self) -> anyhow::Result<Vec<JoinHandle<()>>> {
-        let options = self.options;
+    /// As [`Starter::add`], for what is not run by [`runner::run`].
+    fn add_loop<F>(
+        &mut self,
+        (name, source, account): Names,
+        run: impl FnOnce(Context) -> F + Send + 'static,
+    ) where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        if !self.options.enabled(name) {
+            return;
+        }
+        let shared = Arc::clone(&self.shared);
+        self.scope.spawn(name, async move {
+            match shared.context(source, account).await {
+                Ok(Some(context)) => run(context).await,
+                Ok(None) => {}
+                Err(error) => tracing::error!(name, error = client::brief(&error), "not started"),
+            }
+        });
+    }
+
+    fn all(mut self, settings: Settings) {
+        let Settings { root_ca, ranges, grace, period, threshold } = settings;
         let same = |name| (name, name, name);
-        self.add(same("deployment-controller"), deployment::Deployments::new).await?;
-        self.add(same("replicaset-controller"), replicaset::ReplicaSets::new).await?;
+        self.add(same("deployment-controller"), deployment::Deployments::new);
+        self.add(same("replicaset-controller"), replicaset::ReplicaSets::new);
         let names = ("daemonset-controller", "daemonset-controller", "daemon-set-controller");
-        self.add(names, daemonset::DaemonSets::new).await?;
+        self.add(names, daemonset::DaemonSets::new);
         let (slices, endpoints) = ("endpointslice-controller", "endpoint-controller");
         let account = (slices, "endpoint-slice-controller", "endpointslice-controller");
-        self.add(account, endpoints::Slices::new).await?;
-        self.add(("endpoints-controller", endpoints, endpoints), endpoints::Objects::new).await?;
+        self.add(account, endpoints::Slices::new);
+        self.add(("endpoints-controller", endpoints, endpoints), endpoints::Objects::new);
         let names = (
             "serviceaccount-controller",
             "service-account-controller",
             "service-account-controller",
         );
-        self.add(names, serviceaccount::ServiceAccounts::new).await?;
-        if let Some(path) = &options.root_ca_file {
-            let ca = std::fs::read_to_string(path)
-                .with_context(|| format!("--root-ca-file {}", path.display()))?;
+        self.add(names, serviceaccount::ServiceAccounts::new);
+        if let Some(ca) = root_ca {
             let publisher = "root-ca-cert-publisher";
             let names = ("root-ca-certificate-publisher-controller", publisher, publisher);
-            self.add(names, |c| rootca::RootCa::new(c, ca)).await?;
+            self.add(names, |c| rootca::RootCa::new(c, ca));
         }
-        if options.allocate_node_cidrs {
-            let ranges = options.ranges()?;
+        if let Some(ranges) = ranges {
             let names = ("node-ipam-controller", "cidrAllocator", "node-controller");
-            self.add(names, |c| ipam::Ipam::new(c, ranges)).await?;
+            self.add(names, |c| ipam::Ipam::new(c, ranges));
         }
-        let grace = duration("node-monitor-grace-period", &options.node_monitor_grace_period)?;
-        let period = duration("node-monitor-period", &options.node_monitor_period)?;
         let names = ("node-lifecycle-controller", "node-controller", "node-controller");
-        self.add(names, |c| nodelifecycle::NodeLifecycle::new(c, grace, period)).await?;
+        self.add(names, move |c| nodelifecycle::NodeLifecycle::new(c, grace, period));
         let taint = "taint-eviction-controller";
-        self.add((taint, taint, "node-controller"), taints::TaintEviction::new).await?;
-        let threshold = usize::try_from(options.terminated_pod_gc_threshold).unwrap_or(0);
+        self.add((taint, taint, "node-controller"), taints::TaintEviction::new);
         let collector = "pod-garbage-collector";
         let names = ("pod-garbage-collector-controller", collector, collector);
-        self.add(names, |c| podgc::PodGc::new(c, threshold)).await?;
-        let account = "clusterrole-aggregation-controller";
-        self.add((account, account, account), aggregation::Aggregation::new).await?;
-        if options.enabled("namespace-controller") {
-            let context = self.context("namespace-controller", "namespace-controller").await?;
-            self.running.push(tokio::spawn(namespace::run(context)));
-        }
-        if options.enabled("garbage-collector-controller") {
-            let context = self.context("garbage-collector", "generic-garbage-collector").await?;
-            self.running.push(tokio::spawn(garbage::run(context)));
-        }
-        Ok(self.running)
+        self.add(names, move |c| podgc::PodGc::new(c, threshold));
+        self.add(same("clusterrole-aggregation-controller"), aggregation::Aggregation::new);
+        self.add_loop(same("namespace-controller"), namespace::run);
+        let names = ("garbage-collector-controller", "garbage-collector", READER);
+        self.add_loop(names, garbage::run);
     }
 }

@@ -65,7 +65,7 @@ pub async fn run<C: Controller>(controller: C, context: Context) {
             for action in plan.actions {
                 let made = match executor.carry_out(action).await {
                     Err(error) if is_conflict(&error) => {
-                        tracing::debug!(controller = name, %key, error = format!("{error:#}"), "again");
+                        tracing::debug!(controller = name, %key, error = client::brief(&error), "again");
                         again.add_rate_limited(key);
                         return Ok(());
                     }

@@ -86,6 +86,7 @@ impl NodeSpec {
             "clusterDNS": [self.dns],
             "clusterDomain": self.domain,
             "containerRuntimeEndpoint": format!("unix://{}", self.containerd().socket().display()),
+            "failCgroupV1": false,
             "failSwapOn": false,
             "podLogsDir": self.pod_logs,
             "resolvConf": "/etc/resolv.conf",

@@ -36,11 +36,13 @@ pub struct Options {
     pub v: u8,
 }
 
-/// Answers until shutdown.
+/// Answers until shutdown; its caches end with it.
 ///
 /// # Errors
 /// The kubeconfig cannot be used, or the port is taken.
 pub async fn run(options: Options, shutdown: CancellationToken) -> anyhow::Result<()> {
+    let shutdown = shutdown.child_token();
+    let _ended = shutdown.clone().drop_guard();
     let client = client::connect(&options.kubeconfig, "cluster-dns").await?;
     let view = view::Caches::start(client, shutdown.clone());
     let text = std::fs::read_to_string(&options.resolv_conf)

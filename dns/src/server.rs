@@ -11,6 +11,7 @@ use hickory_proto::rr::{DNSClass, Name, RData, Record, RecordType};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::forward::Forward;
@@ -44,19 +45,24 @@ impl Server {
         let whence = || format!("cannot listen on {listen}");
         let udp = Arc::new(UdpSocket::bind(listen).await.with_context(whence)?);
         let tcp = TcpListener::bind(listen).await.with_context(whence)?;
-        self.view.synced().await;
         let server = Arc::new(self);
+        // Before all is known, names would seem not to exist.
         tokio::select! {
             () = shutdown.cancelled() => {}
-            () = Arc::clone(&server).udp(udp) => {}
-            () = server.tcp(tcp) => {}
+            () = async {
+                server.view.synced().await;
+                tokio::join!(Arc::clone(&server).udp(udp), Arc::clone(&server).tcp(tcp));
+            } => {}
         }
         Ok(())
     }
 
+    /// Answers under way end with it: they hold the socket.
     async fn udp(self: Arc<Self>, socket: Arc<UdpSocket>) {
         let mut buffer = vec![0; 4096];
+        let mut answers = JoinSet::new();
         loop {
+            while answers.try_join_next().is_some() {}
             let (length, from) = match socket.recv_from(&mut buffer).await {
                 Ok(received) => received,
                 Err(error) => {
@@ -74,18 +80,20 @@ impl Server {
                     tracing::debug!(%error, %from, "send");
                 }
             };
-            tokio::spawn(serve);
+            answers.spawn(serve);
         }
     }
 
     async fn tcp(self: Arc<Self>, listener: TcpListener) {
         let slots = Arc::new(Semaphore::new(CONNECTIONS));
+        let mut connections = JoinSet::new();
         loop {
+            while connections.try_join_next().is_some() {}
             let Ok(slot) = Arc::clone(&slots).acquire_owned().await else { return };
             match listener.accept().await {
                 Ok((stream, from)) => {
                     let server = Arc::clone(&self);
-                    tokio::spawn(async move {
+                    connections.spawn(async move {
                         if let Err(error) = server.connection(stream).await {
                             tracing::debug!(%error, %from, "connection");
                         }

@@ -6,22 +6,26 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use component::serving::{self, text};
+use component::shutdown::Scope;
 use jiff::Timestamp;
 use parking_lot::Mutex;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::config::Config;
 use crate::table::{PortName, Table};
 
 /// What the proxy tells of itself. Clones share it.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub struct Health {
     inner: Arc<Inner>,
 }
 
-#[derive(Default)]
 struct Inner {
+    shutdown: CancellationToken,
+    /// Servers of health-check node ports.
+    running: TaskTracker,
     /// Whether rules were written since the last change, and when.
     state: Mutex<State>,
     syncs: AtomicU64,
@@ -45,6 +49,25 @@ struct Server {
 }
 
 impl Health {
+    pub fn new(shutdown: &CancellationToken) -> Self {
+        let inner = Inner {
+            shutdown: shutdown.clone(),
+            running: TaskTracker::new(),
+            state: Mutex::default(),
+            syncs: AtomicU64::default(),
+            failures: AtomicU64::default(),
+            seconds: Mutex::default(),
+            servers: Mutex::default(),
+        };
+        Self { inner: Arc::new(inner) }
+    }
+
+    /// Waits, after shutdown, until no health-check node port is open.
+    pub async fn closed(&self) {
+        self.inner.running.close();
+        self.inner.running.wait().await;
+    }
+
     pub fn synced(&self, seconds: f64, leaving: bool) {
         *self.inner.state.lock() = State { last: Some(Timestamp::now()), failing: false, leaving };
         self.inner.syncs.fetch_add(1, Ordering::Relaxed);
@@ -57,7 +80,7 @@ impl Health {
     }
 
     /// Serves /healthz and /metrics, each where the config says.
-    pub async fn serve(&self, config: &Config, shutdown: CancellationToken) -> anyhow::Result<()> {
+    pub async fn serve(&self, config: &Config, scope: &mut Scope) -> anyhow::Result<()> {
         for (address, path) in [(config.healthz, "/healthz"), (config.metrics, "/metrics")] {
             let Some(address) = address else { continue };
             let listener = serving::bind(address).await?;
@@ -71,7 +94,8 @@ impl Health {
                 };
                 async move { response }
             };
-            tokio::spawn(serving::serve(listener, None, handler, shutdown.clone()));
+            let token = scope.token().clone();
+            scope.spawn(path, serving::serve(listener, None, handler, token));
         }
         Ok(())
     }
@@ -149,7 +173,7 @@ impl Health {
     }
 
     fn open(&self, port: u16, service: &PortName, local: u64, listener: tokio::net::TcpListener) {
-        let (stop, count) = (CancellationToken::new(), Arc::new(AtomicU64::new(local)));
+        let (stop, count) = (self.inner.shutdown.child_token(), Arc::new(AtomicU64::new(local)));
         let (counted, health) = (Arc::clone(&count), self.clone());
         let (namespace, name) = (service.namespace.clone(), service.service.clone());
         let handler = move |_| {
@@ -163,7 +187,7 @@ impl Health {
             let response = text(if local > 0 && healthy { 200 } else { 503 }, body.to_string());
             async move { response }
         };
-        tokio::spawn(serving::serve(listener, None, handler, stop.clone()));
+        self.inner.running.spawn(serving::serve(listener, None, handler, stop.clone()));
         let server = Server { service: service.clone(), local: count, stop };
         let mut servers = self.inner.servers.lock();
         if let Some(other) = servers.insert(port, server) {

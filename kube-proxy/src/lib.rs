@@ -15,9 +15,10 @@ pub mod table;
 
 pub use config::Options;
 
+use component::shutdown::Scope;
 use tokio_util::sync::CancellationToken;
 
-/// Runs until shutdown. Rules stay in the kernel: connections outlive the proxy.
+/// Runs until shutdown; no port is held after it. Rules stay in the kernel: connections outlive the proxy.
 ///
 /// # Errors
 /// A flag, the config file or the kubeconfig is wrong, or a port is taken.
@@ -27,7 +28,18 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> anyhow::Resul
     }
     let config = options.settle()?;
     let client = client::connect(&config.kubeconfig, "kube-proxy").await?;
-    let health = health::Health::default();
-    health.serve(&config, shutdown.clone()).await?;
-    sync::run(config, client, health, shutdown).await
+    let mut scope = Scope::new(&shutdown);
+    let health = health::Health::new(scope.token());
+    let served = health.serve(&config, &mut scope).await;
+    let ended = match served {
+        Ok(()) => tokio::select! {
+            biased;
+            ended = sync::run(config, client, health.clone(), scope.token().clone()) => ended,
+            ended = scope.until_shutdown() => ended,
+        },
+        failed => failed,
+    };
+    scope.end().await;
+    health.closed().await;
+    ended
 }

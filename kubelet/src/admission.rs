@@ -10,6 +10,7 @@ use crate::objects::{is_static, is_terminal_phase, namespace, spec, status, uid}
 use crate::pod::resources::pod_total;
 use crate::pod::status::Waiting;
 use crate::quantity::{List, amount};
+use crate::sysctl;
 
 /// The pods that have been let in; one at a time is judged.
 #[derive(Default)]
@@ -42,6 +43,7 @@ impl Admission {
                 })
                 .map(|p| &**p)
                 .collect();
+            sysctl::check(pod, &k.config.allowed_unsafe_sysctls, &k.machine.kernel)?;
             fits(pod, &others, &k.allocatable())?;
             if !is_static(pod) && k.node.is_some() {
                 matches_node(pod, &k.node_name, &k.node_labels())?;

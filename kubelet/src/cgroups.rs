@@ -38,6 +38,8 @@ pub struct Cgroups {
     root: Vec<String>,
     per_qos: bool,
     hierarchy: Hierarchy,
+    /// Processes of one pod; `None` without a limit.
+    pids: Option<i64>,
 }
 
 /// A cgroup by its names from the root, as the cgroupfs driver writes it.
@@ -96,7 +98,7 @@ impl Cgroups {
                 Hierarchy::V1(mounts, others)
             }
         };
-        let found = Self { driver, root, per_qos, hierarchy };
+        let found = Self { driver, root, per_qos, hierarchy, pids: None };
         let present: Vec<String> = match &found.hierarchy {
             Hierarchy::V1(mounts, _) => mounts.keys().cloned().collect(),
             Hierarchy::V2(mount) => std::fs::read_to_string(mount.join("cgroup.controllers"))?
@@ -110,6 +112,11 @@ impl Cgroups {
             }
         }
         Ok(found)
+    }
+
+    /// Bounds the processes of each pod made from now on; not with a number below 1.
+    pub fn limit_pids(&mut self, most: i64) {
+        self.pids = Some(most).filter(|n| *n > 0);
     }
 
     /// Whether the unified hierarchy is in use.
@@ -242,14 +249,14 @@ impl Cgroups {
     ///
     /// # Errors
     /// A cgroup cannot be made or limited.
-    pub fn set_up(&self, milli_cpu: i64, memory: i64) -> anyhow::Result<()> {
+    pub fn set_up(&self, milli_cpu: i64, memory: Option<i64>) -> anyhow::Result<()> {
         if !self.per_qos {
             return Ok(());
         }
         let root = self.qos_root();
         self.create(&root)?;
         let shares = crate::pod::resources::shares(milli_cpu);
-        self.limit(&root, &PodLimits { shares, memory: Some(memory), ..PodLimits::default() })?;
+        self.limit(&root, &PodLimits { shares, memory, ..PodLimits::default() })?;
         for class in ["burstable", "besteffort"] {
             let mut names = root.clone();
             names.push(class.into());
@@ -289,6 +296,15 @@ impl Cgroups {
             return Ok(());
         }
         self.create(&names)?;
+        if let Some(pids) = self.pids {
+            for (controller, directory) in self.directories(&path) {
+                if matches!(controller, "pids" | "") {
+                    let file = directory.join("pids.max");
+                    std::fs::write(&file, pids.to_string())
+                        .with_context(|| format!("cannot set {} to {pids}", file.display()))?;
+                }
+            }
+        }
         self.limit(&names, limits)
     }
 

@@ -13,24 +13,24 @@ use crate::kubelet::Kubelet;
 use crate::runtime::labels;
 
 const PERIOD: Duration = Duration::from_secs(60);
-/// Logs are looked at this often.
-const LOG_PERIOD: Duration = Duration::from_secs(10);
 /// Dead containers kept of each container (upstream's `maxPerPodContainer`).
 const KEEP: usize = 1;
 
 /// Collects until shutdown.
 pub async fn run(k: Arc<Kubelet>) {
-    let mut rounds: u64 = 0;
+    // How often logs are looked at.
+    let period = k.config.container_log_monitor_interval.0.max(Duration::from_secs(1));
+    let mut collected = tokio::time::Instant::now();
     loop {
         tokio::select! {
-            () = tokio::time::sleep(LOG_PERIOD) => {}
+            () = tokio::time::sleep(period.min(PERIOD)) => {}
             () = k.shutdown.cancelled() => return,
         }
-        rounds += 1;
         let listed = k.cri.list_containers(cri::ListContainersRequest::default()).await;
         let Ok(listed) = listed else { continue };
         rotate_all(&k, &listed.containers).await;
-        if rounds.is_multiple_of(PERIOD.as_secs() / LOG_PERIOD.as_secs()) {
+        if collected.elapsed() >= PERIOD {
+            collected = tokio::time::Instant::now();
             collect(&k, &listed.containers).await;
         }
     }

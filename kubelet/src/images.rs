@@ -16,6 +16,7 @@ use crate::kubelet::Kubelet;
 use crate::objects::{self, container_reference, spec, uid};
 use crate::pod::security::ImageUser;
 use crate::pod::status::Waiting;
+use crate::rate::Bucket;
 
 /// State of pulls.
 pub struct Images {
@@ -23,6 +24,7 @@ pub struct Images {
     /// What went wrong last, by back-off key.
     errors: Mutex<HashMap<String, String>>,
     parallel: Semaphore,
+    rate: Bucket,
 }
 
 /// An image that a container can be made from.
@@ -33,12 +35,14 @@ pub struct Found {
 }
 
 impl Images {
-    /// `parallel`: pulls at a time; upstream's default is one after the other.
-    pub fn new(parallel: usize) -> Self {
+    /// `parallel`: pulls at a time, `None` for any number; `rate`: how often one may begin.
+    pub fn new(parallel: Option<usize>, rate: Bucket) -> Self {
+        let parallel = parallel.unwrap_or(Semaphore::MAX_PERMITS);
         Self {
             backoff: Backoff::new(Duration::from_secs(10), Duration::from_secs(300)),
             errors: Mutex::default(),
-            parallel: Semaphore::new(parallel.max(1)),
+            parallel: Semaphore::new(parallel.clamp(1, Semaphore::MAX_PERMITS)),
+            rate,
         }
     }
 
@@ -236,10 +240,13 @@ async fn pull(
     let queued = Instant::now();
     let permit = images.parallel.acquire().await;
     let begun = Instant::now();
-    let pulled = pull_with_any(k, image, &secrets, sandbox).await;
+    let pulled = match images.rate.take(Instant::now()) {
+        Ok(()) => pull_with_any(k, image, &secrets, sandbox).await.map_err(|e| e.to_string()),
+        Err(_) => Err("pull QPS exceeded".to_owned()),
+    };
     drop(permit);
     let present = match pulled {
-        Ok(reference) => k.cri.image(&reference).await,
+        Ok(reference) => k.cri.image(&reference).await.map_err(|e| e.to_string()),
         Err(error) => Err(error),
     };
     match present {
@@ -262,7 +269,7 @@ async fn pull(
         Err(error) => {
             k.event(about(), true, "Failed", format!("Failed to pull image {asked:?}: {error}"));
             images.backoff.next(&key, Instant::now());
-            let (reason, message) = classify(asked, &error.to_string());
+            let (reason, message) = classify(asked, &error);
             images.errors.lock().insert(key, format!("{reason}: {message}"));
             Err(waiting(reason, message))
         }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use client::Cache;
-use client::events::{EventType, Recorder};
+use client::events::EventType;
 use k8s_openapi::api::core::v1::{ConfigMap, Node, ObjectReference, Pod, Secret, Service};
 use kube::Api;
 use parking_lot::{Mutex, RwLock};
@@ -18,6 +18,7 @@ use crate::admission::Admission;
 use crate::backoff::Backoff;
 use crate::cgroups::Cgroups;
 use crate::config::KubeletConfiguration;
+use crate::events::Events;
 use crate::images::Images;
 use crate::node::machine::Machine;
 use crate::pod::env::Missing;
@@ -52,7 +53,7 @@ pub struct Kubelet {
     pub client: Option<kube::Client>,
     pub cri: Cri,
     pub views: Views,
-    pub recorder: Recorder,
+    pub events: Events,
     pub services: Option<Cache<Service>>,
     pub node: Option<Cache<Node>>,
     pub images: Images,
@@ -64,6 +65,8 @@ pub struct Kubelet {
     pub admission: Admission,
     pub wakers: Mutex<HashMap<String, Arc<Notify>>>,
     pub health: watch::Sender<RuntimeHealth>,
+    /// Told when the runtime may be in another state than a moment ago.
+    pub look_at_runtime: Notify,
     /// The node's addresses, the primary first.
     pub host_ips: RwLock<Vec<String>>,
     /// The pods that are the kubelet's to run, by uid.
@@ -91,7 +94,7 @@ impl Kubelet {
         message: impl Into<String>,
     ) {
         let kind = if warning { EventType::Warning } else { EventType::Normal };
-        self.recorder.event(about, kind, reason, message);
+        self.events.event(about, kind, reason, message);
     }
 
     pub fn cpu(&self) -> CpuSettings {

@@ -3,11 +3,12 @@
 use std::net::IpAddr;
 use std::path::PathBuf;
 
-use anyhow::bail;
-use clap::{Arg, ArgMatches, Args, Command, FromArgMatches, Parser};
+use anyhow::Context;
+use clap::Parser;
 
 use crate::config::KubeletConfiguration;
 use crate::duration::GoDuration;
+use crate::flags::Given;
 
 /// What the kubelet is started with. Names and defaults are upstream's.
 #[derive(Clone, Debug, Parser)]
@@ -123,151 +124,30 @@ pub struct Options {
     #[arg(short = 'v', long = "v", default_value_t = 0)]
     pub v: u8,
     #[command(flatten)]
-    unimplemented: Unimplemented,
-}
-
-/// Flags that upstream has and this kubelet has not.
-const UNIMPLEMENTED: &[&str] = &[
-    "allowed-unsafe-sysctls",
-    "cloud-config",
-    "config-dir",
-    "container-log-max-files",
-    "container-log-max-size",
-    "contention-profiling",
-    "cpu-cfs-quota",
-    "cpu-cfs-quota-period",
-    "cpu-manager-policy",
-    "cpu-manager-policy-options",
-    "cpu-manager-reconcile-period",
-    "enable-controller-attach-detach",
-    "enable-debugging-handlers",
-    "enable-server",
-    "enforce-node-allocatable",
-    "event-burst",
-    "event-qps",
-    "eviction-hard",
-    "eviction-max-pod-grace-period",
-    "eviction-minimum-reclaim",
-    "eviction-pressure-transition-period",
-    "eviction-soft",
-    "eviction-soft-grace-period",
-    "exit-on-lock-contention",
-    "experimental-allocatable-ignore-eviction",
-    "feature-gates",
-    "file-check-frequency",
-    "hairpin-mode",
-    "housekeeping-interval",
-    "http-check-frequency",
-    "image-credential-provider-bin-dir",
-    "image-credential-provider-config",
-    "image-gc-high-threshold",
-    "image-gc-low-threshold",
-    "iptables-drop-bit",
-    "iptables-masquerade-bit",
-    "keep-terminated-pod-volumes",
-    "kernel-memcg-notification",
-    "kube-api-burst",
-    "kube-api-content-type",
-    "kube-api-qps",
-    "kube-reserved",
-    "kube-reserved-cgroup",
-    "kubelet-cgroups",
-    "local-storage-capacity-isolation",
-    "lock-file",
-    "log-json-info-buffer-size",
-    "log-json-split-stream",
-    "log-text-info-buffer-size",
-    "log-text-split-stream",
-    "logging-format",
-    "make-iptables-util-chains",
-    "manifest-url",
-    "manifest-url-header",
-    "max-open-files",
-    "maximum-dead-containers",
-    "maximum-dead-containers-per-container",
-    "memory-manager-policy",
-    "minimum-container-ttl-duration",
-    "minimum-image-ttl-duration",
-    "node-status-max-images",
-    "oom-score-adj",
-    "pod-infra-container-image",
-    "pod-max-pids",
-    "pods-per-core",
-    "protect-kernel-defaults",
-    "qos-reserved",
-    "read-only-port",
-    "register-schedulable",
-    "registry-burst",
-    "registry-qps",
-    "reserved-cpus",
-    "reserved-memory",
-    "rotate-certificates",
-    "rotate-server-certificates",
-    "runonce",
-    "runtime-cgroups",
-    "runtime-request-timeout",
-    "seccomp-default",
-    "serialize-image-pulls",
-    "streaming-connection-idle-timeout",
-    "system-cgroups",
-    "system-reserved",
-    "system-reserved-cgroup",
-    "tls-cipher-suites",
-    "tls-min-version",
-    "topology-manager-policy",
-    "topology-manager-policy-options",
-    "topology-manager-scope",
-    "vmodule",
-    "volume-plugin-dir",
-    "volume-stats-agg-period",
-];
-
-#[derive(Clone, Debug, Default)]
-struct Unimplemented {
-    given: Vec<&'static str>,
-}
-
-impl FromArgMatches for Unimplemented {
-    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
-        let given = |name: &&&str| {
-            matches.value_source(name) == Some(clap::parser::ValueSource::CommandLine)
-        };
-        Ok(Self { given: UNIMPLEMENTED.iter().filter(given).copied().collect() })
-    }
-
-    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
-        *self = Self::from_arg_matches(matches)?;
-        Ok(())
-    }
-}
-
-impl Args for Unimplemented {
-    fn augment_args(command: Command) -> Command {
-        UNIMPLEMENTED.iter().fold(command, |command, name| {
-            command.arg(Arg::new(*name).long(*name).num_args(0..=1).hide(true))
-        })
-    }
-
-    fn augment_args_for_update(command: Command) -> Command {
-        Self::augment_args(command)
-    }
+    given: Given,
 }
 
 impl Options {
     /// Reads the config file and lays the flags over it.
     ///
     /// # Errors
-    /// A flag that is not implemented, or a file that is wrong; the error names it.
+    /// A flag or field that is wrong or has no effect here; the error names it.
     pub fn configuration(&self) -> anyhow::Result<KubeletConfiguration> {
-        if let Some(name) = self.unimplemented.given.first() {
-            bail!(
-                "--{name} is not implemented by this kubelet; set it in the file of --config where that supports it"
-            );
-        }
-        let mut config = match &self.config {
-            Some(path) => KubeletConfiguration::load(path)?,
-            None => KubeletConfiguration::default(),
+        let mut fields = match &self.config {
+            Some(path) => {
+                let text = std::fs::read_to_string(path)
+                    .with_context(|| format!("failed to read kubelet config file {path:?}"))?;
+                KubeletConfiguration::fields(&text)
+                    .with_context(|| format!("kubelet config file {path:?}"))?
+            }
+            None => serde_json::Map::new(),
         };
+        self.given.overlay(&mut fields).map_err(anyhow::Error::msg)?;
+        let whence = || match &self.config {
+            Some(path) => format!("kubelet config file {path:?} and flags"),
+            None => "flags".to_owned(),
+        };
+        let mut config = KubeletConfiguration::from_fields(fields).with_context(whence)?;
         self.overlay(&mut config);
         config.validate()?;
         Ok(config)
@@ -338,9 +218,21 @@ mod tests {
     }
 
     #[test]
-    fn unknown_and_unimplemented_flags_are_errors() {
+    fn unknown_and_unsupported_flags_are_errors() {
         assert_eq!(parse(&["--no-such-thing"]).unwrap_err(), "unknown flag: --no-such-thing");
-        let error = parse(&["--cpu-manager-policy=static"]).unwrap().configuration().unwrap_err();
-        assert!(error.to_string().starts_with("--cpu-manager-policy is not implemented"));
+        for (flag, part) in [
+            ("--cpu-manager-policy=static", "cpuManagerPolicy: \"static\" is not supported"),
+            ("--lock-file=/x", "--lock-file=/x is not supported"),
+            ("--feature-gates=X=true", "featureGates"),
+        ] {
+            let error = parse(&[flag]).unwrap().configuration().unwrap_err();
+            assert!(format!("{error:#}").contains(part), "{error:#}");
+        }
+        let config =
+            parse(&["--cpu-manager-policy=none", "--pods-per-core", "4", "--seccomp-default"])
+                .unwrap()
+                .configuration()
+                .unwrap();
+        assert_eq!((config.pods_per_core, config.seccomp_default), (4, true));
     }
 }

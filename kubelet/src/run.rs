@@ -19,16 +19,22 @@ use tokio_util::sync::CancellationToken;
 use crate::backoff::Backoff;
 use crate::cgroups::{Cgroups, Driver};
 use crate::config::KubeletConfiguration;
+use crate::events::Events;
 use crate::images::Images;
 use crate::kubelet::{Kubelet, RuntimeHealth};
 use crate::manager::Manager;
 use crate::node::machine::Machine;
 use crate::node::register::{Beginning, taints};
 use crate::quantity::{millis, value};
+use crate::rate::Bucket;
 use crate::runtime::Cri;
 use crate::runtime::views::Views;
 use crate::static_pods::{Known, StaticPods};
 use crate::{gc, node, options, pleg, server};
+
+/// The first pause before a container that failed is started again, and the longest.
+const CRASH_BACKOFF: Duration = Duration::from_secs(10);
+const CRASH_BACKOFF_MAX: Duration = Duration::from_secs(300);
 
 /// Runs a kubelet until `shutdown`. Pods go on running.
 ///
@@ -41,29 +47,14 @@ pub async fn run(options: options::Options, shutdown: CancellationToken) -> anyh
     check_machine(&config)?;
     let k = Arc::new(build(&options, config, client, shutdown.clone())?);
     let allocatable = k.allocatable();
-    k.cgroups
-        .set_up(
-            millis(Some(&allocatable), "cpu").unwrap_or(0),
-            value(Some(&allocatable), "memory").unwrap_or(0),
-        )
-        .context("failed to set up cgroups")?;
-    let tls = server::tls(&k, &options.cert_dir)?;
-    let address = SocketAddr::new(k.config.address.parse().context("address")?, k.config.port);
-    let listener = component::serving::bind(address).await?;
-    let health_listener = match k.config.healthz_port {
-        0 => None,
-        port => {
-            let ip: IpAddr = k.config.healthz_bind_address.parse().context("healthzBindAddress")?;
-            Some(component::serving::bind(SocketAddr::new(ip, port)).await?)
-        }
+    let (cpu, memory) = match k.config.enforces_pods() {
+        true => (millis(Some(&allocatable), "cpu"), value(Some(&allocatable), "memory")),
+        false => (Some(k.machine.cpus * 1000), None),
     };
-    tracing::info!(node = k.node_name, %address, "kubelet starts");
-
+    k.cgroups.set_up(cpu.unwrap_or(0), memory).context("failed to set up cgroups")?;
     let mut tasks = JoinSet::new();
-    tasks.spawn(server::serve(Arc::clone(&k), listener, tls));
-    if let Some(listener) = health_listener {
-        tasks.spawn(server::serve_health(Arc::clone(&k), listener));
-    }
+    servers(&k, &options, &mut tasks).await?;
+    tracing::info!(node = k.node_name, "kubelet starts");
     let changed = Arc::new(Notify::new());
     let seen = pleg::Seen::default();
     tasks.spawn(pleg::run(Arc::clone(&k), Arc::clone(&seen), Arc::clone(&changed)));
@@ -92,6 +83,34 @@ pub async fn run(options: options::Options, shutdown: CancellationToken) -> anyh
     let drained = async { while tasks.join_next().await.is_some() {} };
     if tokio::time::timeout(Duration::from_secs(6), drained).await.is_err() {
         tracing::debug!("tasks cut off at shutdown");
+    }
+    Ok(())
+}
+
+/// Starts the servers that the configuration asks for. Their ports are taken before any of the
+/// kubelet's work begins.
+async fn servers(
+    k: &Arc<Kubelet>,
+    options: &options::Options,
+    tasks: &mut JoinSet<()>,
+) -> anyhow::Result<()> {
+    let config = &k.config;
+    let ip: IpAddr = config.address.parse().context("address")?;
+    if config.enable_server {
+        let tls = server::tls(k, &options.cert_dir)?;
+        let listener = component::serving::bind(SocketAddr::new(ip, config.port)).await?;
+        tasks.spawn(server::serve(Arc::clone(k), listener, tls));
+    }
+    if config.read_only_port != 0 {
+        let address = SocketAddr::new(ip, config.read_only_port);
+        let listener = component::serving::bind(address).await?;
+        tasks.spawn(server::serve_read_only(Arc::clone(k), listener));
+    }
+    if config.healthz_port != 0 {
+        let ip: IpAddr = config.healthz_bind_address.parse().context("healthzBindAddress")?;
+        let address = SocketAddr::new(ip, config.healthz_port);
+        let listener = component::serving::bind(address).await?;
+        tasks.spawn(server::serve_health(Arc::clone(k), listener));
     }
     Ok(())
 }
@@ -203,16 +222,31 @@ fn build(
         std::fs::create_dir_all(&directory)
             .with_context(|| format!("cannot make {}", directory.display()))?;
     }
-    let cri = Cri::new(&config.container_runtime_endpoint, &config.image_service_endpoint)?;
+    let cri = Cri::new(
+        &config.container_runtime_endpoint,
+        &config.image_service_endpoint,
+        config.runtime_request_timeout.0,
+    )?;
+    let now = tokio::time::Instant::now();
     let driver = match config.cgroup_driver.as_str() {
         "systemd" => Driver::Systemd,
         _ => Driver::Cgroupfs,
     };
-    let cgroups = Cgroups::find(driver, &config.cgroup_root, config.cgroups_per_qos)?;
+    let mut cgroups = Cgroups::find(driver, &config.cgroup_root, config.cgroups_per_qos)?;
+    if config.fail_cgroup_v1 && !cgroups.is_v2() {
+        bail!(
+            "kubelet is configured to not run on a host using cgroup v1. cgroup v1 support is in maintenance mode (failCgroupV1, --fail-cgroupv1)"
+        );
+    }
+    cgroups.limit_pids(config.pod_pids_limit);
     let recorder = match &client {
         Some(client) => Recorder::start(client.clone(), "kubelet", &name, shutdown.clone()),
         None => Recorder::none(),
     };
+    let event_rate = Bucket::new(config.event_record_qps, config.event_burst, now);
+    let pull_rate = Bucket::new(config.registry_pull_qps, config.registry_burst, now);
+    let longest_restart = config.crash_loop_back_off.max_container_restart_period;
+    let longest_restart = longest_restart.map_or(CRASH_BACKOFF_MAX, |period| period.0);
     let services = client.as_ref().map(|client| {
         Cache::<Service>::start(
             Api::all(client.clone()),
@@ -224,15 +258,13 @@ fn build(
         let own = watcher::Config::default().fields(&format!("metadata.name={name}"));
         Cache::<Node>::start(Api::all(client.clone()), own, shutdown.clone())
     });
-    let parallel =
-        config.max_parallel_image_pulls.and_then(|n| usize::try_from(n).ok()).unwrap_or(1);
     Ok(Kubelet {
         logs: Path::new(&config.pod_logs_dir).to_owned(),
         machine: Machine::look(&root),
         node_name: name,
         views: Views::new(cri.clone()),
-        images: Images::new(parallel),
-        crash_backoff: Backoff::new(Duration::from_secs(10), Duration::from_secs(300)),
+        images: Images::new(config.parallel_pulls(), pull_rate),
+        crash_backoff: Backoff::new(CRASH_BACKOFF.min(longest_restart), longest_restart),
         prober: crate::probe::Prober::default(),
         tokens: crate::tokens::Tokens::default(),
         admission: crate::admission::Admission::default(),
@@ -242,17 +274,18 @@ fn build(
             network: None,
         })
         .0,
+        look_at_runtime: Notify::new(),
         host_ips: RwLock::new(host_ips(&options.node_ip)),
         pods: RwLock::default(),
         relisted: parking_lot::Mutex::default(),
         config_maps: parking_lot::Mutex::default(),
         secrets: parking_lot::Mutex::default(),
-        started: tokio::time::Instant::now(),
+        started: now,
         config,
         root,
         client,
         cri,
-        recorder,
+        events: Events::start(recorder, event_rate, shutdown.clone()),
         services,
         node,
         cgroups,
@@ -302,4 +335,6 @@ async fn give_pod_cidr(k: &Kubelet, cidr: &str) {
         Ok(_) => tracing::info!(cidr, "pod range given to the runtime"),
         Err(error) => tracing::warn!(%error, cidr, "pod range not given to the runtime"),
     }
+    // With the range its network may have become ready.
+    k.look_at_runtime.notify_one();
 }

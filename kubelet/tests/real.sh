@@ -73,6 +73,7 @@ apiVersion: kubelet.config.k8s.io/v1beta1
 kind: KubeletConfiguration
 containerRuntimeEndpoint: unix://$dir/containerd.sock
 staticPodPath: $dir/manifests
+failCgroupV1: false
 podLogsDir: $dir/logs/pods
 cgroupRoot: /$ns
 authentication: {anonymous: {enabled: true}, webhook: {enabled: false}}

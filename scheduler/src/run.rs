@@ -5,9 +5,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::Context;
+use client::error::line;
 use client::events::{EventType, Recorder, reference};
 use client::{Caches, Change, Key};
 use component::serving::{self, text};
+use component::shutdown::Scope;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
 use kube::Api;
@@ -16,6 +18,7 @@ use parking_lot::Mutex;
 use serde_json::json;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::config::{Config, Options};
 use crate::cycle::{self, Unschedulable};
@@ -39,6 +42,8 @@ struct Scheduler {
     client: kube::Client,
     recorder: Recorder,
     metrics: Metrics,
+    /// Bindings and reports under way.
+    tasks: TaskTracker,
 }
 
 #[derive(Default)]
@@ -48,14 +53,26 @@ struct Metrics {
     errors: AtomicU64,
 }
 
-/// Runs until shutdown.
+/// Runs until shutdown. All that it started has ended when it returns.
 ///
 /// # Errors
 /// A flag, the config file or the kubeconfig is wrong, or a port is taken.
 pub async fn run(options: Options, shutdown: CancellationToken) -> anyhow::Result<()> {
     let config = options.settle()?;
+    let mut scope = Scope::new(&shutdown);
+    let ended = match start(&config, &mut scope).await {
+        Ok(()) => scope.until_shutdown().await,
+        failed => failed,
+    };
+    scope.end().await;
+    ended
+}
+
+/// Serves and schedules. The caches wait for the API server by themselves.
+async fn start(config: &Config, scope: &mut Scope) -> anyhow::Result<()> {
+    let token = scope.token().clone();
     let client = client::connect(&config.kubeconfig, "kube-scheduler").await?;
-    let recorder = Recorder::start(client.clone(), DEFAULT_COMPONENT, "", shutdown.clone());
+    let recorder = Recorder::start(client.clone(), DEFAULT_COMPONENT, "", token.clone());
     let scheduler = Arc::new(Scheduler {
         state: Mutex::default(),
         wake: Notify::new(),
@@ -64,13 +81,20 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> anyhow::Resul
         client: client.clone(),
         recorder,
         metrics: Metrics::default(),
+        tasks: TaskTracker::new(),
     });
-    serve(&config, &scheduler, shutdown.clone()).await?;
-    let caches = Caches::new(client, shutdown.clone());
-    tokio::select! {
-        () = shutdown.cancelled() => {}
-        () = Arc::clone(&scheduler).schedule(&caches) => {}
-    }
+    serve(config, &scheduler, scope).await?;
+    let caches = Caches::new(client, token.clone());
+    scope.spawn("scheduling", async move {
+        let running = Arc::clone(&scheduler);
+        tokio::select! {
+            () = token.cancelled() => {}
+            () = running.schedule(&caches) => {}
+        }
+        // Bindings that have begun are finished, so that their pods are not placed twice.
+        scheduler.tasks.close();
+        scheduler.tasks.wait().await;
+    });
     Ok(())
 }
 
@@ -80,7 +104,7 @@ const DEFAULT_COMPONENT: &str = "default-scheduler";
 async fn serve(
     config: &Config,
     scheduler: &Arc<Scheduler>,
-    shutdown: CancellationToken,
+    scope: &mut Scope,
 ) -> anyhow::Result<()> {
     let Some(address) = config.address else { return Ok(()) };
     let tls = match &config.tls {
@@ -97,7 +121,8 @@ async fn serve(
         };
         async move { response }
     };
-    tokio::spawn(serving::serve(listener, tls, handler, shutdown));
+    let token = scope.token().clone();
+    scope.spawn("serving", serving::serve(listener, tls, handler, token));
     Ok(())
 }
 
@@ -184,14 +209,14 @@ impl Scheduler {
                 state.snapshot.assume(&info, &node);
                 drop(state);
                 let me = Arc::clone(self);
-                tokio::spawn(async move { me.bind(key, info, node).await });
+                self.tasks.spawn(async move { me.bind(key, info, node).await });
             }
             Err(why) => {
                 state.queue.refused(&key, &why.plugins, &self.all(), Timestamp::now());
                 drop(state);
                 self.metrics.unschedulable.fetch_add(1, Ordering::Relaxed);
                 let me = Arc::clone(self);
-                tokio::spawn(async move { me.tell(&pod, &why).await });
+                self.tasks.spawn(async move { me.tell(&pod, &why).await });
             }
         }
     }
@@ -212,7 +237,7 @@ impl Scheduler {
                 state.queue.failed(&key, Timestamp::now());
                 drop(state);
                 self.metrics.errors.fetch_add(1, Ordering::Relaxed);
-                tracing::warn!(pod = %key, node, error = format!("{error:#}"), "binding");
+                tracing::warn!(pod = %key, node, error = client::brief(&error), "binding");
                 self.wake.notify_one();
             }
         }
@@ -265,7 +290,7 @@ impl Scheduler {
         let patched =
             pods.patch_status(&key.name, &PatchParams::default(), &Patch::Strategic(patch)).await;
         if let Err(error) = patched {
-            tracing::debug!(pod = %key, %error, "condition not written");
+            tracing::debug!(pod = %key, error = line(&error), "condition not written");
         }
     }
 

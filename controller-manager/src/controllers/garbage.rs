@@ -219,7 +219,7 @@ pub async fn run(context: Context) {
                     }
                 }
                 Err(error) => {
-                    tracing::warn!(error = format!("{error:#}"), "garbage collector: discovery");
+                    tracing::warn!(error = client::brief(&error), "garbage collector: discovery");
                 }
             }
             tokio::time::sleep(DISCOVERY).await;
@@ -276,7 +276,8 @@ impl Collector {
                 Ok(Some(event)) => event,
                 Ok(None) => return,
                 Err(error) => {
-                    tracing::debug!(%error, kind = kind.resource.kind, "metadata watch");
+                    let error = client::error::line(&error);
+                    tracing::debug!(error, kind = kind.resource.kind, "metadata watch");
                     continue;
                 }
             };

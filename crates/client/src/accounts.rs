@@ -17,6 +17,9 @@ use parking_lot::RwLock;
 use tokio_util::sync::CancellationToken;
 use tower::util::MapRequestLayer;
 
+use crate::error::brief;
+use crate::retry;
+
 const NAMESPACE: &str = "kube-system";
 /// How long tokens are asked for; they are renewed at three quarters of it.
 const LIFE: Duration = Duration::from_secs(3600);
@@ -46,24 +49,15 @@ impl Accounts {
     }
 
     /// A client that acts as `system:serviceaccount:kube-system:<name>`. The account is made if it
-    /// is not there.
+    /// is not there. Waits until the API server has given a token; `None` at shutdown.
     ///
     /// # Errors
-    /// What the API server said.
-    pub async fn client(&self, name: &str) -> anyhow::Result<Client> {
-        let whence = || format!("service account {NAMESPACE}/{name}");
+    /// The kubeconfig is not usable.
+    pub async fn client(&self, name: &str) -> anyhow::Result<Option<Client>> {
         let api: Api<ServiceAccount> = Api::namespaced(self.root.clone(), NAMESPACE);
-        let account = ServiceAccount {
-            metadata: ObjectMeta { name: Some(name.to_owned()), ..ObjectMeta::default() },
-            ..ServiceAccount::default()
-        };
-        match api.create(&PostParams::default(), &account).await {
-            Err(kube::Error::Api(status)) if status.reason == "AlreadyExists" => {}
-            made => {
-                made.with_context(whence)?;
-            }
-        }
-        let first = header(&api, name).await.with_context(whence)?;
+        let whence = format!("service account {NAMESPACE}/{name}");
+        let first = retry::until(&self.shutdown, &whence, || fresh(&api, name)).await;
+        let Some(first) = first else { return Ok(None) };
         let token = Arc::new(RwLock::new(first));
         let current = Arc::clone(&token);
         let layer = MapRequestLayer::new(move |mut request: http::Request<kube::client::Body>| {
@@ -79,7 +73,7 @@ impl Accounts {
                 () = shutdown.cancelled() => {}
             }
         });
-        Ok(client)
+        Ok(Some(client))
     }
 }
 
@@ -87,17 +81,32 @@ async fn renew(api: &Api<ServiceAccount>, name: &str, token: &RwLock<HeaderValue
     let mut pause = LIFE * 3 / 4;
     loop {
         tokio::time::sleep(pause).await;
-        pause = match header(api, name).await {
+        pause = match fresh(api, name).await {
             Ok(fresh) => {
                 *token.write() = fresh;
                 LIFE * 3 / 4
             }
             Err(error) => {
-                tracing::warn!(account = name, error = format!("{error:#}"), "token not renewed");
+                tracing::warn!(account = name, error = brief(&error), "token not renewed");
                 RETRY
             }
         };
     }
+}
+
+/// A new token, of an account that is made if need be: somebody may have deleted it.
+async fn fresh(api: &Api<ServiceAccount>, name: &str) -> anyhow::Result<HeaderValue> {
+    let account = ServiceAccount {
+        metadata: ObjectMeta { name: Some(name.to_owned()), ..ObjectMeta::default() },
+        ..ServiceAccount::default()
+    };
+    match api.create(&PostParams::default(), &account).await {
+        Err(kube::Error::Api(status)) if status.reason == "AlreadyExists" => {}
+        made => {
+            made.context("making it")?;
+        }
+    }
+    header(api, name).await.context("its token")
 }
 
 async fn header(api: &Api<ServiceAccount>, name: &str) -> anyhow::Result<HeaderValue> {

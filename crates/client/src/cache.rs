@@ -16,6 +16,8 @@ use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use crate::error::line;
+
 /// Namespace (empty for cluster-scoped kinds) and name.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Key {
@@ -130,7 +132,7 @@ impl<K: Cacheable> Cache<K> {
                 Ok(None) => return,
                 // The watcher recovers by itself, after a pause.
                 Err(error) => {
-                    tracing::warn!(%error, kind = std::any::type_name::<K>(), "watch failed")
+                    tracing::warn!(error = line(&error), kind = kind::<K>(), "watch failed")
                 }
             }
         }
@@ -212,6 +214,12 @@ impl<K: Cacheable> Cache<K> {
         // The sender lives in `self`, so this ends only when the value is true.
         let _ = self.inner.synced.subscribe().wait_for(|synced| *synced).await;
     }
+}
+
+/// `Pod`, of `k8s_openapi::api::core::v1::pod::Pod`.
+fn kind<K>() -> &'static str {
+    let path = std::any::type_name::<K>();
+    path.rsplit("::").next().unwrap_or(path)
 }
 
 /// Nobody here reads managedFields, and they are half of an object.

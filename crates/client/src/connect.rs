@@ -1,9 +1,13 @@
 //! A client from a kubeconfig file.
 
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::Context;
 use kube::config::{KubeConfigOptions, Kubeconfig};
+
+/// A connection that says nothing for so long is given up.
+const SILENCE: Duration = Duration::from_secs(300);
 
 /// Connects as the kubeconfig's current context says. No request is made yet.
 ///
@@ -23,8 +27,8 @@ pub(crate) async fn config(kubeconfig: &Path, user_agent: &str) -> anyhow::Resul
     let mut config = kube::Config::from_custom_kubeconfig(file, &KubeConfigOptions::default())
         .await
         .with_context(whence)?;
-    // Watches stay open for long; requests without an answer are bounded by the server.
-    config.read_timeout = None;
+    // Watches end after 290 s and carry bookmarks before: silence for longer is a dead connection.
+    config.read_timeout = Some(SILENCE);
     let agent = format!("{user_agent}/v{}", env!("CARGO_PKG_VERSION"));
     let name = http::header::USER_AGENT;
     config.headers.push((name, http::HeaderValue::from_str(&agent).with_context(whence)?));

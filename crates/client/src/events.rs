@@ -143,7 +143,7 @@ impl Writer {
     async fn run(mut self, mut notes: mpsc::Receiver<Note>) {
         while let Some(note) = notes.recv().await {
             if let Err(error) = self.write(note).await {
-                tracing::debug!(%error, "event not written");
+                tracing::debug!(error = crate::error::line(&error), "event not written");
             }
         }
     }

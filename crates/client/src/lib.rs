@@ -4,9 +4,12 @@
 pub mod accounts;
 pub mod cache;
 pub mod connect;
+pub mod error;
 pub mod events;
 pub mod queue;
+pub mod retry;
 
 pub use cache::{Cache, Caches, Change, Key};
 pub use connect::connect;
+pub use error::brief;
 pub use queue::Queue;

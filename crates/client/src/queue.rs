@@ -10,6 +10,8 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::error::brief;
+
 /// First delay after a failure; it doubles with each further one.
 const BASE_DELAY: Duration = Duration::from_millis(5);
 /// Longest delay after a failure.
@@ -109,6 +111,9 @@ impl<T: Clone + Eq + Hash + Send + 'static> Queue<T> {
     /// The next key, to be given back with [`Queue::done`]; `None` at shutdown.
     pub async fn next(&self) -> Option<T> {
         loop {
+            if self.shutdown.is_cancelled() {
+                return None;
+            }
             let notified = self.wake.notified();
             let due = {
                 let mut state = self.state.lock();
@@ -161,7 +166,7 @@ impl<T: Clone + Eq + Hash + Send + 'static> Queue<T> {
                         tracing::warn!(
                             controller = name,
                             ?key,
-                            error = format!("{error:#}"),
+                            error = brief(&error),
                             "will retry"
                         );
                         self.add_rate_limited(key.clone());
@@ -280,6 +285,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn shutdown_ends_waiting() {
         let q = queue();
+        q.add("a");
         q.shutdown.cancel();
         assert_eq!(q.next().await, None);
     }

@@ -13,16 +13,24 @@ use k8s_cri::v1 as cri;
 use crate::kubelet::{Kubelet, RuntimeHealth};
 
 const HEALTH_PERIOD: Duration = Duration::from_secs(5);
+/// While something is wrong.
+const ILL_PERIOD: Duration = Duration::from_secs(1);
+/// A node that starts is looked at this often until it is ready for the first time, but not
+/// longer than [`START`] (upstream's fast path of the first status update). A CRI runtime tells
+/// nobody when its network configuration has come.
+const START_PERIOD: Duration = Duration::from_millis(100);
+const START: Duration = Duration::from_secs(120);
 /// A relisting older than this makes the node not ready.
 const RELIST_LIMIT: Duration = Duration::from_secs(180);
 
 /// Asks the runtime how it is until shutdown.
 pub async fn watch_runtime(k: Arc<Kubelet>) {
+    let mut was_well = false;
     loop {
         let health = runtime_health(&k).await;
-        // At the start and after trouble nobody wants to wait long for good news.
         let well = health == RuntimeHealth::default();
-        let pause = if well { HEALTH_PERIOD } else { Duration::from_secs(1) };
+        was_well |= well;
+        let pause = pause(well, was_well, k.started.elapsed());
         k.health.send_if_modified(|current| {
             let changed = *current != health;
             if changed {
@@ -32,8 +40,18 @@ pub async fn watch_runtime(k: Arc<Kubelet>) {
         });
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
+            () = k.look_at_runtime.notified() => {}
             () = k.shutdown.cancelled() => return,
         }
+    }
+}
+
+/// How long until the next look at the runtime.
+fn pause(well: bool, was_well: bool, since_start: Duration) -> Duration {
+    match (well, was_well) {
+        (true, _) => HEALTH_PERIOD,
+        (false, false) if since_start < START => START_PERIOD,
+        (false, _) => ILL_PERIOD,
     }
 }
 
@@ -60,4 +78,22 @@ pub async fn runtime_health(k: &Kubelet) -> RuntimeHealth {
     let network =
         failing("NetworkReady").map(|why| format!("container runtime network not ready: {why}"));
     RuntimeHealth { runtime, network }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn good_news_is_awaited_closely_only_at_the_start() {
+        let at = Duration::from_secs;
+        for (well, was_well, since, want) in [
+            (false, false, at(0), START_PERIOD),
+            (false, false, at(500), ILL_PERIOD),
+            (true, true, at(1), HEALTH_PERIOD),
+            (false, true, at(1), ILL_PERIOD),
+        ] {
+            assert_eq!(pause(well, was_well, since), want, "{well} {was_well} {since:?}");
+        }
+    }
 }

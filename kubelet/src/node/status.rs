@@ -14,8 +14,7 @@ use crate::config::KubeletConfiguration;
 use crate::kubelet::{Kubelet, RuntimeHealth};
 use crate::quantity::{List, amount, binary, decimal, milli};
 
-/// Images that are listed (upstream's `nodeStatusMaxImages`), and names of each.
-const MAX_IMAGES: usize = 50;
+/// Names that are listed of each image.
 const MAX_NAMES: usize = 5;
 /// What upstream's default `evictionHard` leaves free.
 const MEMORY_EVICTION: i64 = 100 << 20;
@@ -150,13 +149,13 @@ pub fn conditions(
     others.cloned().chain(own.iter().cloned()).collect()
 }
 
-/// The images, largest first.
-pub fn images(list: &[cri::Image]) -> Vec<ContainerImage> {
+/// The largest `most` images, the largest first; all if that is negative.
+pub fn images(list: &[cri::Image], most: i32) -> Vec<ContainerImage> {
     let mut images: Vec<&cri::Image> = list.iter().collect();
     images.sort_by(|a, b| b.size.cmp(&a.size).then_with(|| a.id.cmp(&b.id)));
     images
         .into_iter()
-        .take(MAX_IMAGES)
+        .take(usize::try_from(most).unwrap_or(usize::MAX))
         .map(|image| ContainerImage {
             names: Some(
                 image
@@ -216,7 +215,7 @@ pub async fn current(k: &Kubelet, node: &Node, now: &Time) -> NodeStatus {
             system_uuid: m.system_uuid.clone(),
             ..NodeSystemInfo::default()
         }),
-        images: Some(images(&list)),
+        images: Some(images(&list, k.config.node_status_max_images)),
         features: old.features.clone().or_else(|| Some(NodeFeatures::default())),
         runtime_handlers: old
             .runtime_handlers

@@ -36,7 +36,7 @@ pub fn config(pod: &Pod, facts: Facts<'_>) -> Result<cri::PodSandboxConfig, Stri
     let sysctls: HashMap<String, String> = sysctls
         .into_iter()
         .flatten()
-        .map(|s| (s.name.replace('/', "."), s.value.clone()))
+        .map(|s| (crate::sysctl::normalize(&s.name), s.value.clone()))
         .collect();
     // A pod on the node's network has the node's name, and may not change it.
     let hostname = match host_network(pod) {

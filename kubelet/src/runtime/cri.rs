@@ -11,8 +11,6 @@ use k8s_cri::v1::runtime_service_client::RuntimeServiceClient;
 use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint, Uri};
 
-/// Upstream's `runtimeRequestTimeout`.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(120);
 /// Answers larger than this are refused: a node's whole container list fits.
 const MAX_MESSAGE: usize = 16 << 20;
 
@@ -55,6 +53,7 @@ type Result<T> = std::result::Result<T, RuntimeError>;
 pub struct Cri {
     runtime: RuntimeServiceClient<Channel>,
     images: ImageServiceClient<Channel>,
+    timeout: Duration,
 }
 
 fn channel(endpoint: &str) -> anyhow::Result<Channel> {
@@ -81,18 +80,19 @@ macro_rules! calls {
     ($($(#[$doc:meta])* $client:ident.$name:ident($request:ident) -> $response:ident;)*) => {
         $($(#[$doc])*
         pub async fn $name(&self, request: cri::$request) -> Result<cri::$response> {
-            let answer = self.$client.clone().$name(timed(request, REQUEST_TIMEOUT)).await?;
+            let answer = self.$client.clone().$name(timed(request, self.timeout)).await?;
             Ok(answer.into_inner())
         })*
     };
 }
 
 impl Cri {
-    /// A client for a runtime's socket, and for the image service's where it differs.
+    /// A client for a runtime's socket, and for the image service's where it differs. `timeout`
+    /// bounds each call that has not a reason to take longer.
     ///
     /// # Errors
     /// The endpoint is no Unix socket.
-    pub fn new(runtime: &str, images: &str) -> anyhow::Result<Self> {
+    pub fn new(runtime: &str, images: &str, timeout: Duration) -> anyhow::Result<Self> {
         let runtime_channel = channel(runtime)?;
         let image_channel = match images {
             "" => runtime_channel.clone(),
@@ -102,6 +102,7 @@ impl Cri {
             runtime: RuntimeServiceClient::new(runtime_channel)
                 .max_decoding_message_size(MAX_MESSAGE),
             images: ImageServiceClient::new(image_channel).max_decoding_message_size(MAX_MESSAGE),
+            timeout,
         })
     }
 
@@ -135,14 +136,14 @@ impl Cri {
     ) -> Result<String> {
         let request =
             cri::RunPodSandboxRequest { config: Some(config), runtime_handler: handler.to_owned() };
-        let request = timed(request, REQUEST_TIMEOUT * 2);
+        let request = timed(request, self.timeout * 2);
         Ok(self.runtime.clone().run_pod_sandbox(request).await?.into_inner().pod_sandbox_id)
     }
 
     /// Stops a container: asks it, and kills it after `grace` seconds.
     pub async fn stop_container(&self, id: &str, grace: i64) -> Result<()> {
         let request = cri::StopContainerRequest { container_id: id.to_owned(), timeout: grace };
-        let patience = Duration::from_secs(grace.max(0).unsigned_abs()) + REQUEST_TIMEOUT;
+        let patience = Duration::from_secs(grace.max(0).unsigned_abs()) + self.timeout;
         match self.runtime.clone().stop_container(timed(request, patience)).await {
             Ok(_) => Ok(()),
             Err(status) if status.code() == tonic::Code::NotFound => Ok(()),
@@ -162,7 +163,7 @@ impl Cri {
             cri::ExecSyncRequest { container_id: id.to_owned(), cmd: command, timeout: seconds };
         let patience = match seconds {
             0 => Duration::from_secs(3600),
-            _ => timeout + REQUEST_TIMEOUT,
+            _ => timeout + self.timeout,
         };
         let answer = self.runtime.clone().exec_sync(timed(request, patience)).await?.into_inner();
         let mut output = answer.stdout;

@@ -2,6 +2,7 @@
 //! port-forward.
 
 pub mod auth;
+mod idle;
 mod logs;
 mod spdy;
 mod streams;
@@ -94,6 +95,39 @@ pub async fn serve_health(k: Arc<Kubelet>, listener: TcpListener) {
     serving::serve(listener, None, handler, shutdown).await;
 }
 
+/// Serves what may be read by anybody, without TLS (`readOnlyPort`).
+pub async fn serve_read_only(k: Arc<Kubelet>, listener: TcpListener) {
+    let shutdown = k.shutdown.clone();
+    let handler = move |request: Request<Incoming>| {
+        let k = Arc::clone(&k);
+        async move {
+            let path = request.uri().path().to_owned();
+            match debugs(&path) {
+                true => text(405, "Debug endpoints are disabled.\n"),
+                false => route(k, &path, request).await,
+            }
+        }
+    };
+    serving::serve(listener, None, handler, shutdown).await;
+}
+
+/// Whether a path leads into containers or shows more than state.
+fn debugs(path: &str) -> bool {
+    let first = path.split('/').find(|part| !part.is_empty()).unwrap_or_default();
+    [
+        "run",
+        "exec",
+        "attach",
+        "portForward",
+        "containerLogs",
+        "runningpods",
+        "logs",
+        "debug",
+        "configz",
+    ]
+    .contains(&first)
+}
+
 fn healthz(k: &Kubelet) -> Response<Body> {
     let alive = k.relisted.lock().map_or(k.started, |at| at).elapsed().as_secs() < 180;
     match alive {
@@ -110,6 +144,9 @@ async fn guarded(k: Arc<Kubelet>, auth: Arc<Auth>, request: Request<Incoming>) -
     let path = request.uri().path().to_owned();
     let checked = auth.check(&k, peer.as_deref(), request.headers(), request.method(), &path).await;
     match checked {
+        Ok(()) if !k.config.enable_debugging_handlers && debugs(&path) => {
+            text(405, "Debug endpoints are disabled.\n")
+        }
         Ok(()) => route(k, &path, request).await,
         Err(Refused::Unauthorized) => text(401, "Unauthorized"),
         Err(Refused::Forbidden(message)) => text(403, message),
@@ -182,6 +219,11 @@ async fn route(k: Arc<Kubelet>, path: &str, request: Request<Incoming>) -> Respo
         ["portForward", ns, pod, id] => port_forward(k, ns, pod, Some(id), request).await,
         _ => text(404, "404 page not found\n"),
     }
+}
+
+/// How long a stream may be quiet.
+fn idle(k: &Kubelet) -> std::time::Duration {
+    k.config.streaming_connection_idle_timeout.0
 }
 
 fn find(k: &Kubelet, ns: &str, pod: &str, id: Option<&str>) -> Option<Arc<Pod>> {
@@ -266,7 +308,7 @@ async fn stream(
         false => streams::attach_url(&k, &target.id, wanted).await,
     };
     match url {
-        Ok(url) => streams::proxy(request, &url, Some(wanted)).await,
+        Ok(url) => streams::proxy(request, &url, Some(wanted), idle(&k)).await,
         Err(error) => text(500, format!("{error:#}")),
     }
 }
@@ -293,7 +335,7 @@ async fn port_forward(
     let port = ports.flat_map(|(_, v)| v.split(',')).filter_map(|p| p.parse().ok()).collect();
     let asked = k8s_cri::v1::PortForwardRequest { pod_sandbox_id: sandbox.id.clone(), port };
     match k.cri.port_forward(asked).await {
-        Ok(answer) => streams::proxy(request, &answer.url, None).await,
+        Ok(answer) => streams::proxy(request, &answer.url, None, idle(&k)).await,
         Err(error) => text(500, error.to_string()),
     }
 }

@@ -97,10 +97,11 @@ pub async fn proxy(
     request: Request<Incoming>,
     url: &str,
     wanted: Option<Wanted>,
+    idle: Duration,
 ) -> Response<Body> {
     let result = match is_websocket(request.headers()) {
-        true => websocket(request, url, wanted).await,
-        false => through(request, url).await,
+        true => websocket(request, url, wanted, idle).await,
+        false => through(request, url, idle).await,
     };
     result.unwrap_or_else(|error| {
         tracing::debug!(error = format!("{error:#}"), "stream not connected");
@@ -131,7 +132,11 @@ async fn dial(url: &str, headers: &HeaderMap) -> anyhow::Result<Response<Incomin
     Ok(sender.send_request(request).await?)
 }
 
-async fn through(request: Request<Incoming>, url: &str) -> anyhow::Result<Response<Body>> {
+async fn through(
+    request: Request<Incoming>,
+    url: &str,
+    idle: Duration,
+) -> anyhow::Result<Response<Body>> {
     if request.headers().get(header::UPGRADE).is_none() {
         return Ok(text(400, "unable to upgrade: missing upgrade headers in request"));
     }
@@ -146,8 +151,14 @@ async fn through(request: Request<Incoming>, url: &str) -> anyhow::Result<Respon
         let both = tokio::try_join!(hyper::upgrade::on(request), hyper::upgrade::on(upstream));
         let Ok((client, runtime)) = both else { return };
         let (mut client, mut runtime) = (TokioIo::new(client), TokioIo::new(runtime));
-        if let Err(error) = tokio::io::copy_bidirectional(&mut client, &mut runtime).await {
-            tracing::debug!(%error, "stream ended");
+        let (mut watched, quiet) = super::idle::watch(&mut runtime);
+        tokio::select! {
+            ended = tokio::io::copy_bidirectional(&mut client, &mut watched) => {
+                if let Err(error) = ended {
+                    tracing::debug!(%error, "stream ended");
+                }
+            }
+            () = quiet.for_long(idle) => tracing::debug!("stream ended: it was idle"),
         }
     });
     Ok(response)
@@ -157,6 +168,7 @@ async fn websocket(
     request: Request<Incoming>,
     url: &str,
     wanted: Option<Wanted>,
+    idle: Duration,
 ) -> anyhow::Result<Response<Body>> {
     let known: &[&str] = match wanted {
         Some(_) => &["v5.channel.k8s.io", "v4.channel.k8s.io"],
@@ -193,9 +205,16 @@ async fn websocket(
         let Ok((client, runtime)) = both else { return };
         let client =
             WebSocketStream::from_raw_socket(TokioIo::new(client), Role::Server, None).await;
-        let ended = match wanted {
-            Some(wanted) => translate(client, TokioIo::new(runtime), wanted, v5).await,
-            None => tunnel(client, TokioIo::new(runtime)).await,
+        let (runtime, quiet) = super::idle::watch(TokioIo::new(runtime));
+        let talk = async {
+            match wanted {
+                Some(wanted) => translate(client, runtime, wanted, v5).await,
+                None => tunnel(client, runtime).await,
+            }
+        };
+        let ended = tokio::select! {
+            ended = talk => ended,
+            () = quiet.for_long(idle) => Err(anyhow::anyhow!("it was idle")),
         };
         if let Err(error) = ended {
             tracing::debug!(error = format!("{error:#}"), "stream ended");
@@ -205,7 +224,7 @@ async fn websocket(
 }
 
 type Client = WebSocketStream<TokioIo<Upgraded>>;
-type Runtime = TokioIo<Upgraded>;
+type Runtime = super::idle::Watched<TokioIo<Upgraded>>;
 
 /// Channels to streams and back.
 async fn translate(
