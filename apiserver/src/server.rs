@@ -15,6 +15,7 @@ use store::{SharedStore, embedded, etcd};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
+use crate::admission::lookup::Lookup;
 use crate::admission::plugins;
 use crate::api::{Api, Identity, InFlight};
 use crate::authentication::bootstrap_token::BootstrapTokens;
@@ -92,7 +93,8 @@ impl Server {
         let (chain, rbac) = authorization::chain(&modes, &reader).map_err(|e| anyhow!(e))?;
         let authorizer = overrides.authorizer.unwrap_or_else(|| Arc::new(chain));
         let keys = Keys::read(&config)?;
-        let token_kinds = token_kinds(&config, &keys, &reader, &clock)?;
+        let lookup = Lookup { reader: reader.clone(), live: Some(caches.clone()) };
+        let token_kinds = token_kinds(&config, &keys, &lookup, &clock)?;
         let audiences = audiences(&config);
         let tokens = || {
             let mut key = [0; 32];
@@ -307,7 +309,7 @@ fn audiences(config: &Config) -> Vec<String> {
 fn token_kinds(
     config: &Config,
     keys: &Keys,
-    reader: &Arc<dyn Reader>,
+    lookup: &Lookup,
     clock: &Clock,
 ) -> anyhow::Result<Vec<Arc<dyn TokenAuthenticator>>> {
     let mut kinds: Vec<Arc<dyn TokenAuthenticator>> = Vec::new();
@@ -320,12 +322,12 @@ fn token_kinds(
             keys.verifying.clone(),
             config.service_accounts.issuers.clone(),
             audiences(config),
-            reader.clone(),
+            lookup.clone(),
             clock.clone(),
         )));
     }
     if config.enable_bootstrap_token_auth {
-        kinds.push(Arc::new(BootstrapTokens::new(reader.clone(), clock.clone())));
+        kinds.push(Arc::new(BootstrapTokens::new(lookup.reader.clone(), clock.clone())));
     }
     Ok(kinds)
 }

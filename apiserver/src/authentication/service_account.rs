@@ -2,7 +2,7 @@
 //! (upstream: `serviceaccount/claims.go`, `legacy.go`, `jwt.go`).
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::time::Duration;
 
 use apimachinery::gvk::GroupResource;
 use apimachinery::{Value, object};
@@ -14,8 +14,9 @@ use jsonwebtoken::Validation;
 
 use super::keys::VerifyingKey;
 use super::{Authenticated, CREDENTIAL_ID, Clock, Rejected, TokenAuthenticator, User};
+use crate::admission::lookup::Lookup;
 use crate::authorization::rule::quoted;
-use crate::reader::{Object, Reader};
+use crate::reader::Object;
 
 /// Issuer of tokens that Secrets hold.
 pub const LEGACY_ISSUER: &str = "kubernetes/serviceaccount";
@@ -46,7 +47,7 @@ pub struct ServiceAccounts {
     issuers: Vec<String>,
     /// `--api-audiences`: for tokens that name no audience, and when none is asked for.
     audiences: Vec<String>,
-    reader: Arc<dyn Reader>,
+    lookup: Lookup,
     clock: Clock,
 }
 
@@ -56,10 +57,10 @@ impl ServiceAccounts {
         keys: Vec<VerifyingKey>,
         issuers: Vec<String>,
         audiences: Vec<String>,
-        reader: Arc<dyn Reader>,
+        lookup: Lookup,
         clock: Clock,
     ) -> Self {
-        Self { keys, issuers, audiences, reader, clock }
+        Self { keys, issuers, audiences, lookup, clock }
     }
 
     fn verify(&self, token: &str) -> Result<Value, Rejected> {
@@ -82,12 +83,14 @@ impl ServiceAccounts {
         Err(failed)
     }
 
-    fn find(&self, resource: &str, namespace: &str, name: &str) -> Option<Object> {
-        self.reader.get(&GroupResource::new("", resource), namespace, name)
+    /// What the caches do not have yet is looked for in the store.
+    async fn find(&self, resource: &str, namespace: &str, name: &str) -> Option<Object> {
+        let resource = GroupResource::new("", resource);
+        self.lookup.patient(&resource, namespace, name, (1, Duration::ZERO)).await
     }
 
     /// An object that a token is bound to, if it is the same one and still there.
-    fn bound(
+    async fn bound(
         &self,
         what: (&str, &str, &str),
         namespace: &str,
@@ -97,7 +100,7 @@ impl ServiceAccounts {
         let (resource, kind, lower) = what;
         let name = object::str_at(reference, &["name"]);
         let uid = object::str_at(reference, &["uid"]);
-        let found = self.find(resource, namespace, name).ok_or(INVALIDATED)?;
+        let found = self.find(resource, namespace, name).await.ok_or(INVALIDATED)?;
         if object::uid(&found) != uid {
             return Err(format!(
                 "{kind} UID ({}) does not match service account {lower} ref claim ({uid})",
@@ -110,7 +113,7 @@ impl ServiceAccounts {
         Ok((name.to_owned(), uid.to_owned()))
     }
 
-    fn bound_token(&self, claims: &Value) -> Result<User, String> {
+    async fn bound_token(&self, claims: &Value) -> Result<User, String> {
         let now = (self.clock)();
         check_times(claims, now)?;
         let private = claims.get("kubernetes.io").unwrap_or(&Value::Null);
@@ -119,6 +122,7 @@ impl ServiceAccounts {
         let uid = object::str_at(private, &["serviceaccount", "uid"]);
         let account = self
             .find("serviceaccounts", namespace, name)
+            .await
             .ok_or_else(|| format!("serviceaccounts {name:?} not found"))?;
         if object::uid(&account) != uid {
             return Err(format!(
@@ -134,11 +138,11 @@ impl ServiceAccounts {
             extra.insert(format!("authentication.kubernetes.io/{key}"), vec![value.to_owned()]);
         };
         if let Some(secret) = object::get(private, &["secret"]) {
-            self.bound(("secrets", "secret", "secret"), namespace, secret, now)?;
+            self.bound(("secrets", "secret", "secret"), namespace, secret, now).await?;
         }
         let pod = object::get(private, &["pod"]);
         if let Some(pod) = pod {
-            let (name, uid) = self.bound(("pods", "pod", "pod"), namespace, pod, now)?;
+            let (name, uid) = self.bound(("pods", "pod", "pod"), namespace, pod, now).await?;
             if !name.is_empty() && !uid.is_empty() {
                 tell("pod-name", &name);
                 tell("pod-uid", &uid);
@@ -147,7 +151,7 @@ impl ServiceAccounts {
         if let Some(node) = object::get(private, &["node"]) {
             // The node of a pod is told, not checked: it does not bind the token.
             if pod.is_none() {
-                self.bound(("nodes", "node", "node"), "", node, now)?;
+                self.bound(("nodes", "node", "node"), "", node, now).await?;
             }
             let (name, uid) = (object::str_at(node, &["name"]), object::str_at(node, &["uid"]));
             if !name.is_empty() {
@@ -175,7 +179,7 @@ impl ServiceAccounts {
     }
 
     /// A token that a Secret holds.
-    fn legacy_token(&self, token: &str, claims: &Value) -> Result<User, String> {
+    async fn legacy_token(&self, token: &str, claims: &Value) -> Result<User, String> {
         let claim = |name: &str, says: &str| match object::str_at(claims, &[name]) {
             "" => Err(format!("{says} claim is missing")),
             value => Ok(value.to_owned()),
@@ -190,7 +194,7 @@ impl ServiceAccounts {
             return Err("sub claim is invalid".to_owned());
         }
         let gone = "Token has been invalidated";
-        let secret = self.find("secrets", &namespace, &secret_name).ok_or(gone)?;
+        let secret = self.find("secrets", &namespace, &secret_name).await.ok_or(gone)?;
         if !object::deletion_timestamp(&secret).is_empty() {
             return Err(gone.to_owned());
         }
@@ -201,6 +205,7 @@ impl ServiceAccounts {
         }
         let account = self
             .find("serviceaccounts", &namespace, &name)
+            .await
             .ok_or_else(|| format!("serviceaccounts {name:?} not found"))?;
         if !object::deletion_timestamp(&account).is_empty() {
             return Err(format!("ServiceAccount {namespace}/{name} has been deleted"));
@@ -303,8 +308,11 @@ impl TokenAuthenticator for ServiceAccounts {
                 quoted(wanted)
             )));
         }
-        let user =
-            if legacy { self.legacy_token(token, &claims) } else { self.bound_token(&claims) };
+        let user = if legacy {
+            self.legacy_token(token, &claims).await
+        } else {
+            self.bound_token(&claims).await
+        };
         let user = user.map_err(Rejected)?;
         Ok(Some(Authenticated { user, audiences: common }))
     }

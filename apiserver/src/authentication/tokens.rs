@@ -10,7 +10,8 @@ use serde_json::{Map, json};
 
 use super::keys::SigningKey;
 use super::service_account::user_name;
-use crate::reader::{Object, Reader};
+use crate::admission::lookup::Lookup;
+use crate::reader::Object;
 
 /// What pods' tokens ask for, in seconds: asking for just this marks a token that may live
 /// longer, since old clients do not reload it.
@@ -72,9 +73,9 @@ impl TokenIssuer {
     ///
     /// # Errors
     /// As upstream: 404 without the service account, 409 for another uid, 422 for what is invalid.
-    pub fn prepare(
+    pub async fn prepare(
         &self,
-        reader: &dyn Reader,
+        lookup: &Lookup,
         (namespace, name): (&str, &str),
         request: &mut Value,
         now: Timestamp,
@@ -89,7 +90,7 @@ impl TokenIssuer {
                 return Err(invalid(name, FieldError::invalid(&path, got, says)));
             }
         }
-        let account = account(reader, namespace, name)?;
+        let account = account(lookup, namespace, name).await?;
         let uid = object::uid(&account);
         let asked = object::uid(request);
         if !asked.is_empty() && asked != uid {
@@ -128,17 +129,17 @@ impl TokenIssuer {
     /// # Errors
     /// As upstream: 404 without the bound object, 409 for another uid, 400 for what tokens cannot
     /// be bound to.
-    pub fn issue(
+    pub async fn issue(
         &self,
-        reader: &dyn Reader,
+        lookup: &Lookup,
         (namespace, name): (&str, &str),
         request: &mut Value,
         moment: &Moment,
         warnings: &mut Vec<String>,
     ) -> Result<(), ApiError> {
-        let account = account(reader, namespace, name)?;
+        let account = account(lookup, namespace, name).await?;
         let bound = match object::get(request, &["spec", "boundObjectRef"]) {
-            Some(reference) => bind(reader, (namespace, name), reference)?,
+            Some(reference) => bind(lookup, (namespace, name), reference).await?,
             None => Bound::default(),
         };
         let mut seconds =
@@ -215,23 +216,23 @@ fn invalid(name: &str, error: FieldError) -> ApiError {
     }
 }
 
-fn find(
-    reader: &dyn Reader,
+async fn find(
+    lookup: &Lookup,
     resource: &str,
     namespace: &str,
     name: &str,
 ) -> Result<Object, ApiError> {
     let resource = GroupResource::new("", resource);
-    let found = reader.get(&resource, namespace, name);
+    let found = lookup.live(&resource, namespace, name).await;
     found.ok_or_else(|| ApiError::NotFound { resource, name: name.to_owned() })
 }
 
-fn account(reader: &dyn Reader, namespace: &str, name: &str) -> Result<Object, ApiError> {
-    find(reader, "serviceaccounts", namespace, name)
+async fn account(lookup: &Lookup, namespace: &str, name: &str) -> Result<Object, ApiError> {
+    find(lookup, "serviceaccounts", namespace, name).await
 }
 
-fn bind(
-    reader: &dyn Reader,
+async fn bind(
+    lookup: &Lookup,
     (namespace, account): (&str, &str),
     reference: &Value,
 ) -> Result<Bound, ApiError> {
@@ -239,9 +240,9 @@ fn bind(
     let kind = object::str_at(reference, &["kind"]);
     let name = object::str_at(reference, &["name"]);
     let (claim, found) = match (group, kind) {
-        ("", "Pod") => ("pod", find(reader, "pods", namespace, name)?),
-        ("", "Secret") => ("secret", find(reader, "secrets", namespace, name)?),
-        ("", "Node") => ("node", find(reader, "nodes", "", name)?),
+        ("", "Pod") => ("pod", find(lookup, "pods", namespace, name).await?),
+        ("", "Secret") => ("secret", find(lookup, "secrets", namespace, name).await?),
+        ("", "Node") => ("node", find(lookup, "nodes", "", name).await?),
         _ => {
             return Err(ApiError::BadRequest(format!(
                 "cannot bind token to object of type {group}/{version}, Kind={kind}"
@@ -258,7 +259,7 @@ fn bind(
         let on = object::str_at(&found, &["spec", "nodeName"]);
         if !on.is_empty() {
             // A node that is gone is still named.
-            let there = reader.get(&GroupResource::new("", "nodes"), "", on);
+            let there = lookup.live(&GroupResource::new("", "nodes"), "", on).await;
             let uid = there.map(|n| object::uid(&n).to_owned()).unwrap_or_default();
             node = Some((on.to_owned(), uid));
         }
@@ -309,6 +310,7 @@ mod tests {
     use super::super::{CREDENTIAL_ID, TokenAuthenticator};
     use super::*;
     use crate::authorization::testing::Memory;
+    use crate::reader::Reader as _;
     use base64::Engine as _;
     use base64::engine::general_purpose::STANDARD;
 
@@ -347,17 +349,26 @@ mod tests {
         Moment { now, id: "11111111-2222-4333-8444-555555555555".into() }
     }
 
-    fn ask(issuer: &TokenIssuer, memory: &Memory, spec: Value) -> Result<Value, ApiError> {
+    fn lookup(memory: &Arc<Memory>) -> Lookup {
+        Lookup { reader: memory.clone(), live: None }
+    }
+
+    async fn ask(
+        issuer: &TokenIssuer,
+        memory: &Arc<Memory>,
+        spec: Value,
+    ) -> Result<Value, ApiError> {
+        let lookup = lookup(memory);
         let mut request = json!({"metadata": {}, "spec": spec});
-        issuer.prepare(memory, ACCOUNT, &mut request, moment().now)?;
-        issuer.issue(memory, ACCOUNT, &mut request, &moment(), &mut Vec::new())?;
+        issuer.prepare(&lookup, ACCOUNT, &mut request, moment().now).await?;
+        issuer.issue(&lookup, ACCOUNT, &mut request, &moment(), &mut Vec::new()).await?;
         Ok(request)
     }
 
     fn verifier(issuer: &TokenIssuer, memory: &Arc<Memory>, at: i64) -> ServiceAccounts {
         let keys = vec![issuer.key().verifying().clone()];
         let names = vec![AUDIENCE.to_owned()];
-        ServiceAccounts::new(keys, names.clone(), names, memory.clone(), clock(at))
+        ServiceAccounts::new(keys, names.clone(), names, lookup(memory), clock(at))
     }
 
     fn claims(token: &str) -> Value {
@@ -370,7 +381,7 @@ mod tests {
     async fn tokens_come_back_as_users() {
         let (memory, issuer) = (world(), issuer(0));
         let pod = json!({"boundObjectRef": {"kind": "Pod", "apiVersion": "v1", "name": "p", "uid": "u-pod"}});
-        let request = ask(&issuer, &memory, pod).expect("a token");
+        let request = ask(&issuer, &memory, pod).await.expect("a token");
         assert_eq!(request["status"]["expirationTimestamp"], "2027-01-15T09:00:00Z");
         let token = object::str_at(&request, &["status", "token"]);
         let check = async |at: i64, audiences: &[String]| {
@@ -437,14 +448,14 @@ mod tests {
     #[tokio::test]
     async fn only_our_own_tokens_count() {
         let (memory, ours, other) = (world(), issuer(0), issuer(0));
-        let foreign = ask(&other, &memory, json!({})).expect("a token");
+        let foreign = ask(&other, &memory, json!({})).await.expect("a token");
         let foreign = object::str_at(&foreign, &["status", "token"]);
         let verifier = verifier(&ours, &memory, NOW);
         assert!(verifier.authenticate_token(foreign, &[]).await.is_err());
         for not_ours in ["", "abc", "a.b.c", "abcdef.0123456789abcdef"] {
             assert_eq!(verifier.authenticate_token(not_ours, &[]).await.ok(), Some(None));
         }
-        let own = ask(&ours, &memory, json!({})).expect("a token");
+        let own = ask(&ours, &memory, json!({})).await.expect("a token");
         let own = object::str_at(&own, &["status", "token"]);
         let unsigned = own.rsplit_once('.').map(|(m, _)| format!("{m}.")).expect("a token");
         assert!(verifier.authenticate_token(&unsigned, &[]).await.is_err());
@@ -469,8 +480,8 @@ mod tests {
         assert!(verifier.authenticate_token(&token, &[]).await.is_err());
     }
 
-    #[test]
-    fn lifetimes() {
+    #[tokio::test]
+    async fn lifetimes() {
         let bound = json!({"kind": "Pod", "apiVersion": "v1", "name": "p"});
         // max, spec, seconds of life, warnafter after now
         let cases = [
@@ -492,7 +503,7 @@ mod tests {
             ),
         ];
         for (max, spec, lives, warn) in cases {
-            let request = ask(&issuer(max), &world(), spec.clone()).expect("a token");
+            let request = ask(&issuer(max), &world(), spec.clone()).await.expect("a token");
             let claims = claims(object::str_at(&request, &["status", "token"]));
             assert_eq!(claims["exp"].as_i64(), Some(NOW + lives), "{spec}");
             let after = object::int_at(&claims, &["kubernetes.io", "warnafter"]);
@@ -500,8 +511,8 @@ mod tests {
         }
     }
 
-    #[test]
-    fn refusals() {
+    #[tokio::test]
+    async fn refusals() {
         let to = |kind: &str, name: &str, uid: &str| json!({"boundObjectRef": {"kind": kind, "apiVersion": "v1", "name": name, "uid": uid}});
         let cases = [
             (
@@ -528,11 +539,11 @@ mod tests {
             ),
         ];
         for (spec, code, text) in cases {
-            let error = ask(&issuer(0), &world(), spec).expect_err("refused");
+            let error = ask(&issuer(0), &world(), spec).await.expect_err("refused");
             assert_eq!((error.code(), error.message().as_str()), (code, text));
         }
         let mut request = json!({"metadata": {"name": "x"}});
-        let error = issuer(0).prepare(&*world(), ACCOUNT, &mut request, moment().now);
+        let error = issuer(0).prepare(&lookup(&world()), ACCOUNT, &mut request, moment().now).await;
         assert_eq!(
             error.map_err(|e| e.message()).err().as_deref(),
             Some(

@@ -17,6 +17,7 @@ use serde_json::json;
 use super::input::{self, Input};
 use super::{Call, RequestBody, write};
 use crate::admission::Operation;
+use crate::admission::lookup::Lookup;
 use crate::api::{Api, rfc3339};
 use crate::authentication::tokens::{Moment, TokenIssuer};
 use crate::gate::Admission;
@@ -418,12 +419,13 @@ impl PostAction for Token {
     async fn post(&self, posted: Posted<'_>, mut request: Value) -> Result<Value, ApiError> {
         let Posted { call, admission, warnings, .. } = posted;
         let account = (call.namespace(), call.name());
-        let reader = &*call.api.caches;
+        let caches = call.api.caches.clone();
+        let lookup = Lookup { reader: caches.clone(), live: Some(caches) };
         let now = call.api.now();
-        self.0.prepare(reader, account, &mut request, now)?;
+        self.0.prepare(&lookup, account, &mut request, now).await?;
         let mut request = admission.admit(request, None, warnings).await?.into_object();
         let moment = Moment { now, id: uuid::Uuid::new_v4().to_string() };
-        self.0.issue(reader, account, &mut request, &moment, warnings)?;
+        self.0.issue(&lookup, account, &mut request, &moment, warnings).await?;
         Ok(request)
     }
 }

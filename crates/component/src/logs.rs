@@ -2,6 +2,9 @@
 
 use tracing_subscriber::EnvFilter;
 
+/// These log, as errors, what they also return to callers, who know whether it matters.
+const QUIET: &str = "kube_client::client::builder=off,kube_runtime::watcher=off";
+
 /// Starts logging. `verbosity` is klog's `-v`: 0 to 2 info, 3 to 5 debug, more trace. The
 /// environment variable `COXSWAIN_LOG` (tracing's filter syntax) goes first.
 pub fn init(verbosity: u8) {
@@ -10,7 +13,8 @@ pub fn init(verbosity: u8) {
         3..=5 => "debug",
         _ => "trace",
     };
-    let filter = EnvFilter::try_from_env("COXSWAIN_LOG").unwrap_or_else(|_| EnvFilter::new(level));
+    let filter = EnvFilter::try_from_env("COXSWAIN_LOG")
+        .unwrap_or_else(|_| EnvFilter::new(format!("{level},{QUIET}")));
     // A second call, as in tests, finds logging already started.
     let _ = tracing_subscriber::fmt()
         .with_env_filter(filter)
