@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
 use component::serving::certificates;
+use component::trust::any_server;
 use rustls::client::danger::HandshakeSignatureValid;
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject as _;
@@ -16,7 +17,7 @@ use rustls::{
 };
 
 use crate::options::KubeletConfig;
-use crate::verbs::connect::{Kubelets, any_server};
+use crate::verbs::connect::Kubelets;
 
 fn provider() -> Arc<CryptoProvider> {
     Arc::new(rustls::crypto::aws_lc_rs::default_provider())

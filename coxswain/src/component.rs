@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use component::cli::{self, CliError};
 use component::{logs, shutdown};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 /// A component that ended is started again after this long.
@@ -65,17 +66,48 @@ impl Component {
     }
 }
 
+/// How long components run: until shutdown, and anew when their credentials were renewed.
+#[derive(Clone)]
+pub struct Term {
+    pub shutdown: CancellationToken,
+    renewed: watch::Receiver<()>,
+}
+
+impl Term {
+    /// With what tells of renewals. Without it (dropped), there are none.
+    pub fn new(shutdown: CancellationToken) -> (Self, watch::Sender<()>) {
+        let (sender, renewed) = watch::channel(());
+        (Self { shutdown, renewed }, sender)
+    }
+
+    /// Returns after the next renewal.
+    pub async fn renewed(&mut self) {
+        if self.renewed.changed().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
 /// Runs a component inside this process, and starts it again when it ends early.
-pub async fn supervise(component: Component, args: Vec<String>, shutdown: CancellationToken) {
+pub async fn supervise(component: Component, args: Vec<String>, mut term: Term) {
     let args: Vec<OsString> = args.into_iter().map(OsString::from).collect();
+    let shutdown = term.shutdown.clone();
     while !shutdown.is_cancelled() {
         // What it started ends with it, so that the next attempt finds its ports free.
         let own = shutdown.child_token();
         let (args, inner) = (args.clone(), own.clone());
-        let ended = tokio::spawn(async move { component.run(&args, inner).await }).await;
+        let mut run = tokio::spawn(async move { component.run(&args, inner).await });
+        let (ended, renewed) = tokio::select! {
+            ended = &mut run => (ended, false),
+            () = term.renewed() => {
+                tracing::info!(component = component.name(), "starts anew with new credentials");
+                own.cancel();
+                (run.await, true)
+            }
+        };
         own.cancel();
         match ended {
-            Ok(Ok(())) if shutdown.is_cancelled() => return,
+            Ok(Ok(())) if renewed || shutdown.is_cancelled() => continue,
             Ok(Ok(())) => tracing::error!(component = component.name(), "ended by itself"),
             Ok(Err(error)) => {
                 tracing::error!(

@@ -14,6 +14,7 @@ use nix::unistd::getppid;
 use tokio::process::{Child, Command};
 use tokio_util::sync::CancellationToken;
 
+use crate::component::Term;
 use crate::files;
 use crate::netns::{self, ip};
 use crate::node::{self, NodeSpec};
@@ -109,7 +110,8 @@ impl Further {
     }
 
     /// Keeps the node's process running, and ends it at shutdown.
-    pub async fn keep(self, shutdown: CancellationToken) {
+    pub async fn keep(self, mut term: Term) {
+        let shutdown = term.shutdown.clone();
         while !shutdown.is_cancelled() {
             match self.start() {
                 Ok(mut child) => tokio::select! {
@@ -120,6 +122,7 @@ impl Further {
                         end(child).await;
                         return;
                     }
+                    () = term.renewed() => end(child).await,
                 },
                 Err(error) => tracing::error!(error = format!("{error:#}"), "node process"),
             }
@@ -165,7 +168,7 @@ pub fn main(args: &Args) -> anyhow::Result<()> {
         let shutdown = shutdown::on_signal()?;
         tokio::spawn(end_with_parent(shutdown.clone()));
         node::start_runtime(spec.clone(), shutdown.clone()).await.context("container runtime")?;
-        node::run(spec, shutdown).await
+        node::run(spec, Term::new(shutdown).0).await
     })
 }
 

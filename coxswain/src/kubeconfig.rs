@@ -21,20 +21,21 @@ pub struct Kubeconfig<'a> {
 }
 
 /// Makes the file, or makes it anew when its certificate is about to expire, or when the CA or
-/// the server's address has changed.
+/// the server's address has changed. Returns whether it was written.
 ///
 /// # Errors
 /// Names the file that cannot be read or written.
-pub fn ensure(wanted: &Kubeconfig<'_>, pki: &Pki, now: OffsetDateTime) -> anyhow::Result<()> {
+pub fn ensure(wanted: &Kubeconfig<'_>, pki: &Pki, now: OffsetDateTime) -> anyhow::Result<bool> {
     let ca = files::read(&pki.ca_certificate(Ca::Cluster))?;
     if wanted.path.exists() {
         let have = files::read(wanted.path)?;
         if still_good(&have, &ca, wanted.server, now).unwrap_or(false) {
-            return Ok(());
+            return Ok(false);
         }
     }
     let pair = pki.issue(&wanted.spec, now)?;
-    files::write_private(wanted.path, &render(wanted, &ca, &pair)?)
+    files::write_private(wanted.path, &render(wanted, &ca, &pair)?)?;
+    Ok(true)
 }
 
 fn still_good(text: &str, ca: &str, server: &str, now: OffsetDateTime) -> anyhow::Result<bool> {

@@ -5,6 +5,7 @@
 mod addons;
 mod component;
 mod containerd;
+mod credentials;
 mod down;
 mod files;
 mod further;

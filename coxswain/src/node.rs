@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
-use crate::component::{self, Component};
+use crate::component::{self, Component, Term};
 use crate::containerd::Containerd;
 use crate::files;
 use crate::network::Network;
@@ -139,11 +139,11 @@ pub async fn start_runtime(spec: NodeSpec, shutdown: CancellationToken) -> anyho
 ///
 /// # Errors
 /// A config file cannot be written, or a kubeconfig cannot be read.
-pub async fn run(spec: NodeSpec, shutdown: CancellationToken) -> anyhow::Result<()> {
+pub async fn run(spec: NodeSpec, term: Term) -> anyhow::Result<()> {
     let (kubelet, proxy) = spec.write_configs()?;
     // The proxy may list nodes; a kubelet may only read its own.
     let client = client::connect(&spec.proxy_kubeconfig, "coxswain").await?;
-    let network = tokio::spawn(spec.network().keep(client, shutdown.clone()));
+    let network = tokio::spawn(spec.network().keep(client, term.shutdown.clone()));
     let flag = |name: &str, value: &dyn std::fmt::Display| format!("--{name}={value}");
     let kubelet_args = vec![
         flag("config", &kubelet.display()),
@@ -153,8 +153,8 @@ pub async fn run(spec: NodeSpec, shutdown: CancellationToken) -> anyhow::Result<
         flag("root-dir", &spec.kubelet_dir.display()),
     ];
     let proxy_args = vec![flag("config", &proxy.display())];
-    let kubelet = component::supervise(Component::Kubelet, kubelet_args, shutdown.clone());
-    let proxy = component::supervise(Component::KubeProxy, proxy_args, shutdown.clone());
+    let kubelet = component::supervise(Component::Kubelet, kubelet_args, term.clone());
+    let proxy = component::supervise(Component::KubeProxy, proxy_args, term);
     let (network, (), ()) = tokio::join!(network, kubelet, proxy);
     network.context("pod network")
 }

@@ -1,9 +1,11 @@
 //! `coxswain status`: what runs, and what is wrong.
 
 use std::fs;
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use component::healthz;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::{Api, ResourceExt};
 
@@ -52,6 +54,7 @@ pub fn main(args: &Args) -> anyhow::Result<()> {
             lines.push(line(false, "API server", format!("{}: {error:#}", record.server)))
         }
     }
+    lines.extend(components(&record));
     for Line { good, what, state } in &lines {
         println!("{} {what:<28} {state}", if *good { "ok   " } else { "WRONG" });
     }
@@ -85,6 +88,37 @@ fn processes(record: &Record) -> Vec<Line> {
         lines.push(line(alive, format!("containerd of {}", node.name), state));
     }
     lines
+}
+
+/// How the components say they are: those of the control plane, and each node's.
+fn components(record: &Record) -> Vec<Line> {
+    let control = [("kube-controller-manager", 10257, true), ("kube-scheduler", 10259, true)];
+    let node = [("kubelet", 10248, false), ("kube-proxy", 10256, false)];
+    let mut lines: Vec<Line> =
+        control.map(|(name, port, tls)| component_line(name.to_owned(), port, tls)).into();
+    for (i, of) in record.nodes.iter().enumerate() {
+        let asked =
+            || Ok(node.map(|(n, p, tls)| component_line(format!("{n} of {}", of.name), p, tls)));
+        // The first node is where this is already.
+        let found = if i == 0 { asked() } else { netns::inside(&of.netns, asked) };
+        match found {
+            Ok(found) => lines.extend(found),
+            Err(error) => {
+                lines.push(line(false, format!("node {}", of.name), format!("{error:#}")))
+            }
+        }
+    }
+    lines
+}
+
+fn component_line(name: String, port: u16, tls: bool) -> Line {
+    let asked = runtime().and_then(|runtime| {
+        runtime.block_on(healthz::check((Ipv4Addr::LOCALHOST, port).into(), tls))
+    });
+    match asked {
+        Ok(()) => line(true, name, "healthy"),
+        Err(error) => line(false, name, format!("{error:#}")),
+    }
 }
 
 async fn cluster(layout: &Layout) -> anyhow::Result<Vec<Line>> {

@@ -19,13 +19,13 @@ use time::OffsetDateTime;
 use tokio_util::sync::CancellationToken;
 
 use crate::addons::{self, Dns};
-use crate::component::{self, Component};
+use crate::component::{self, Component, Term};
+use crate::credentials::Credentials;
 use crate::further::{self, Further};
-use crate::kubeconfig::{self, Kubeconfig};
 use crate::layout::Layout;
 use crate::netns;
 use crate::node::{self, NodeSpec};
-use crate::pki::{self, Ca, Pki, Spec};
+use crate::pki::{self, Ca, Pki};
 use crate::preflight;
 use crate::process::Process;
 use crate::{files, runtime};
@@ -160,7 +160,7 @@ pub fn main(args: Args) -> anyhow::Result<()> {
     };
     preflight::port(SocketAddr::new(address, args.secure_port), "--secure-port")?;
     let plan = Plan::new(args, address, bridged)?;
-    plan.credentials()?;
+    plan.credentials().ensure(OffsetDateTime::now_utc())?;
     steps.done("checks, certificates and keys");
     runtime()?.block_on(plan.run(steps))
 }
@@ -235,53 +235,17 @@ impl Plan {
         format!("https://{}", SocketAddr::new(self.address, self.args.secure_port))
     }
 
-    /// Certificates, keys and kubeconfigs: made, kept or renewed.
-    fn credentials(&self) -> anyhow::Result<()> {
-        let (pki, now) = (&self.pki, OffsetDateTime::now_utc());
-        pki.ensure_ca(Ca::Cluster, now)?;
-        pki.ensure_ca(Ca::FrontProxy, now)?;
-        pki.ensure_service_account_key()?;
-        let services = &self.args.service_cidr.to_string();
-        let domain = &self.args.cluster_domain;
-        let mut names: Vec<String> = ["kubernetes", "kubernetes.default", "kubernetes.default.svc"]
-            .into_iter()
-            .map(str::to_owned)
-            .collect();
-        names.push(format!("kubernetes.default.svc.{domain}"));
-        names.push("localhost".to_owned());
-        names.push(self.nodes[0].name.clone());
-        let loopback = IpAddr::from(Ipv4Addr::LOCALHOST);
-        let addresses = vec![pki::first_service_address(services)?, self.address, loopback];
-        pki.ensure("apiserver", &Spec::server("kube-apiserver", names, addresses), now)?;
-        let kubelet_client = Spec::client("kube-apiserver-kubelet-client", &[addons::ADMINS]);
-        pki.ensure("apiserver-kubelet-client", &kubelet_client, now)?;
-        let proxy_client = Spec { ca: Ca::FrontProxy, ..Spec::client("front-proxy-client", &[]) };
-        pki.ensure("front-proxy-client", &proxy_client, now)?;
-
-        let layout = &self.args.layout;
-        let server = self.server();
-        let mut wanted = vec![
-            (layout.admin_kubeconfig(), "kubernetes-admin", vec![addons::ADMINS]),
-            (layout.super_admin_kubeconfig(), "kubernetes-super-admin", vec!["system:masters"]),
-            (layout.kubeconfig("controller-manager"), "system:kube-controller-manager", vec![]),
-            (layout.kubeconfig("scheduler"), "system:kube-scheduler", vec![]),
-            (layout.kubeconfig("kube-proxy"), "system:kube-proxy", vec![]),
-            (layout.kubeconfig("cluster-dns"), addons::DNS_USER, vec![]),
-        ];
-        let users: Vec<String> =
-            self.nodes.iter().map(|n| format!("system:node:{}", n.name)).collect();
-        for (node, user) in self.nodes.iter().zip(&users) {
-            wanted.push((node.kubelet_kubeconfig.clone(), user, vec!["system:nodes"]));
+    /// What certificates, keys and kubeconfigs are made from.
+    fn credentials(&self) -> Credentials {
+        Credentials {
+            layout: self.args.layout.clone(),
+            pki: self.pki.clone(),
+            nodes: self.nodes.clone(),
+            address: self.address,
+            server: self.server(),
+            services: self.args.service_cidr.to_string(),
+            domain: self.args.cluster_domain.clone(),
         }
-        for (path, user, groups) in &wanted {
-            let spec = Spec::client(user, groups);
-            kubeconfig::ensure(&Kubeconfig { path, server: &server, user, spec }, pki, now)?;
-        }
-        for (node, user) in self.nodes.iter().zip(&users) {
-            let spec = Spec::server(user, vec![node.name.clone()], vec![node.address]);
-            ensure_outside(pki, node, &spec, now)?;
-        }
-        Ok(())
     }
 
     fn record(&self) -> anyhow::Result<()> {
@@ -306,8 +270,10 @@ impl Plan {
     async fn run(self, mut steps: Steps) -> anyhow::Result<()> {
         let shutdown = shutdown::on_signal()?;
         self.record()?;
+        let (term, renewed) = Term::new(shutdown.clone());
+        tokio::spawn(self.credentials().keep(renewed, shutdown.clone()));
         let supervise = |component: Component, args: Vec<String>| {
-            tokio::spawn(component::supervise(component, args, shutdown.clone()))
+            tokio::spawn(component::supervise(component, args, term.clone()))
         };
         let mut tasks = vec![supervise(Component::ApiServer, self.apiserver_args())];
         let first = self.nodes[0].clone();
@@ -324,11 +290,11 @@ impl Plan {
         steps.done("controllers, scheduler, DNS");
         runtime.await?.context("container runtime")?;
         steps.done("containerd answers, images imported");
-        tasks.push(tokio::spawn(run_node(first, shutdown.clone())));
+        tasks.push(tokio::spawn(run_node(first, term.clone())));
         for node in &self.nodes[1..] {
             let further = self.further(node);
             further.prepare().with_context(|| format!("node {}", node.name))?;
-            tasks.push(tokio::spawn(further.keep(shutdown.clone())));
+            tasks.push(tokio::spawn(further.keep(term.clone())));
         }
         for node in &self.nodes {
             tokio::select! {
@@ -467,33 +433,6 @@ impl Plan {
     }
 }
 
-/// A kubelet's serving certificate, which is kept with the node and not in the cluster's folder.
-fn ensure_outside(
-    pki: &Pki,
-    node: &NodeSpec,
-    spec: &Spec,
-    now: OffsetDateTime,
-) -> anyhow::Result<()> {
-    let dir =
-        node.kubelet_certificate.parent().context("no folder for the kubelet's certificate")?;
-    let have = files::read(&node.kubelet_certificate).ok();
-    let fresh = have
-        .is_some_and(|pem| pki::expiry(&pem).is_ok_and(|at| at - now > time::Duration::days(30)));
-    let newer = fresh && newer_than(&node.kubelet_certificate, &pki.ca_certificate(Ca::Cluster));
-    if newer && node.kubelet_key.exists() {
-        return Ok(());
-    }
-    files::make_dir(dir)?;
-    let pair = pki.issue(spec, now)?;
-    files::write_private(&node.kubelet_key, &pair.key)?;
-    files::write_private(&node.kubelet_certificate, &pair.certificate)
-}
-
-fn newer_than(a: &std::path::Path, b: &std::path::Path) -> bool {
-    let at = |p: &std::path::Path| std::fs::metadata(p).and_then(|m| m.modified()).ok();
-    at(a) >= at(b)
-}
-
 fn text(path: PathBuf) -> String {
     path.display().to_string()
 }
@@ -502,8 +441,8 @@ fn render(flags: Vec<(&'static str, String)>) -> impl Iterator<Item = String> {
     flags.into_iter().map(|(name, value)| format!("--{name}={value}"))
 }
 
-async fn run_node(spec: NodeSpec, shutdown: CancellationToken) {
-    if let Err(error) = node::run(spec, shutdown).await {
+async fn run_node(spec: NodeSpec, term: Term) {
+    if let Err(error) = node::run(spec, term).await {
         tracing::error!(error = format!("{error:#}"), "node");
     }
 }

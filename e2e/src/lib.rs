@@ -100,6 +100,15 @@ impl Cluster {
         kill_and_wait(pid)
     }
 
+    /// Sends a signal to the process of control plane and first node.
+    ///
+    /// # Errors
+    /// It does not run.
+    pub fn signal(&self, signal: Signal) -> anyhow::Result<()> {
+        let pid = self.record()?["up"]["pid"].as_i64().context("a pid")?;
+        Ok(kill(Pid::from_raw(pid.try_into()?), signal)?)
+    }
+
     /// Kills the containerd of a node.
     ///
     /// # Errors

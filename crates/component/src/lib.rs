@@ -3,6 +3,8 @@
 
 pub mod cli;
 pub mod config;
+pub mod healthz;
 pub mod logs;
 pub mod serving;
 pub mod shutdown;
+pub mod trust;

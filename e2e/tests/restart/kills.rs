@@ -6,6 +6,7 @@ use std::process::Command;
 use anyhow::{Context, ensure};
 use e2e::manifests::{maps, web};
 use e2e::{Cluster, Namespace, Running, SOON, Settings, eventually};
+use nix::sys::signal::Signal;
 use serde_json::Value;
 
 /// Name, container and address of each pod that runs; none may ever have been restarted.
@@ -197,4 +198,41 @@ fn a_killed_cluster_on_etcd_comes_back() -> anyhow::Result<()> {
     Cluster::purge()?;
     drop(running);
     Ok(())
+}
+
+/// Certificates are renewed while the cluster runs, and are used at once.
+#[test]
+fn credentials_are_renewed_under_way() -> anyhow::Result<()> {
+    Cluster::purge()?;
+    let cluster = Cluster::start(&["--nodes", "2"])?;
+    let ns = cluster.namespace("renewed")?;
+    ns.apply(&web("web", 2))?;
+    ns.rolled_out("deployment/web")?;
+    let before = containers(&ns)?;
+    let dir = cluster.settings().dir.clone();
+    let files = ["etc/pki/apiserver.crt", "etc/controller-manager.conf", "etc/scheduler.conf"];
+    let read = |name: &str| std::fs::read(dir.join(name)).with_context(|| name.to_owned());
+    let old: Vec<Vec<u8>> = files.iter().map(|f| read(f)).collect::<anyhow::Result<_>>()?;
+    for file in files {
+        std::fs::remove_file(dir.join(file))?;
+    }
+    cluster.signal(Signal::SIGUSR1)?;
+    eventually("they are there again", SOON, || {
+        for (file, old) in files.iter().zip(&old) {
+            ensure!(&read(file)? != old, "{file} is the old one");
+        }
+        Ok(())
+    })?;
+    eventually("the components run again", SOON, || {
+        let status = e2e::run(cluster.settings().coxswain(&["status"]), "")?;
+        ensure!(status.success && !status.stdout.contains("WRONG"), "{}", status.stdout);
+        Ok(())
+    })?;
+    ns.kubectl(&["scale", "deployment/web", "--replicas=3"])?;
+    ns.rolled_out("deployment/web")?;
+    let mut after = containers(&ns)?;
+    after.retain(|pod, _| before.contains_key(pod));
+    ensure!(after == before, "the same containers: {after:?}, before: {before:?}");
+    drop(ns);
+    Cluster::purge()
 }
