@@ -1,6 +1,7 @@
 //! Whether a pod that was bound to this node can run here. What does not fit is failed.
 
 use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{NodeSelectorTerm, Pod};
 use parking_lot::Mutex;
@@ -33,7 +34,7 @@ impl Admission {
         // A pod that runs already was let in before this kubelet started.
         let runs = status(pod).phase.as_deref() == Some("Running");
         if !runs {
-            let others: Vec<&Pod> = pods
+            let others: Vec<Arc<Pod>> = pods
                 .values()
                 .filter(|p| {
                     uid(p) != uid(pod)
@@ -41,8 +42,9 @@ impl Admission {
                         && (admitted.contains(uid(p))
                             || status(p).phase.as_deref() == Some("Running"))
                 })
-                .map(|p| &**p)
+                .map(|p| k.allocations.effective(&k.root, p))
                 .collect();
+            let others: Vec<&Pod> = others.iter().map(|p| &**p).collect();
             sysctl::check(pod, &k.config.allowed_unsafe_sysctls, &k.machine.kernel)?;
             fits(pod, &others, &k.allocatable())?;
             if !is_static(pod) && k.node.is_some() {

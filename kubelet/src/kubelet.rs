@@ -15,6 +15,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::admission::Admission;
+use crate::allocation::Allocations;
 use crate::backoff::Backoff;
 use crate::cgroups::Cgroups;
 use crate::config::KubeletConfiguration;
@@ -63,6 +64,7 @@ pub struct Kubelet {
     pub machine: Machine,
     pub tokens: Tokens,
     pub admission: Admission,
+    pub allocations: Allocations,
     pub wakers: Mutex<HashMap<String, Arc<Notify>>>,
     pub health: watch::Sender<RuntimeHealth>,
     /// Told when the runtime may be in another state than a moment ago.

@@ -9,6 +9,7 @@
 //! root directory, ports, runtime socket and cgroup root.
 
 mod admission;
+mod allocation;
 mod backoff;
 mod cgroups;
 mod config;

@@ -268,6 +268,7 @@ fn build(
         prober: crate::probe::Prober::default(),
         tokens: crate::tokens::Tokens::default(),
         admission: crate::admission::Admission::default(),
+        allocations: crate::allocation::Allocations::default(),
         wakers: parking_lot::Mutex::default(),
         health: watch::channel(RuntimeHealth {
             runtime: Some("container runtime status check may not have completed yet".to_owned()),

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use super::dns::{self, ResolvConf};
 use super::env::{self, Referred};
 use super::status::Waiting;
-use super::{container, resources, sandbox, security};
+use super::{container, resize, resources, sandbox, security};
 use crate::hooks;
 use crate::images;
 use crate::kubelet::Kubelet;
@@ -182,6 +182,8 @@ async fn create_and_start(
         }
     };
     k.event(about(), false, "Created", "Container created");
+    let given = wanted.resources.clone().unwrap_or_default();
+    k.allocations.told(&k.root, pod, &wanted.name, &id, &given);
     let request = cri::StartContainerRequest { container_id: id.clone() };
     if let Err(error) = k.cri.start_container(request).await {
         let text = error.message.clone();
@@ -300,6 +302,58 @@ async fn container_config(
         wanted,
         container::Facts { attempt, image: reference, env, mounts, resources, security },
     ))
+}
+
+/// Changes the limits of a pod's cgroup and of containers that run. `old` and `new` are the pod's
+/// limits; those that its cgroup has afterwards are returned.
+///
+/// # Errors
+/// What the kernel or the runtime refused.
+pub async fn resize(
+    k: &Kubelet,
+    pod: &Pod,
+    view: &PodView,
+    updates: &[resize::Update],
+    old: resources::PodLimits,
+    new: resources::PodLimits,
+) -> Result<resources::PodLimits, String> {
+    let class = resources::qos_class(pod);
+    if let (Some(limit), Some(used)) = (new.memory, k.cgroups.memory_used(class, uid(pod)))
+        && old.memory.is_none_or(|before| limit < before)
+        && used >= limit
+    {
+        return Err(format!(
+            "attempting to set pod memory limit ({limit}) below current usage ({used})"
+        ));
+    }
+    let set = |limits| {
+        let changed = k.cgroups.change_pod(class, uid(pod), limits);
+        changed.map_err(|error| format!("failed to resize the pod's cgroup: {error:#}"))
+    };
+    let widest = resize::widest(&old, &new);
+    set(&widest)?;
+    for update in updates {
+        let Some(container) = crate::objects::find_container(pod, &update.name) else { continue };
+        let linux = resources::container_resources(pod, &container, k.cpu(), k.machine.memory);
+        let request = cri::UpdateContainerResourcesRequest {
+            container_id: update.id.clone(),
+            linux: Some(linux),
+            ..cri::UpdateContainerResourcesRequest::default()
+        };
+        k.cri
+            .update_container_resources(request)
+            .await
+            .map_err(|error| format!("failed to resize container {:?}: {error}", update.name))?;
+        let given = container.resources.unwrap_or_default();
+        k.allocations.told(&k.root, pod, &update.name, &update.id, &given);
+    }
+    // A container that waits for its restart may still have more than the pod will.
+    let restarting = resize::in_progress(pod, view, &k.allocations.standing(pod, view).actuated);
+    if restarting {
+        return Ok(widest);
+    }
+    set(&new)?;
+    Ok(new)
 }
 
 async fn read_references(k: &Kubelet, pod: &Pod, wanted: &Container) -> Referred {

@@ -118,6 +118,7 @@ impl Cri {
         runtime.container_status(ContainerStatusRequest) -> ContainerStatusResponse;
         runtime.create_container(CreateContainerRequest) -> CreateContainerResponse;
         runtime.start_container(StartContainerRequest) -> StartContainerResponse;
+        runtime.update_container_resources(UpdateContainerResourcesRequest) -> UpdateContainerResourcesResponse;
         runtime.remove_container(RemoveContainerRequest) -> RemoveContainerResponse;
         runtime.reopen_container_log(ReopenContainerLogRequest) -> ReopenContainerLogResponse;
         runtime.exec(ExecRequest) -> ExecResponse;
