@@ -2,6 +2,7 @@
 //! port-forward.
 
 pub mod auth;
+mod channels;
 mod idle;
 mod logs;
 mod spdy;
@@ -272,8 +273,7 @@ async fn container_logs(
     if find_container(&found, container).is_none() {
         return text(404, format!("container {container:?} not found in pod {pod:?}\n"));
     }
-    let id = uid(&found).to_owned();
-    logs::serve(k, &id, container, wanted).await
+    logs::serve(k, &found, container, wanted).await
 }
 
 async fn stream(
