@@ -20,6 +20,7 @@ use crate::backoff::Backoff;
 use crate::cgroups::Cgroups;
 use crate::config::KubeletConfiguration;
 use crate::events::Events;
+use crate::eviction::Evictions;
 use crate::images::Images;
 use crate::node::machine::Machine;
 use crate::pod::env::Missing;
@@ -65,6 +66,7 @@ pub struct Kubelet {
     pub tokens: Tokens,
     pub admission: Admission,
     pub allocations: Allocations,
+    pub evictions: Evictions,
     pub wakers: Mutex<HashMap<String, Arc<Notify>>>,
     pub health: watch::Sender<RuntimeHealth>,
     /// Told when the runtime may be in another state than a moment ago.

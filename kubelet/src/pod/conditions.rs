@@ -3,6 +3,7 @@
 use k8s_openapi::api::core::v1::{Container, ContainerStatus, Pod, PodCondition};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
+use super::status::Waiting;
 use crate::allocation::Standing;
 use crate::objects::{init_containers, is_sidecar, spec};
 use crate::runtime::PodView;
@@ -169,6 +170,22 @@ pub fn all(
         conditions.push(condition(pod, kind, verdict, old, now));
     }
     conditions
+}
+
+/// `DisruptionTarget`, once the kubelet has decided that a pod must make room.
+pub fn disruption(
+    pod: &Pod,
+    failed: Option<&Waiting>,
+    old: &[PodCondition],
+    now: &Time,
+) -> Option<PodCondition> {
+    let evicted = failed.filter(|why| why.reason == "Evicted")?;
+    if old.iter().any(|c| c.type_ == "DisruptionTarget") {
+        return None;
+    }
+    let message = evicted.message.clone();
+    let verdict = Verdict { status: true, reason: "TerminationByKubelet", message };
+    Some(condition(pod, "DisruptionTarget", verdict, old, now))
 }
 
 /// The conditions of a resize: that it waits, and that it goes on.

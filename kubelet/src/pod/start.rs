@@ -76,6 +76,27 @@ pub fn sandbox_config(
     sandbox::config(pod, facts)
 }
 
+/// Held while the runtime makes or starts something of a pod.
+pub type Busy = Arc<tokio::sync::Mutex<()>>;
+
+/// Makes a call to the runtime that goes on to its end even if the turn that made it is cut off:
+/// a start that is broken off halfway leaves a container that failed for no reason of its own.
+/// Until then `busy` is held.
+async fn whole<T: Send + 'static>(
+    busy: &Busy,
+    call: impl Future<Output = Result<T, RuntimeError>> + Send + 'static,
+) -> Result<T, RuntimeError> {
+    let guard = Arc::clone(busy).lock_owned().await;
+    let task = tokio::spawn(async move {
+        let result = call.await;
+        drop(guard);
+        result
+    });
+    task.await.unwrap_or_else(|error| {
+        Err(RuntimeError { code: tonic::Code::Unknown, message: error.to_string() })
+    })
+}
+
 /// What the starts of one round have in common.
 pub struct Round<'a> {
     pub pod: &'a Arc<Pod>,
@@ -84,6 +105,7 @@ pub struct Round<'a> {
     pub config: &'a cri::PodSandboxConfig,
     pub places: &'a Places,
     pub pod_ips: &'a [String],
+    pub busy: &'a Busy,
 }
 
 /// The name that a container's back-off goes by; what resets the back-off when it changes is
@@ -166,14 +188,13 @@ async fn create_and_start(
         before.map_or(0, |c| c.restart_count + 1).max(restarts_on_disk(k, pod, wanted, before));
     security::check_non_root(pod, wanted, &image.user).map_err(config_error)?;
     let config = container_config(k, round, wanted, &image, attempt).await.map_err(config_error)?;
-    let created = k
-        .cri
-        .create_container(cri::CreateContainerRequest {
-            pod_sandbox_id: round.sandbox.to_owned(),
-            config: Some(config),
-            sandbox_config: Some(round.config.clone()),
-        })
-        .await;
+    let request = cri::CreateContainerRequest {
+        pod_sandbox_id: round.sandbox.to_owned(),
+        config: Some(config),
+        sandbox_config: Some(round.config.clone()),
+    };
+    let runtime = k.cri.clone();
+    let created = whole(round.busy, async move { runtime.create_container(request).await }).await;
     let id = match created {
         Ok(answer) => answer.container_id,
         Err(error) => {
@@ -185,7 +206,9 @@ async fn create_and_start(
     let given = wanted.resources.clone().unwrap_or_default();
     k.allocations.told(&k.root, pod, &wanted.name, &id, &given);
     let request = cri::StartContainerRequest { container_id: id.clone() };
-    if let Err(error) = k.cri.start_container(request).await {
+    let runtime = k.cri.clone();
+    let started = whole(round.busy, async move { runtime.start_container(request).await }).await;
+    if let Err(error) = started {
         let text = error.message.clone();
         return Err((waiting("RunContainerError", text.clone()), Some(text)));
     }
@@ -382,6 +405,7 @@ pub async fn create_sandbox(
     k: &Kubelet,
     pod: &Pod,
     config: &cri::PodSandboxConfig,
+    busy: &Busy,
 ) -> Result<(String, Vec<String>), RuntimeError> {
     let directory = &config.log_directory;
     std::fs::create_dir_all(directory).map_err(|error| RuntimeError {
@@ -392,7 +416,8 @@ pub async fn create_sandbox(
         None | Some("") => String::new(),
         Some(class) => runtime_handler(k, class).await?,
     };
-    let id = k.cri.run_pod_sandbox(config.clone(), &handler).await?;
+    let (runtime, config) = (k.cri.clone(), config.clone());
+    let id = whole(busy, async move { runtime.run_pod_sandbox(config, &handler).await }).await?;
     let status = k.cri.sandbox(&id).await?;
     let mut ips = Vec::new();
     if let Some(network) = status.network.filter(|n| !n.ip.is_empty()) {

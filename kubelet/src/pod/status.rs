@@ -89,6 +89,7 @@ pub fn status(facts: &Facts<'_>) -> PodStatus {
     let old_conditions = old.conditions.as_deref().unwrap_or_default();
     let resize = (!objects::is_terminal_phase(Some(&new_phase))).then_some(facts.resize);
     let mut conditions = conditions::all(pod, view, old_conditions, &all, &new_phase, &facts.now);
+    conditions.extend(conditions::disruption(pod, facts.failed, old_conditions, &facts.now));
     conditions.extend(conditions::resize(pod, resize, old_conditions, &facts.now));
     let (pod_ips, host_ips) = addresses(facts);
     PodStatus {

@@ -19,6 +19,7 @@ use super::status::{self, Facts, Waiting};
 use super::stop::{self, Manner};
 use super::{resize, resources, sandbox};
 use crate::allocation;
+use crate::eviction;
 use crate::kubelet::Kubelet;
 use crate::objects::{
     self, ephemeral_containers, host_network, init_containers, is_sidecar, is_static,
@@ -27,6 +28,8 @@ use crate::objects::{
 use crate::runtime::PodView;
 use crate::volumes::{files, pod_directory, setup};
 
+/// The reason of pods that used too much.
+const EVICTED: &str = "Evicted";
 /// After a turn that failed.
 const RETRY: Duration = Duration::from_secs(2);
 /// After the runtime did not answer, or volumes could not be set up.
@@ -71,6 +74,7 @@ pub struct Worker {
     waiting: HashMap<String, Waiting>,
     reported: Option<PodStatus>,
     hooked: Mutex<HashSet<String>>,
+    busy: start::Busy,
     /// The limits that the pod's cgroup has.
     limits: Mutex<Option<resources::PodLimits>>,
     failed: Option<Waiting>,
@@ -96,6 +100,7 @@ impl Worker {
             waiting: HashMap::new(),
             reported: None,
             hooked: Mutex::default(),
+            busy: start::Busy::default(),
             limits: Mutex::default(),
             failed: None,
             admitted: false,
@@ -138,6 +143,8 @@ impl Worker {
     }
 
     async fn turn(&mut self, desired: &Desired) -> Turn {
+        // A turn before this one may have been cut off while the runtime started something.
+        drop(self.busy.lock().await);
         let view = match self.k.views.pod(&self.uid).await {
             Ok(view) => view,
             Err(error) => {
@@ -156,6 +163,13 @@ impl Worker {
             return self.terminate(desired, pod, &view).await;
         }
         let api_phase = objects::status(pod).phase.as_deref();
+        if let Some(message) = self.k.evictions.take(&self.uid)
+            && self.failed.is_none()
+            && !is_terminal_phase(api_phase)
+        {
+            self.k.event(reference(pod), true, EVICTED, message.clone());
+            self.failed = Some(Waiting { reason: EVICTED.to_owned(), message });
+        }
         if is_terminal_phase(api_phase) || self.failed.is_some() || self.over() {
             return self.finish(desired, pod, &view).await;
         }
@@ -412,14 +426,23 @@ impl Worker {
         })?;
         let (sandbox, ips) = match todo.create_sandbox {
             false => (todo.sandbox.clone(), view.ips().to_vec()),
-            true => start::create_sandbox(&k, pod, &config).await.map_err(|error| {
+            true => start::create_sandbox(&k, pod, &config, &self.busy).await.map_err(|error| {
                 let message = format!("Failed to create pod sandbox: {error}");
                 k.event(reference(pod), true, "FailedCreatePodSandBox", message);
                 RETRY
             })?,
         };
         let ips = if host_network(pod) { k.host_ips() } else { ips };
-        let round = Round { pod, view, sandbox: &sandbox, config: &config, places, pod_ips: &ips };
+        let busy = Arc::clone(&self.busy);
+        let round = Round {
+            pod,
+            view,
+            sandbox: &sandbox,
+            config: &config,
+            places,
+            pod_ips: &ips,
+            busy: &busy,
+        };
         self.start_all(&round, todo).await
     }
 
@@ -511,7 +534,10 @@ impl Worker {
 
     /// Stops the pod and gives back what it held.
     async fn end(&mut self, pod: &Pod, view: &PodView) -> Result<(), Duration> {
-        let grace = stop::grace(pod, None, None);
+        let mut grace = stop::grace(pod, None, None);
+        if self.failed.as_ref().is_some_and(|why| why.reason == EVICTED) {
+            grace = grace.min(eviction::GRACE);
+        }
         if view.is_alive()
             && let Err(error) = stop::pod(&self.k, Some(pod), view, grace, &self.hooked).await
         {

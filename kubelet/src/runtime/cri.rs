@@ -127,6 +127,8 @@ impl Cri {
         runtime.list_container_stats(ListContainerStatsRequest) -> ListContainerStatsResponse;
         images.list_images(ListImagesRequest) -> ListImagesResponse;
         images.image_status(ImageStatusRequest) -> ImageStatusResponse;
+        images.image_fs_info(ImageFsInfoRequest) -> ImageFsInfoResponse;
+        images.remove_image(RemoveImageRequest) -> RemoveImageResponse;
     }
 
     /// Makes a sandbox and its network. Twice the usual time: a network plugin may be slow.

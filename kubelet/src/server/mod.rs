@@ -204,7 +204,11 @@ async fn route(k: Arc<Kubelet>, path: &str, request: Request<Incoming>) -> Respo
             Ok(metrics) => text(200, metrics),
             Err(error) => text(500, error.to_string()),
         },
-        ["metrics", "cadvisor" | "probes" | "slis"] => text(200, ""),
+        ["metrics", "cadvisor"] => match stats::cadvisor_metrics(&k).await {
+            Ok(metrics) => text(200, metrics),
+            Err(error) => text(500, error.to_string()),
+        },
+        ["metrics", "probes" | "slis"] => text(200, ""),
         ["containerLogs", ns, pod, container] => {
             container_logs(k, ns, pod, container, &request).await
         }
