@@ -46,6 +46,14 @@ pub struct RuntimeHealth {
     pub network: Option<String>,
 }
 
+/// What the runtime can do.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RuntimeFeatures {
+    pub supplemental_groups: bool,
+    /// Names of handlers, and whether each knows recursive read-only mounts.
+    pub handlers: Vec<(String, bool)>,
+}
+
 /// One kubelet.
 pub struct Kubelet {
     pub config: KubeletConfiguration,
@@ -69,6 +77,7 @@ pub struct Kubelet {
     pub evictions: Evictions,
     pub wakers: Mutex<HashMap<String, Arc<Notify>>>,
     pub health: watch::Sender<RuntimeHealth>,
+    pub runtime: Mutex<RuntimeFeatures>,
     /// Told when the runtime may be in another state than a moment ago.
     pub look_at_runtime: Notify,
     /// The node's addresses, the primary first.

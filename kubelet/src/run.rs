@@ -278,6 +278,7 @@ fn build(
             network: None,
         })
         .0,
+        runtime: parking_lot::Mutex::default(),
         look_at_runtime: Notify::new(),
         host_ips: RwLock::new(host_ips(&options.node_ip)),
         pods: RwLock::default(),
