@@ -88,6 +88,8 @@ impl NodeSpec {
             "containerRuntimeEndpoint": format!("unix://{}", self.containerd().socket().display()),
             "failCgroupV1": false,
             "failSwapOn": false,
+            // Images come from archives: what is removed cannot be pulled again.
+            "imageGCHighThresholdPercent": 100,
             "podLogsDir": self.pod_logs,
             "resolvConf": "/etc/resolv.conf",
             "staticPodPath": self.kubelet_dir.join("manifests"),

@@ -1,6 +1,7 @@
 //! Whether a pod that was bound to this node can run here. What does not fit is failed.
 
 use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{NodeSelectorTerm, Pod};
 use parking_lot::Mutex;
@@ -33,7 +34,7 @@ impl Admission {
         // A pod that runs already was let in before this kubelet started.
         let runs = status(pod).phase.as_deref() == Some("Running");
         if !runs {
-            let others: Vec<&Pod> = pods
+            let others: Vec<Arc<Pod>> = pods
                 .values()
                 .filter(|p| {
                     uid(p) != uid(pod)
@@ -41,8 +42,10 @@ impl Admission {
                         && (admitted.contains(uid(p))
                             || status(p).phase.as_deref() == Some("Running"))
                 })
-                .map(|p| &**p)
+                .map(|p| k.allocations.effective(&k.root, p))
                 .collect();
+            let others: Vec<&Pod> = others.iter().map(|p| &**p).collect();
+            fits_system(pod, &k.node_labels(), k.runtime.lock().supplemental_groups)?;
             sysctl::check(pod, &k.config.allowed_unsafe_sysctls, &k.machine.kernel)?;
             fits(pod, &others, &k.allocatable())?;
             if !is_static(pod) && k.node.is_some() {
@@ -57,6 +60,44 @@ impl Admission {
 
 fn refuse(reason: impl Into<String>, message: impl Into<String>) -> Waiting {
     Waiting { reason: reason.into(), message: message.into() }
+}
+
+/// Whether the node's system and runtime are what the pod was made for. `labels` are the node's,
+/// empty where they are not known; `groups`: the runtime knows `supplementalGroupsPolicy`.
+///
+/// # Errors
+/// `PodOSSelectorNodeLabelDoesNotMatch`, `PodOSNotSupported`,
+/// `SupplementalGroupsPolicyNotSupported`.
+pub fn fits_system(
+    pod: &Pod,
+    labels: &BTreeMap<String, String>,
+    groups: bool,
+) -> Result<(), Waiting> {
+    let os_label = "kubernetes.io/os";
+    let selected = spec(pod).node_selector.as_ref().and_then(|s| s.get(os_label));
+    if let (Some(wanted), Some(own)) = (selected, labels.get(os_label))
+        && wanted != own
+    {
+        return Err(refuse(
+            "PodOSSelectorNodeLabelDoesNotMatch",
+            "Failed to admit pod as the `kubernetes.io/os` label doesn't match node label",
+        ));
+    }
+    if spec(pod).os.as_ref().is_some_and(|os| os.name != "linux") {
+        return Err(refuse(
+            "PodOSNotSupported",
+            "Failed to admit pod as the OS field doesn't match node OS",
+        ));
+    }
+    let policy = spec(pod).security_context.as_ref();
+    let policy = policy.and_then(|s| s.supplemental_groups_policy.as_deref());
+    if policy == Some("Strict") && !groups {
+        return Err(refuse(
+            "SupplementalGroupsPolicyNotSupported",
+            "SupplementalGroupsPolicy=Strict is not supported in this node",
+        ));
+    }
+    Ok(())
 }
 
 /// Whether the pod's requests fit beside the others'.
@@ -222,6 +263,26 @@ mod tests {
         assert_eq!(fits(&small, &[&small, &small], &allocatable).unwrap_err().reason, "OutOfpods");
         let odd = pod(json!({"example.org/x": "1"}), json!({}));
         assert_eq!(fits(&odd, &[], &allocatable).unwrap_err().reason, "OutOfexample.org/x");
+    }
+
+    #[test]
+    fn systems_are_told_apart() {
+        let labels = BTreeMap::from([("kubernetes.io/os".to_owned(), "linux".to_owned())]);
+        let strict = json!({"securityContext": {"supplementalGroupsPolicy": "Strict"}});
+        for (more, groups, want) in [
+            (json!({"os": {"name": "linux"}}), false, None),
+            (json!({"os": {"name": "windows"}}), true, Some("PodOSNotSupported")),
+            (
+                json!({"nodeSelector": {"kubernetes.io/os": "windows"}}),
+                true,
+                Some("PodOSSelectorNodeLabelDoesNotMatch"),
+            ),
+            (strict.clone(), false, Some("SupplementalGroupsPolicyNotSupported")),
+            (strict, true, None),
+        ] {
+            let judged = fits_system(&pod(json!({}), more.clone()), &labels, groups);
+            assert_eq!(judged.err().map(|why| why.reason).as_deref(), want, "{more}");
+        }
     }
 
     #[test]

@@ -308,6 +308,24 @@ impl Cgroups {
         self.limit(&names, limits)
     }
 
+    /// Sets the limits of a pod's cgroup anew.
+    ///
+    /// # Errors
+    /// The kernel refuses, or there is no such cgroup.
+    pub fn change_pod(&self, qos: &str, uid: &str, limits: &PodLimits) -> anyhow::Result<()> {
+        match self.per_qos {
+            true => self.limit(&pod_names(&self.root, self.per_qos, qos, uid), limits),
+            false => Ok(()),
+        }
+    }
+
+    /// The memory that a pod uses now, in bytes, if it can be read.
+    pub fn memory_used(&self, qos: &str, uid: &str) -> Option<i64> {
+        let file = if self.is_v2() { "memory.current" } else { "memory.usage_in_bytes" };
+        let text = std::fs::read_to_string(self.accounting(qos, uid).0.join(file)).ok()?;
+        text.trim().parse().ok()
+    }
+
     /// Removes a pod's cgroup. Its processes must have ended.
     ///
     /// # Errors

@@ -15,10 +15,12 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::admission::Admission;
+use crate::allocation::Allocations;
 use crate::backoff::Backoff;
 use crate::cgroups::Cgroups;
 use crate::config::KubeletConfiguration;
 use crate::events::Events;
+use crate::eviction::Evictions;
 use crate::images::Images;
 use crate::node::machine::Machine;
 use crate::pod::env::Missing;
@@ -44,6 +46,14 @@ pub struct RuntimeHealth {
     pub network: Option<String>,
 }
 
+/// What the runtime can do.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RuntimeFeatures {
+    pub supplemental_groups: bool,
+    /// Names of handlers, and whether each knows recursive read-only mounts.
+    pub handlers: Vec<(String, bool)>,
+}
+
 /// One kubelet.
 pub struct Kubelet {
     pub config: KubeletConfiguration,
@@ -63,8 +73,11 @@ pub struct Kubelet {
     pub machine: Machine,
     pub tokens: Tokens,
     pub admission: Admission,
+    pub allocations: Allocations,
+    pub evictions: Evictions,
     pub wakers: Mutex<HashMap<String, Arc<Notify>>>,
     pub health: watch::Sender<RuntimeHealth>,
+    pub runtime: Mutex<RuntimeFeatures>,
     /// Told when the runtime may be in another state than a moment ago.
     pub look_at_runtime: Notify,
     /// The node's addresses, the primary first.

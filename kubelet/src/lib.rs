@@ -9,14 +9,17 @@
 //! root directory, ports, runtime socket and cgroup root.
 
 mod admission;
+mod allocation;
 mod backoff;
 mod cgroups;
 mod config;
 mod duration;
 mod events;
+mod eviction;
 mod flags;
 mod gc;
 mod hooks;
+mod image_gc;
 mod images;
 mod kubelet;
 mod logs;

@@ -12,7 +12,7 @@ use tokio::task::JoinHandle;
 
 use crate::kubelet::Kubelet;
 use crate::objects::{
-    CONFIG_MIRROR, annotation, is_mirror, is_terminal_phase, name, namespace, spec, uid,
+    CONFIG_MIRROR, annotation, is_mirror, is_static, is_terminal_phase, name, namespace, spec, uid,
 };
 use crate::pleg::Seen;
 use crate::pod::resources::{pod_total, qos_class};
@@ -100,7 +100,9 @@ impl Manager {
         *self.k.pods.write() =
             wanted.iter().filter_map(|(uid, d)| d.pod.clone().map(|p| (uid.clone(), p))).collect();
         for (uid, desired) in &wanted {
-            self.give(uid, desired.clone());
+            if !self.has_to_wait(uid, desired) {
+                self.give(uid, desired.clone());
+            }
         }
         if !self.sources_ready() {
             return;
@@ -116,6 +118,22 @@ impl Manager {
                 self.give(&uid, Desired { gone: true, ..Desired::default() });
             }
         }
+    }
+
+    /// Whether a static pod has to wait: the one that had its name before is still there.
+    fn has_to_wait(&self, own: &str, desired: &Desired) -> bool {
+        let Some(pod) = desired.pod.as_ref().filter(|p| is_static(p)) else { return false };
+        if self.workers.contains_key(own) {
+            return false;
+        }
+        self.workers.iter().any(|(uid, handle)| {
+            let other = handle.desired.borrow();
+            let other = other.pod.as_ref();
+            uid != own
+                && other.is_some_and(|o| {
+                    is_static(o) && name(o) == name(pod) && namespace(o) == namespace(pod)
+                })
+        })
     }
 
     fn give(&mut self, uid: &str, desired: Desired) {

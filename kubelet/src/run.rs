@@ -30,7 +30,7 @@ use crate::rate::Bucket;
 use crate::runtime::Cri;
 use crate::runtime::views::Views;
 use crate::static_pods::{Known, StaticPods};
-use crate::{gc, node, options, pleg, server};
+use crate::{eviction, gc, image_gc, node, options, pleg, server};
 
 /// The first pause before a container that failed is started again, and the longest.
 const CRASH_BACKOFF: Duration = Duration::from_secs(10);
@@ -62,6 +62,8 @@ pub async fn run(options: options::Options, shutdown: CancellationToken) -> anyh
     tasks.spawn(node::register::keep(Arc::clone(&k), beginning(&options, &k.config)?));
     tasks.spawn(node::lease::keep(Arc::clone(&k)));
     tasks.spawn(gc::run(Arc::clone(&k)));
+    tasks.spawn(eviction::run(Arc::clone(&k)));
+    tasks.spawn(image_gc::run(Arc::clone(&k)));
     tasks.spawn(follow_node(Arc::clone(&k)));
 
     let statics = StaticPods::default();
@@ -268,12 +270,15 @@ fn build(
         prober: crate::probe::Prober::default(),
         tokens: crate::tokens::Tokens::default(),
         admission: crate::admission::Admission::default(),
+        evictions: crate::eviction::Evictions::default(),
+        allocations: crate::allocation::Allocations::default(),
         wakers: parking_lot::Mutex::default(),
         health: watch::channel(RuntimeHealth {
             runtime: Some("container runtime status check may not have completed yet".to_owned()),
             network: None,
         })
         .0,
+        runtime: parking_lot::Mutex::default(),
         look_at_runtime: Notify::new(),
         host_ips: RwLock::new(host_ips(&options.node_ip)),
         pods: RwLock::default(),

@@ -130,12 +130,14 @@ fn complete(mut pod: Pod, text: &str, path: &Path, node: &str) -> anyhow::Result
     anyhow::ensure!(!name(&pod).is_empty(), "it has no name");
     let meta = &mut pod.metadata;
     let hash = digest(format!("host:{node}\nfile:{}\n{text}", path.display()).as_bytes());
-    meta.uid = Some(hash.clone());
+    // A manifest may name the uid itself; then that stands for the manifest, as upstream has it.
+    let uid = meta.uid.take().filter(|uid| !uid.is_empty()).unwrap_or(hash);
+    meta.uid = Some(uid.clone());
     meta.name = meta.name.take().map(|n| format!("{n}-{}", node.to_lowercase()));
     meta.namespace.get_or_insert_with(|| "default".to_owned());
     meta.generation = Some(1);
     let annotations = meta.annotations.get_or_insert_default();
-    annotations.insert(CONFIG_HASH.into(), hash);
+    annotations.insert(CONFIG_HASH.into(), uid);
     annotations.insert(CONFIG_SOURCE.into(), "file".into());
     annotations.insert(CONFIG_SEEN.into(), jiff::Timestamp::now().to_string());
     let Some(spec) = &mut pod.spec else { anyhow::bail!("it has no spec") };

@@ -1,5 +1,6 @@
 //! Numbers about the node, its pods and containers, from the kernel and the runtime.
 
+use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write;
 use std::path::Path;
 
@@ -115,6 +116,8 @@ fn memory_json(usage: &Usage) -> Value {
 struct ContainerUsage {
     uid: String,
     name: String,
+    id: String,
+    image: String,
     usage: Usage,
     written: u64,
 }
@@ -131,6 +134,12 @@ async fn containers(k: &Kubelet) -> Result<Vec<ContainerUsage>, RuntimeError> {
         result.push(ContainerUsage {
             uid: label(labels::POD_UID),
             name: label(labels::CONTAINER_NAME),
+            image: attributes
+                .annotations
+                .get("io.kubernetes.cri.image-name")
+                .cloned()
+                .unwrap_or_default(),
+            id: attributes.id.clone(),
             usage: Usage {
                 cpu: stats.cpu.map_or(0, |c| value(c.usage_core_nano_seconds)),
                 memory: value(memory.usage_bytes).max(working_set),
@@ -141,6 +150,18 @@ async fn containers(k: &Kubelet) -> Result<Vec<ContainerUsage>, RuntimeError> {
         });
     }
     Ok(result)
+}
+
+/// The bytes in the writable layers of containers, by the pod's uid and the container's name.
+///
+/// # Errors
+/// The runtime's.
+pub async fn written(k: &Kubelet) -> Result<HashMap<String, BTreeMap<String, u64>>, RuntimeError> {
+    let mut by_pod: HashMap<String, BTreeMap<String, u64>> = HashMap::new();
+    for container in containers(k).await? {
+        by_pod.entry(container.uid).or_default().insert(container.name, container.written);
+    }
+    Ok(by_pod)
 }
 
 /// `/stats/summary`.
@@ -277,6 +298,71 @@ pub async fn resource_metrics(k: &Kubelet) -> Result<String, RuntimeError> {
     .concat())
 }
 
+/// `/metrics/cadvisor`: the containers' numbers under the names that cAdvisor gives them, and the
+/// pods' as those of a container without a name.
+///
+/// # Errors
+/// The runtime's.
+pub async fn cadvisor_metrics(k: &Kubelet) -> Result<String, RuntimeError> {
+    let all = containers(k).await?;
+    let pods: Vec<_> = k.pods.read().values().cloned().collect();
+    let mut rows: Vec<(String, Usage)> = Vec::new();
+    for pod in &pods {
+        let place = format!("namespace=\"{}\",pod=\"{}\"", namespace(pod), name(pod));
+        let (memory, cpu) = k.cgroups.accounting(qos_class(pod), uid(pod));
+        let id = k.cgroups.runtime_parent(qos_class(pod), uid(pod));
+        for c in all.iter().filter(|c| c.uid == uid(pod)) {
+            let of = format!(
+                "container=\"{}\",id=\"{id}/{}\",image=\"{}\",name=\"{}\",{place}",
+                c.name, c.id, c.image, c.id
+            );
+            rows.push((of, c.usage));
+        }
+        let of = format!("container=\"\",id=\"{id}\",image=\"\",name=\"\",{place}");
+        rows.push((of, usage(&memory, &cpu, k.cgroups.is_v2())));
+    }
+    let mut text = cadvisor(&rows);
+    // Writing to a string cannot fail.
+    let _ = write!(
+        text,
+        "# HELP machine_cpu_cores Number of logical CPU cores.\n# TYPE machine_cpu_cores gauge\nmachine_cpu_cores {}\n\
+         # HELP machine_memory_bytes Amount of memory installed on the machine.\n# TYPE machine_memory_bytes gauge\nmachine_memory_bytes {}\n",
+        k.machine.cpus, k.machine.memory
+    );
+    Ok(text)
+}
+
+/// The families of containers' numbers; a row is its labels and the numbers.
+fn cadvisor(rows: &[(String, Usage)]) -> String {
+    type Get = fn(&Usage) -> f64;
+    let families: [(&str, &str, &str, Get); 4] = [
+        (
+            "container_cpu_usage_seconds_total",
+            "counter",
+            "Cumulative cpu time consumed in seconds.",
+            |u| u.cpu as f64 / 1e9,
+        ),
+        (
+            "container_memory_usage_bytes",
+            "gauge",
+            "Current memory usage in bytes, including all memory regardless of when it was accessed",
+            |u| u.memory as f64,
+        ),
+        ("container_memory_working_set_bytes", "gauge", "Current working set in bytes.", |u| {
+            u.working_set as f64
+        }),
+        ("container_memory_rss", "gauge", "Size of RSS in bytes.", |u| u.rss as f64),
+    ];
+    let mut text = String::new();
+    for (name, kind, help, get) in families {
+        let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} {kind}");
+        for (labels, usage) in rows {
+            let _ = writeln!(text, "{name}{{{labels}}} {}", get(usage));
+        }
+    }
+    text
+}
+
 /// `/metrics`: about the kubelet itself.
 pub fn metrics(k: &Kubelet) -> String {
     let pods = k.pods.read().len();
@@ -294,6 +380,19 @@ pub fn metrics(k: &Kubelet) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn families_hold_every_row() {
+        let usage = Usage { cpu: 1_500_000_000, memory: 3, working_set: 2, rss: 1 };
+        let text = cadvisor(&[("pod=\"p\"".to_owned(), usage)]);
+        for line in [
+            "container_cpu_usage_seconds_total{pod=\"p\"} 1.5",
+            "container_memory_working_set_bytes{pod=\"p\"} 2",
+            "# TYPE container_memory_rss gauge",
+        ] {
+            assert!(text.lines().any(|l| l == line), "{line} in {text}");
+        }
+    }
 
     #[test]
     fn accounts_of_both_versions() {

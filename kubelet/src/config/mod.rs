@@ -24,6 +24,7 @@ const EMPTY_IS_DEFAULT: &[&str] = &[
     "eventBurst",
     "fileCheckFrequency",
     "healthzBindAddress",
+    "imageMinimumGCAge",
     "maxPods",
     "nodeLeaseDurationSeconds",
     "nodeStatusReportFrequency",
@@ -183,6 +184,14 @@ pub struct KubeletConfiguration {
     pub registry_burst: i32,
     pub node_status_max_images: i32,
     pub runtime_request_timeout: GoDuration,
+    #[serde(rename = "imageGCHighThresholdPercent")]
+    pub image_gc_high_threshold_percent: i32,
+    #[serde(rename = "imageGCLowThresholdPercent")]
+    pub image_gc_low_threshold_percent: i32,
+    #[serde(rename = "imageMinimumGCAge")]
+    pub image_minimum_gc_age: GoDuration,
+    #[serde(rename = "imageMaximumGCAge")]
+    pub image_maximum_gc_age: GoDuration,
     pub enforce_node_allocatable: Vec<String>,
     pub allowed_unsafe_sysctls: Vec<String>,
     #[serde(rename = "failCgroupV1")]
@@ -244,6 +253,10 @@ impl Default for KubeletConfiguration {
             registry_burst: 10,
             node_status_max_images: 50,
             runtime_request_timeout: GoDuration::secs(120),
+            image_gc_high_threshold_percent: 85,
+            image_gc_low_threshold_percent: 80,
+            image_minimum_gc_age: GoDuration::secs(120),
+            image_maximum_gc_age: GoDuration::secs(0),
             enforce_node_allocatable: vec!["pods".into()],
             allowed_unsafe_sysctls: Vec::new(),
             fail_cgroup_v1: true,
@@ -350,6 +363,18 @@ impl KubeletConfiguration {
             if value < least {
                 bail!("invalid configuration: {field} {value} must not be less than {least}");
             }
+        }
+        let (high, low) =
+            (self.image_gc_high_threshold_percent, self.image_gc_low_threshold_percent);
+        if !(0..=100).contains(&high) || !(0..=100).contains(&low) {
+            bail!(
+                "invalid configuration: imageGCHighThresholdPercent (--image-gc-high-threshold) {high} and imageGCLowThresholdPercent (--image-gc-low-threshold) {low} must be between 0 and 100, inclusive"
+            );
+        }
+        if low >= high {
+            bail!(
+                "invalid configuration: imageGCLowThresholdPercent (--image-gc-low-threshold) {low} must be less than imageGCHighThresholdPercent (--image-gc-high-threshold) {high}"
+            );
         }
         match self.max_parallel_image_pulls {
             Some(pulls) if pulls < 1 => bail!(

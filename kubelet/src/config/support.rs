@@ -51,10 +51,6 @@ pub const UNSUPPORTED: &[Row] = &[
     ("featureGates", NO_MAP),
     ("hairpinMode", &["\"promiscuous-bridge\"", "\"\""]),
     ("httpCheckFrequency", &["\"20s\"", "\"0s\""]),
-    ("imageGCHighThresholdPercent", &["85"]),
-    ("imageGCLowThresholdPercent", &["80"]),
-    ("imageMaximumGCAge", NO_PERIOD),
-    ("imageMinimumGCAge", &["\"2m\"", "\"0s\""]),
     (
         "imagePullCredentialsVerificationPolicy",
         &["\"NeverVerifyPreloadedImages\"", "\"\"", "\"NeverVerify\""],

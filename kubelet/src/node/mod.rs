@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use k8s_cri::v1 as cri;
 
-use crate::kubelet::{Kubelet, RuntimeHealth};
+use crate::kubelet::{Kubelet, RuntimeFeatures, RuntimeHealth};
 
 const HEALTH_PERIOD: Duration = Duration::from_secs(5);
 /// While something is wrong.
@@ -55,10 +55,27 @@ fn pause(well: bool, was_well: bool, since_start: Duration) -> Duration {
     }
 }
 
+fn features(answer: &cri::StatusResponse) -> RuntimeFeatures {
+    RuntimeFeatures {
+        supplemental_groups: answer.features.as_ref().is_some_and(|f| f.supplemental_groups_policy),
+        handlers: answer
+            .runtime_handlers
+            .iter()
+            .map(|handler| {
+                let recursive = handler.features.as_ref();
+                (handler.name.clone(), recursive.is_some_and(|f| f.recursive_read_only_mounts))
+            })
+            .collect(),
+    }
+}
+
 /// The runtime's own conditions.
 pub async fn runtime_health(k: &Kubelet) -> RuntimeHealth {
     let status = match k.cri.status(cri::StatusRequest { verbose: false }).await {
-        Ok(answer) => answer.status.unwrap_or_default(),
+        Ok(answer) => {
+            *k.runtime.lock() = features(&answer);
+            answer.status.unwrap_or_default()
+        }
         Err(error) => {
             let why = Some(format!("container runtime is down: {error}"));
             return RuntimeHealth { runtime: why, network: None };

@@ -5,13 +5,13 @@ use std::collections::BTreeMap;
 use k8s_cri::v1 as cri;
 use k8s_openapi::api::core::v1::{
     ContainerImage, DaemonEndpoint, Node, NodeAddress, NodeCondition, NodeDaemonEndpoints,
-    NodeFeatures, NodeRuntimeHandler, NodeStatus, NodeSystemInfo,
+    NodeFeatures, NodeRuntimeHandler, NodeRuntimeHandlerFeatures, NodeStatus, NodeSystemInfo,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::machine::Machine;
 use crate::config::KubeletConfiguration;
-use crate::kubelet::{Kubelet, RuntimeHealth};
+use crate::kubelet::{Kubelet, RuntimeFeatures, RuntimeHealth};
 use crate::quantity::{List, amount, binary, decimal, milli};
 
 /// Names that are listed of each image.
@@ -185,6 +185,7 @@ pub async fn current(k: &Kubelet, node: &Node, now: &Time) -> NodeStatus {
         .collect();
     addresses.push(NodeAddress { type_: "Hostname".to_owned(), address: k.node_name.clone() });
     let m = &k.machine;
+    let runtime = k.runtime.lock().clone();
     let pressure = Pressure::look(&k.root);
     NodeStatus {
         capacity: Some(capacity(&k.config, m)),
@@ -216,13 +217,27 @@ pub async fn current(k: &Kubelet, node: &Node, now: &Time) -> NodeStatus {
             ..NodeSystemInfo::default()
         }),
         images: Some(images(&list, k.config.node_status_max_images)),
-        features: old.features.clone().or_else(|| Some(NodeFeatures::default())),
-        runtime_handlers: old
-            .runtime_handlers
-            .clone()
-            .or_else(|| Some(vec![NodeRuntimeHandler::default()])),
+        features: Some(NodeFeatures {
+            supplemental_groups_policy: Some(runtime.supplemental_groups),
+        }),
+        runtime_handlers: Some(handlers(&runtime)),
         ..old
     }
+}
+
+/// The runtime's handlers; one that tells of none has its default.
+fn handlers(runtime: &RuntimeFeatures) -> Vec<NodeRuntimeHandler> {
+    if runtime.handlers.is_empty() {
+        return vec![NodeRuntimeHandler { name: Some(String::new()), features: None }];
+    }
+    let each = runtime.handlers.iter().map(|(name, recursive)| NodeRuntimeHandler {
+        name: Some(name.clone()),
+        features: Some(NodeRuntimeHandlerFeatures {
+            recursive_read_only_mounts: Some(*recursive),
+            user_namespaces: None,
+        }),
+    });
+    each.collect()
 }
 
 /// Whether two statuses differ in more than the times of the heartbeat.

@@ -3,18 +3,26 @@
 use k8s_openapi::api::core::v1::{Container, ContainerStatus, Pod, PodCondition};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
+use super::status::Waiting;
+use crate::allocation::Standing;
 use crate::objects::{init_containers, is_sidecar, spec};
 use crate::runtime::PodView;
 
 /// The conditions that are the kubelet's to set.
-pub const OWNED: [&str; 6] = [
+pub const OWNED: [&str; 8] = [
     "PodReadyToStartContainers",
     "Initialized",
     "Ready",
     "ContainersReady",
     "PodScheduled",
     "DisruptionTarget",
+    RESIZE_PENDING,
+    RESIZE_IN_PROGRESS,
 ];
+const RESIZE_PENDING: &str = "PodResizePending";
+const RESIZE_IN_PROGRESS: &str = "PodResizeInProgress";
+/// Conditions that are only there while they hold.
+pub const PASSING: [&str; 2] = [RESIZE_PENDING, RESIZE_IN_PROGRESS];
 
 /// Status, reason and message of a condition.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -160,6 +168,47 @@ pub fn all(
         ("PodScheduled", Verdict::yes()),
     ] {
         conditions.push(condition(pod, kind, verdict, old, now));
+    }
+    conditions
+}
+
+/// `DisruptionTarget`, once the kubelet has decided that a pod must make room.
+pub fn disruption(
+    pod: &Pod,
+    failed: Option<&Waiting>,
+    old: &[PodCondition],
+    now: &Time,
+) -> Option<PodCondition> {
+    let evicted = failed.filter(|why| why.reason == "Evicted")?;
+    if old.iter().any(|c| c.type_ == "DisruptionTarget") {
+        return None;
+    }
+    let message = evicted.message.clone();
+    let verdict = Verdict { status: true, reason: "TerminationByKubelet", message };
+    Some(condition(pod, "DisruptionTarget", verdict, old, now))
+}
+
+/// The conditions of a resize: that it waits, and that it goes on.
+pub fn resize(
+    pod: &Pod,
+    standing: Option<&Standing>,
+    old: &[PodCondition],
+    now: &Time,
+) -> Vec<PodCondition> {
+    let Some(standing) = standing else { return Vec::new() };
+    let mut conditions = Vec::new();
+    if let Some(pending) = &standing.pending {
+        let verdict =
+            Verdict { status: true, reason: pending.reason, message: pending.message.clone() };
+        conditions.push(condition(pod, RESIZE_PENDING, verdict, old, now));
+    }
+    if let Some(error) = &standing.in_progress {
+        let verdict = Verdict {
+            status: true,
+            reason: if error.is_some() { "Error" } else { "" },
+            message: error.clone().unwrap_or_default(),
+        };
+        conditions.push(condition(pod, RESIZE_IN_PROGRESS, verdict, old, now));
     }
     conditions
 }

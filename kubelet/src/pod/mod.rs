@@ -10,6 +10,7 @@ pub mod hosts;
 pub mod phase;
 pub mod plan;
 pub mod report;
+pub mod resize;
 pub mod resources;
 pub mod sandbox;
 pub mod security;

@@ -5,7 +5,7 @@ use kube::Api;
 use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
 use serde_json::{Map, Value, json};
 
-use super::conditions::OWNED;
+use super::conditions::{OWNED, PASSING};
 use crate::kubelet::Kubelet;
 use crate::objects::{name, namespace, uid};
 
@@ -70,6 +70,12 @@ fn changed_conditions(old: Option<&Value>, new: &Value) -> Vec<Value> {
             }
         }
         changed.push(condition);
+    }
+    let now: Vec<String> = new.as_array().into_iter().flatten().map(kind).collect();
+    for gone in old.iter().map(|c| kind(c)) {
+        if PASSING.contains(&gone.as_str()) && !now.contains(&gone) {
+            changed.push(json!({"type": gone, "$patch": "delete"}));
+        }
     }
     changed
 }

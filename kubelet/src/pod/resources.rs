@@ -114,11 +114,15 @@ pub fn container_resources(
     let resources = container.resources.as_ref();
     let requests = resources.and_then(|r| r.requests.as_ref());
     let limits = resources.and_then(|r| r.limits.as_ref());
-    let limit = millis(limits, "cpu").unwrap_or(0);
+    // A container without a limit of its own may use what its pod may.
+    let whole = spec(pod).resources.as_ref().and_then(|r| r.limits.as_ref());
+    let limit = millis(limits, "cpu").or_else(|| millis(whole, "cpu")).unwrap_or(0);
     let request = millis(requests, "cpu").unwrap_or(limit);
     let mut result = LinuxContainerResources {
         cpu_shares: shares(request),
-        memory_limit_in_bytes: value(limits, "memory").unwrap_or(0),
+        memory_limit_in_bytes: value(limits, "memory")
+            .or_else(|| value(whole, "memory"))
+            .unwrap_or(0),
         oom_score_adj: oom_score_adj(pod, container, memory_capacity),
         ..LinuxContainerResources::default()
     };

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use super::dns::{self, ResolvConf};
 use super::env::{self, Referred};
 use super::status::Waiting;
-use super::{container, resources, sandbox, security};
+use super::{container, resize, resources, sandbox, security};
 use crate::hooks;
 use crate::images;
 use crate::kubelet::Kubelet;
@@ -76,6 +76,27 @@ pub fn sandbox_config(
     sandbox::config(pod, facts)
 }
 
+/// Held while the runtime makes or starts something of a pod.
+pub type Busy = Arc<tokio::sync::Mutex<()>>;
+
+/// Makes a call to the runtime that goes on to its end even if the turn that made it is cut off:
+/// a start that is broken off halfway leaves a container that failed for no reason of its own.
+/// Until then `busy` is held.
+async fn whole<T: Send + 'static>(
+    busy: &Busy,
+    call: impl Future<Output = Result<T, RuntimeError>> + Send + 'static,
+) -> Result<T, RuntimeError> {
+    let guard = Arc::clone(busy).lock_owned().await;
+    let task = tokio::spawn(async move {
+        let result = call.await;
+        drop(guard);
+        result
+    });
+    task.await.unwrap_or_else(|error| {
+        Err(RuntimeError { code: tonic::Code::Unknown, message: error.to_string() })
+    })
+}
+
 /// What the starts of one round have in common.
 pub struct Round<'a> {
     pub pod: &'a Arc<Pod>,
@@ -84,6 +105,7 @@ pub struct Round<'a> {
     pub config: &'a cri::PodSandboxConfig,
     pub places: &'a Places,
     pub pod_ips: &'a [String],
+    pub busy: &'a Busy,
 }
 
 /// The name that a container's back-off goes by; what resets the back-off when it changes is
@@ -166,14 +188,13 @@ async fn create_and_start(
         before.map_or(0, |c| c.restart_count + 1).max(restarts_on_disk(k, pod, wanted, before));
     security::check_non_root(pod, wanted, &image.user).map_err(config_error)?;
     let config = container_config(k, round, wanted, &image, attempt).await.map_err(config_error)?;
-    let created = k
-        .cri
-        .create_container(cri::CreateContainerRequest {
-            pod_sandbox_id: round.sandbox.to_owned(),
-            config: Some(config),
-            sandbox_config: Some(round.config.clone()),
-        })
-        .await;
+    let request = cri::CreateContainerRequest {
+        pod_sandbox_id: round.sandbox.to_owned(),
+        config: Some(config),
+        sandbox_config: Some(round.config.clone()),
+    };
+    let runtime = k.cri.clone();
+    let created = whole(round.busy, async move { runtime.create_container(request).await }).await;
     let id = match created {
         Ok(answer) => answer.container_id,
         Err(error) => {
@@ -182,8 +203,12 @@ async fn create_and_start(
         }
     };
     k.event(about(), false, "Created", "Container created");
+    let given = wanted.resources.clone().unwrap_or_default();
+    k.allocations.told(&k.root, pod, &wanted.name, &id, &given);
     let request = cri::StartContainerRequest { container_id: id.clone() };
-    if let Err(error) = k.cri.start_container(request).await {
+    let runtime = k.cri.clone();
+    let started = whole(round.busy, async move { runtime.start_container(request).await }).await;
+    if let Err(error) = started {
         let text = error.message.clone();
         return Err((waiting("RunContainerError", text.clone()), Some(text)));
     }
@@ -302,6 +327,58 @@ async fn container_config(
     ))
 }
 
+/// Changes the limits of a pod's cgroup and of containers that run. `old` and `new` are the pod's
+/// limits; those that its cgroup has afterwards are returned.
+///
+/// # Errors
+/// What the kernel or the runtime refused.
+pub async fn resize(
+    k: &Kubelet,
+    pod: &Pod,
+    view: &PodView,
+    updates: &[resize::Update],
+    old: resources::PodLimits,
+    new: resources::PodLimits,
+) -> Result<resources::PodLimits, String> {
+    let class = resources::qos_class(pod);
+    if let (Some(limit), Some(used)) = (new.memory, k.cgroups.memory_used(class, uid(pod)))
+        && old.memory.is_none_or(|before| limit < before)
+        && used >= limit
+    {
+        return Err(format!(
+            "attempting to set pod memory limit ({limit}) below current usage ({used})"
+        ));
+    }
+    let set = |limits| {
+        let changed = k.cgroups.change_pod(class, uid(pod), limits);
+        changed.map_err(|error| format!("failed to resize the pod's cgroup: {error:#}"))
+    };
+    let widest = resize::widest(&old, &new);
+    set(&widest)?;
+    for update in updates {
+        let Some(container) = crate::objects::find_container(pod, &update.name) else { continue };
+        let linux = resources::container_resources(pod, &container, k.cpu(), k.machine.memory);
+        let request = cri::UpdateContainerResourcesRequest {
+            container_id: update.id.clone(),
+            linux: Some(linux),
+            ..cri::UpdateContainerResourcesRequest::default()
+        };
+        k.cri
+            .update_container_resources(request)
+            .await
+            .map_err(|error| format!("failed to resize container {:?}: {error}", update.name))?;
+        let given = container.resources.unwrap_or_default();
+        k.allocations.told(&k.root, pod, &update.name, &update.id, &given);
+    }
+    // A container that waits for its restart may still have more than the pod will.
+    let restarting = resize::in_progress(pod, view, &k.allocations.standing(pod, view).actuated);
+    if restarting {
+        return Ok(widest);
+    }
+    set(&new)?;
+    Ok(new)
+}
+
 async fn read_references(k: &Kubelet, pod: &Pod, wanted: &Container) -> Referred {
     let (maps, secrets) = env::references(wanted);
     let mut referred = Referred { config_maps: HashMap::new(), secrets: HashMap::new() };
@@ -328,6 +405,7 @@ pub async fn create_sandbox(
     k: &Kubelet,
     pod: &Pod,
     config: &cri::PodSandboxConfig,
+    busy: &Busy,
 ) -> Result<(String, Vec<String>), RuntimeError> {
     let directory = &config.log_directory;
     std::fs::create_dir_all(directory).map_err(|error| RuntimeError {
@@ -338,7 +416,8 @@ pub async fn create_sandbox(
         None | Some("") => String::new(),
         Some(class) => runtime_handler(k, class).await?,
     };
-    let id = k.cri.run_pod_sandbox(config.clone(), &handler).await?;
+    let (runtime, config) = (k.cri.clone(), config.clone());
+    let id = whole(busy, async move { runtime.run_pod_sandbox(config, &handler).await }).await?;
     let status = k.cri.sandbox(&id).await?;
     let mut ips = Vec::new();
     if let Some(network) = status.network.filter(|n| !n.ip.is_empty()) {

@@ -13,6 +13,7 @@ use super::conditions;
 use super::phase::phase;
 use super::plan::should_be_restarted;
 use super::resources::qos_class;
+use crate::allocation::Standing;
 use crate::objects::{self, ephemeral_containers, host_network, init_containers, is_sidecar, spec};
 use crate::runtime::{ContainerView, PodView, State};
 
@@ -45,6 +46,8 @@ pub struct Facts<'a> {
     /// A decision of the kubelet's that ends the pod: reason and message.
     pub failed: Option<&'a Waiting>,
     pub host_ips: &'a [String],
+    /// How a change of the pod's resources stands.
+    pub resize: &'a Standing,
     pub now: Time,
 }
 
@@ -84,7 +87,10 @@ pub fn status(facts: &Facts<'_>) -> PodStatus {
     }
     let all: Vec<ContainerStatus> = init_statuses.iter().chain(&regular).cloned().collect();
     let old_conditions = old.conditions.as_deref().unwrap_or_default();
-    let conditions = conditions::all(pod, view, old_conditions, &all, &new_phase, &facts.now);
+    let resize = (!objects::is_terminal_phase(Some(&new_phase))).then_some(facts.resize);
+    let mut conditions = conditions::all(pod, view, old_conditions, &all, &new_phase, &facts.now);
+    conditions.extend(conditions::disruption(pod, facts.failed, old_conditions, &facts.now));
+    conditions.extend(conditions::resize(pod, resize, old_conditions, &facts.now));
     let (pod_ips, host_ips) = addresses(facts);
     PodStatus {
         phase: Some(new_phase),
@@ -205,6 +211,13 @@ fn one(
             status.last_state = status.state.take();
         }
         status.state = Some(waiting_state(&why.reason, &why.message));
+    }
+    // What a running container has is what it was told last, which may be less than it is to have.
+    if let Some(newest) = newest
+        && let Some(told) = facts.resize.actuated.get(&container.name)
+        && told.id == newest.id
+    {
+        status.resources = Some(told.resources.clone());
     }
     if facts.terminal {
         close(facts, &mut status, old);

@@ -68,6 +68,7 @@ fn made(pod: &Pod, view: &PodView, waiting: &[(&str, &str)], terminal: bool) -> 
         terminal,
         failed: None,
         host_ips: &["192.0.2.1".to_owned()],
+        resize: &crate::allocation::Standing::default(),
         now: objects::now(),
     })
 }

@@ -17,7 +17,9 @@ use super::report::{self, Sent};
 use super::start::{self, Round};
 use super::status::{self, Facts, Waiting};
 use super::stop::{self, Manner};
-use super::{resources, sandbox};
+use super::{resize, resources, sandbox};
+use crate::allocation;
+use crate::eviction;
 use crate::kubelet::Kubelet;
 use crate::objects::{
     self, ephemeral_containers, host_network, init_containers, is_sidecar, is_static,
@@ -26,6 +28,8 @@ use crate::objects::{
 use crate::runtime::PodView;
 use crate::volumes::{files, pod_directory, setup};
 
+/// The reason of pods that used too much.
+const EVICTED: &str = "Evicted";
 /// After a turn that failed.
 const RETRY: Duration = Duration::from_secs(2);
 /// After the runtime did not answer, or volumes could not be set up.
@@ -70,6 +74,9 @@ pub struct Worker {
     waiting: HashMap<String, Waiting>,
     reported: Option<PodStatus>,
     hooked: Mutex<HashSet<String>>,
+    busy: start::Busy,
+    /// The limits that the pod's cgroup has.
+    limits: Mutex<Option<resources::PodLimits>>,
     failed: Option<Waiting>,
     admitted: bool,
     rejected: bool,
@@ -93,6 +100,8 @@ impl Worker {
             waiting: HashMap::new(),
             reported: None,
             hooked: Mutex::default(),
+            busy: start::Busy::default(),
+            limits: Mutex::default(),
             failed: None,
             admitted: false,
             rejected: false,
@@ -134,6 +143,8 @@ impl Worker {
     }
 
     async fn turn(&mut self, desired: &Desired) -> Turn {
+        // A turn before this one may have been cut off while the runtime started something.
+        drop(self.busy.lock().await);
         let view = match self.k.views.pod(&self.uid).await {
             Ok(view) => view,
             Err(error) => {
@@ -142,6 +153,8 @@ impl Worker {
             }
         };
         let Some(pod) = &desired.pod else { return self.sweep(None, &view).await };
+        // All that follows is about the pod with the resources that it has been given.
+        let pod = &self.k.allocations.effective(&self.k.root, pod);
         self.k.prober.sync(&self.k, pod, &view);
         if desired.gone {
             return self.sweep(Some(pod), &view).await;
@@ -150,6 +163,13 @@ impl Worker {
             return self.terminate(desired, pod, &view).await;
         }
         let api_phase = objects::status(pod).phase.as_deref();
+        if let Some(message) = self.k.evictions.take(&self.uid)
+            && self.failed.is_none()
+            && !is_terminal_phase(api_phase)
+        {
+            self.k.event(reference(pod), true, EVICTED, message.clone());
+            self.failed = Some(Waiting { reason: EVICTED.to_owned(), message });
+        }
         if is_terminal_phase(api_phase) || self.failed.is_some() || self.over() {
             return self.finish(desired, pod, &view).await;
         }
@@ -163,6 +183,7 @@ impl Worker {
     /// The status of the pod as it is now.
     fn status(&self, pod: &Pod, view: &PodView, terminal: bool) -> PodStatus {
         let host_ips = self.k.host_ips();
+        let resize = self.k.allocations.standing(pod, view);
         let old = self.reported.clone().unwrap_or_else(|| objects::status(pod).clone());
         status::status(&Facts {
             pod,
@@ -173,6 +194,7 @@ impl Worker {
             terminal,
             failed: self.failed.as_ref(),
             host_ips: &host_ips,
+            resize: &resize,
             now: objects::now(),
         })
     }
@@ -220,6 +242,10 @@ impl Worker {
             self.rejected = true;
             return self.finish(desired, pod, &view).await;
         }
+        let pod = &match (self.admitted, &desired.pod) {
+            (true, Some(asking)) => self.k.allocations.review(&self.k, asking),
+            _ => Arc::clone(pod),
+        };
         self.admitted = true;
         if self.deadline_left(pod) == Some(Duration::ZERO) {
             let message = "Pod was active on the node longer than the specified deadline";
@@ -300,12 +326,54 @@ impl Worker {
                 return Err(RETRY);
             }
         };
-        let todo = plan(pod, view, &k.prober);
-        tracing::debug!(pod = objects::describe(pod), ?todo, "planned");
+        let mut todo = plan(pod, view, &k.prober);
+        let told = k.allocations.standing(pod, view).actuated;
+        let updates = resize::plan(pod, view, &told, &mut todo);
+        tracing::debug!(pod = objects::describe(pod), ?todo, ?updates, "planned");
+        self.resize(pod, view, &updates, !todo.kill.is_empty()).await?;
         self.carry_out(pod, view, &todo, &places).await?;
         let usual = k.config.sync_frequency.0.mul_f64(0.75 + rand::random::<f64>() / 2.0);
         let refresh = setup::refreshes(pod);
         Ok(if refresh { usual.min(REFRESH) } else { usual })
+    }
+
+    /// Changes the limits of the pod and of containers that run. `Err` holds when to try again.
+    async fn resize(
+        &self,
+        pod: &Arc<Pod>,
+        view: &PodView,
+        updates: &[resize::Update],
+        restarts: bool,
+    ) -> Result<(), Duration> {
+        let k = &self.k;
+        let limits = resources::pod_limits(pod, k.cpu());
+        let before = *self.limits.lock();
+        let mut result = Ok(limits);
+        if !updates.is_empty() || before != Some(limits) {
+            // A kubelet that comes back finds what containers were told last.
+            let old = before.unwrap_or_else(|| {
+                let told = k.allocations.standing(pod, view).actuated;
+                let told = told.into_iter().map(|(name, told)| (name, told.resources)).collect();
+                resources::pod_limits(&resize::with(pod, &told), k.cpu())
+            });
+            result = start::resize(k, pod, view, updates, old, limits).await;
+        }
+        match result {
+            Ok(has) => {
+                *self.limits.lock() = Some(has);
+                if !restarts && k.allocations.tried(pod, None) {
+                    let message = allocation::message("completed", pod, None);
+                    k.event(reference(pod), false, "ResizeCompleted", message);
+                }
+                Ok(())
+            }
+            Err(error) => {
+                let message = allocation::message("error", pod, Some(&error));
+                k.event(reference(pod), true, "ResizeError", message);
+                k.allocations.tried(pod, Some(error));
+                Err(SLOW_RETRY)
+            }
+        }
     }
 
     async fn carry_out(
@@ -358,14 +426,23 @@ impl Worker {
         })?;
         let (sandbox, ips) = match todo.create_sandbox {
             false => (todo.sandbox.clone(), view.ips().to_vec()),
-            true => start::create_sandbox(&k, pod, &config).await.map_err(|error| {
+            true => start::create_sandbox(&k, pod, &config, &self.busy).await.map_err(|error| {
                 let message = format!("Failed to create pod sandbox: {error}");
                 k.event(reference(pod), true, "FailedCreatePodSandBox", message);
                 RETRY
             })?,
         };
         let ips = if host_network(pod) { k.host_ips() } else { ips };
-        let round = Round { pod, view, sandbox: &sandbox, config: &config, places, pod_ips: &ips };
+        let busy = Arc::clone(&self.busy);
+        let round = Round {
+            pod,
+            view,
+            sandbox: &sandbox,
+            config: &config,
+            places,
+            pod_ips: &ips,
+            busy: &busy,
+        };
         self.start_all(&round, todo).await
     }
 
@@ -457,7 +534,10 @@ impl Worker {
 
     /// Stops the pod and gives back what it held.
     async fn end(&mut self, pod: &Pod, view: &PodView) -> Result<(), Duration> {
-        let grace = stop::grace(pod, None, None);
+        let mut grace = stop::grace(pod, None, None);
+        if self.failed.as_ref().is_some_and(|why| why.reason == EVICTED) {
+            grace = grace.min(eviction::GRACE);
+        }
         if view.is_alive()
             && let Err(error) = stop::pod(&self.k, Some(pod), view, grace, &self.hooked).await
         {
@@ -471,6 +551,10 @@ impl Worker {
     fn give_back(&self) -> Result<(), Duration> {
         self.k.prober.forget(&self.uid);
         self.k.tokens.forget(&self.uid);
+        // There may be room now for those that want more.
+        for uid in self.k.allocations.waiting() {
+            self.k.wake(&uid);
+        }
         if let Err(error) = files::remove(&pod_directory(&self.k.root, &self.uid).join("volumes"))
             .and_then(|()| files::remove(&pod_directory(&self.k.root, &self.uid)))
         {
@@ -539,6 +623,7 @@ impl Worker {
         {
             tracing::debug!(%error, logs = %logs.display(), "logs not removed");
         }
+        self.k.allocations.forget(&self.uid);
         Turn::Done
     }
 }

@@ -118,6 +118,7 @@ impl Cri {
         runtime.container_status(ContainerStatusRequest) -> ContainerStatusResponse;
         runtime.create_container(CreateContainerRequest) -> CreateContainerResponse;
         runtime.start_container(StartContainerRequest) -> StartContainerResponse;
+        runtime.update_container_resources(UpdateContainerResourcesRequest) -> UpdateContainerResourcesResponse;
         runtime.remove_container(RemoveContainerRequest) -> RemoveContainerResponse;
         runtime.reopen_container_log(ReopenContainerLogRequest) -> ReopenContainerLogResponse;
         runtime.exec(ExecRequest) -> ExecResponse;
@@ -126,6 +127,8 @@ impl Cri {
         runtime.list_container_stats(ListContainerStatsRequest) -> ListContainerStatsResponse;
         images.list_images(ListImagesRequest) -> ListImagesResponse;
         images.image_status(ImageStatusRequest) -> ImageStatusResponse;
+        images.image_fs_info(ImageFsInfoRequest) -> ImageFsInfoResponse;
+        images.remove_image(RemoveImageRequest) -> RemoveImageResponse;
     }
 
     /// Makes a sandbox and its network. Twice the usual time: a network plugin may be slow.

@@ -12,6 +12,7 @@ use http::Response;
 use http_body_util::{BodyExt, StreamBody};
 use hyper::body::Frame;
 use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Pod;
 use tokio::fs::File;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncSeekExt, BufReader};
 use tokio::sync::mpsc;
@@ -19,6 +20,7 @@ use tokio_stream::wrappers::ReceiverStream;
 
 use crate::kubelet::Kubelet;
 use crate::logs::{Record, parse};
+use crate::objects::{self, uid};
 use crate::runtime::State;
 
 /// Looking for more in a log that is followed.
@@ -98,8 +100,8 @@ impl Wanted {
 }
 
 /// Answers with a container's log.
-pub async fn serve(k: Arc<Kubelet>, uid: &str, container: &str, wanted: Wanted) -> Response<Body> {
-    let view = match k.views.pod(uid).await {
+pub async fn serve(k: Arc<Kubelet>, pod: &Pod, container: &str, wanted: Wanted) -> Response<Body> {
+    let view = match k.views.pod(uid(pod)).await {
         Ok(view) => view,
         Err(error) => return text(500, error.to_string()),
     };
@@ -115,21 +117,7 @@ pub async fn serve(k: Arc<Kubelet>, uid: &str, container: &str, wanted: Wanted) 
             }),
         false => of_name.find(|c| c.state != State::Created),
     };
-    let Some(found) = found else {
-        let pod = format!("{}/{}", view.namespace, view.name);
-        return match wanted.previous {
-            true => text(
-                400,
-                format!(
-                    "previous terminated container {container:?} in pod {:?} not found",
-                    view.name
-                ),
-            ),
-            false => {
-                text(400, format!("container {container:?} in pod {pod:?} is waiting to start"))
-            }
-        };
-    };
+    let Some(found) = found else { return text(400, absent(pod, container, wanted.previous)) };
     let path = PathBuf::from(&found.log_path);
     let (id, running) = (found.id.clone(), found.state == State::Running);
     let (sender, receiver) = mpsc::channel::<Result<Bytes, anyhow::Error>>(16);
@@ -148,6 +136,30 @@ pub async fn serve(k: Arc<Kubelet>, uid: &str, container: &str, wanted: Wanted) 
     let kind = http::HeaderValue::from_static("text/plain");
     response.headers_mut().insert(http::header::CONTENT_TYPE, kind);
     response
+}
+
+/// Why there is no log: upstream's words.
+fn absent(pod: &Pod, container: &str, previous: bool) -> String {
+    let name = objects::name(pod);
+    if previous {
+        return format!("previous terminated container {container:?} in pod {name:?} not found");
+    }
+    let status = objects::status(pod);
+    let all = status
+        .container_statuses
+        .iter()
+        .chain(&status.init_container_statuses)
+        .chain(&status.ephemeral_container_statuses)
+        .flatten();
+    let mut of_name = all.filter(|s| s.name == container);
+    let waiting = of_name.find_map(|s| s.state.as_ref()?.waiting.as_ref()?.reason.as_deref());
+    let why = match waiting {
+        None => return format!("container {container:?} in pod {name:?} is not available"),
+        Some("ErrImagePull") => "image can't be pulled",
+        Some("ImagePullBackOff") => "trying and failing to pull image",
+        Some(reason) => reason,
+    };
+    format!("container {container:?} in pod {name:?} is waiting to start: {why}")
 }
 
 async fn copy(
@@ -272,6 +284,23 @@ mod tests {
         assert_eq!(wanted.since.map(|t| t.as_second()), Some(990));
         for bad in ["tailLines=-1", "limitBytes=0", "sinceTime=x"] {
             assert!(Wanted::of(&query(bad), now).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn absent_logs_are_explained() {
+        let pod = |reason: &str| -> Pod {
+            serde_json::from_value(serde_json::json!({"metadata": {"name": "p"}, "status": {
+                "containerStatuses": [{"name": "c", "image": "", "imageID": "", "ready": false,
+                    "restartCount": 0, "state": {"waiting": {"reason": reason}}}]}}))
+            .unwrap()
+        };
+        for (reason, why) in [
+            ("ContainerCreating", "is waiting to start: ContainerCreating"),
+            ("ErrImagePull", "is waiting to start: image can't be pulled"),
+        ] {
+            let want = format!("container \"c\" in pod \"p\" {why}");
+            assert_eq!(absent(&pod(reason), "c", false), want);
         }
     }
 

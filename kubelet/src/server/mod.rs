@@ -2,6 +2,7 @@
 //! port-forward.
 
 pub mod auth;
+mod channels;
 mod idle;
 mod logs;
 mod spdy;
@@ -203,7 +204,11 @@ async fn route(k: Arc<Kubelet>, path: &str, request: Request<Incoming>) -> Respo
             Ok(metrics) => text(200, metrics),
             Err(error) => text(500, error.to_string()),
         },
-        ["metrics", "cadvisor" | "probes" | "slis"] => text(200, ""),
+        ["metrics", "cadvisor"] => match stats::cadvisor_metrics(&k).await {
+            Ok(metrics) => text(200, metrics),
+            Err(error) => text(500, error.to_string()),
+        },
+        ["metrics", "probes" | "slis"] => text(200, ""),
         ["containerLogs", ns, pod, container] => {
             container_logs(k, ns, pod, container, &request).await
         }
@@ -272,8 +277,7 @@ async fn container_logs(
     if find_container(&found, container).is_none() {
         return text(404, format!("container {container:?} not found in pod {pod:?}\n"));
     }
-    let id = uid(&found).to_owned();
-    logs::serve(k, &id, container, wanted).await
+    logs::serve(k, &found, container, wanted).await
 }
 
 async fn stream(

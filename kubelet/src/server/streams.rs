@@ -24,6 +24,7 @@ use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 use tokio_tungstenite::tungstenite::protocol::Role;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 
+use super::channels::Protocol;
 use super::spdy::{self, Frame, Opener, Reader};
 
 const STREAM_PROTOCOL: &str = "x-stream-protocol-version";
@@ -31,6 +32,8 @@ const STREAM_PROTOCOL: &str = "x-stream-protocol-version";
 const CHANNELS: [&str; 5] = ["stdin", "stdout", "stderr", "error", "resize"];
 /// In v5, a message that closes the channel that it names.
 const CLOSE: u8 = 255;
+/// The protocol of port-forward.
+const PORT_FORWARD: &str = "SPDY/3.1+portforward.k8s.io";
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Which streams an exec or attach has.
@@ -170,12 +173,12 @@ async fn websocket(
     wanted: Option<Wanted>,
     idle: Duration,
 ) -> anyhow::Result<Response<Body>> {
-    let known: &[&str] = match wanted {
-        Some(_) => &["v5.channel.k8s.io", "v4.channel.k8s.io"],
-        None => &["SPDY/3.1+portforward.k8s.io"],
-    };
     let offers = offered(request.headers());
-    let Some(protocol) = known.iter().find(|p| offers.iter().any(|o| o == *p)) else {
+    let chosen = match wanted {
+        Some(_) => Protocol::choose(&offers),
+        None => Protocol::choose(&[]).filter(|_| offers.iter().any(|o| o == PORT_FORWARD)),
+    };
+    let Some(protocol) = chosen else {
         return Ok(text(
             400,
             format!("unable to upgrade: none of the protocols {offers:?} is supported"),
@@ -192,14 +195,15 @@ async fn websocket(
     if upstream.status() != StatusCode::SWITCHING_PROTOCOLS {
         bail!("the runtime's streaming server answered {}", upstream.status());
     }
-    let response = Response::builder()
+    let mut response = Response::builder()
         .status(StatusCode::SWITCHING_PROTOCOLS)
         .header(header::CONNECTION, "Upgrade")
         .header(header::UPGRADE, "websocket")
-        .header("Sec-WebSocket-Accept", accept)
-        .header(header::SEC_WEBSOCKET_PROTOCOL, *protocol)
-        .body(body(Bytes::new()))?;
-    let v5 = *protocol == "v5.channel.k8s.io";
+        .header("Sec-WebSocket-Accept", accept);
+    if let Some(name) = protocol.name.or(wanted.is_none().then_some(PORT_FORWARD)) {
+        response = response.header(header::SEC_WEBSOCKET_PROTOCOL, name);
+    }
+    let response = response.body(body(Bytes::new()))?;
     tokio::spawn(async move {
         let both = tokio::try_join!(hyper::upgrade::on(request), hyper::upgrade::on(upstream));
         let Ok((client, runtime)) = both else { return };
@@ -208,7 +212,7 @@ async fn websocket(
         let (runtime, quiet) = super::idle::watch(TokioIo::new(runtime));
         let talk = async {
             match wanted {
-                Some(wanted) => translate(client, runtime, wanted, v5).await,
+                Some(wanted) => translate(client, runtime, wanted, protocol).await,
                 None => tunnel(client, runtime).await,
             }
         };
@@ -231,7 +235,7 @@ async fn translate(
     client: Client,
     runtime: Runtime,
     wanted: Wanted,
-    v5: bool,
+    protocol: Protocol,
 ) -> anyhow::Result<()> {
     let (read, mut write) = tokio::io::split(runtime);
     let (mut to_client, mut from_client) = client.split();
@@ -253,15 +257,15 @@ async fn translate(
             tokio::select! {
                 Some(ping) = pinged.recv() => write.write_all(&spdy::pong(&ping)).await?,
                 message = from_client.next() => match message {
-                    Some(Ok(Message::Binary(data))) => {
-                        let Some((channel, data)) = data.split_first() else { continue };
-                        let closes = v5 && *channel == CLOSE;
-                        let channel = if closes { data.first().copied().unwrap_or(CLOSE) } else { *channel };
+                    Some(Ok(message @ (Message::Binary(_) | Message::Text(_)))) => {
+                        let Some((channel, data)) = protocol.decode(&message) else { continue };
+                        let closes = protocol.closes && channel == CLOSE;
+                        let channel = if closes { data.first().copied().unwrap_or(CLOSE) } else { channel };
                         // Clients write to stdin and resize only.
                         let Some(Some(id)) = ids.get(usize::from(channel)) else { continue };
                         match closes {
                             true => write.write_all(&spdy::data(*id, &[], true)).await?,
-                            false => spdy::write(&mut write, *id, data).await?,
+                            false => spdy::write(&mut write, *id, &data).await?,
                         }
                     }
                     Some(Ok(Message::Close(_))) | None => return anyhow::Ok(()),
@@ -274,7 +278,9 @@ async fn translate(
     let to_browser = async {
         for channel in [1u8, 2, 3].into_iter().filter(|c| ids[usize::from(*c)].is_some()) {
             // An empty message opens a channel, as upstream does.
-            to_client.send(Message::Binary(Bytes::from(vec![channel]))).await?;
+            if let Some(message) = protocol.encode(channel, &[]) {
+                to_client.send(message).await?;
+            }
         }
         let mut open: Vec<u32> = [1usize, 2, 3].iter().filter_map(|c| ids[*c]).collect();
         while !open.is_empty() {
@@ -282,10 +288,9 @@ async fn translate(
                 Some(Frame::Data { stream, data, fin }) => {
                     if let Some(channel) = ids.iter().position(|id| *id == Some(stream))
                         && !data.is_empty()
+                        && let Some(message) = protocol.encode(channel as u8, &data)
                     {
-                        let mut message = vec![channel as u8];
-                        message.extend_from_slice(&data);
-                        to_client.send(Message::Binary(message.into())).await?;
+                        to_client.send(message).await?;
                     }
                     if fin {
                         open.retain(|id| *id != stream);

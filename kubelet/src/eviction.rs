@@ -1,0 +1,220 @@
+//! Ends pods that use more of the node's disk than they may: an `emptyDir` beyond its limit, a
+//! container beyond its `ephemeral-storage`, a pod beyond that of all its containers.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::{Container, Pod};
+use parking_lot::Mutex;
+
+use crate::kubelet::Kubelet;
+use crate::objects::{is_static, is_terminal_phase, spec, status, uid};
+use crate::pod::resources::pod_total;
+use crate::pod::sandbox::log_directory;
+use crate::quantity::{amount, binary};
+use crate::stats;
+use crate::volumes::volume_directory;
+
+/// Usage is looked at this often (upstream's).
+const PERIOD: Duration = Duration::from_secs(10);
+const STORAGE: &str = "ephemeral-storage";
+/// The seconds that an evicted pod has to end.
+pub const GRACE: i64 = 1;
+
+/// The pods that have to go, with the messages for their statuses, until their workers take note.
+#[derive(Default)]
+pub struct Evictions(Mutex<HashMap<String, String>>);
+
+impl Evictions {
+    /// Whether a pod has to go: the message.
+    pub fn take(&self, uid: &str) -> Option<String> {
+        self.0.lock().remove(uid)
+    }
+}
+
+/// What a pod uses of the disk, in bytes: by volume, and by container its writable layer and logs.
+#[derive(Clone, Debug, Default)]
+struct Used {
+    volumes: BTreeMap<String, u64>,
+    containers: BTreeMap<String, u64>,
+}
+
+fn limit(container: &Container) -> Option<i64> {
+    let limits = container.resources.as_ref()?.limits.as_ref()?;
+    limits.get(STORAGE).map(|q| amount(q).value()).filter(|l| *l > 0)
+}
+
+fn bytes(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}
+
+/// Whether a pod has any limit of this kind.
+fn is_limited(pod: &Pod) -> bool {
+    let volumes = spec(pod).volumes.iter().flatten();
+    volumes.into_iter().any(|v| v.empty_dir.as_ref().is_some_and(|e| e.size_limit.is_some()))
+        || spec(pod).containers.iter().any(|c| limit(c).is_some())
+}
+
+/// Why a pod has to go; upstream's words.
+fn exceeds(pod: &Pod, used: &Used) -> Option<String> {
+    for volume in spec(pod).volumes.iter().flatten() {
+        let size = volume.empty_dir.as_ref().and_then(|e| e.size_limit.as_ref());
+        if let (Some(size), Some(used)) = (size, used.volumes.get(&volume.name)) {
+            let most = amount(size).value();
+            if most > 0 && bytes(*used) > most {
+                let name = &volume.name;
+                return Some(format!(
+                    "Usage of EmptyDir volume {name:?} exceeds the limit {:?}. ",
+                    size.0
+                ));
+            }
+        }
+    }
+    let total = pod_total(pod, |r| r.limits.as_ref()).get(STORAGE).map_or(0, |milli| milli / 1000);
+    let all: u64 = used.containers.values().chain(used.volumes.values()).sum();
+    let every = spec(pod).containers.iter().all(|c| limit(c).is_some());
+    if every && total > 0 && bytes(all) > total {
+        return Some(format!(
+            "Pod ephemeral local storage usage exceeds the total limit of containers {}. ",
+            binary(total).0
+        ));
+    }
+    spec(pod).containers.iter().find_map(|container| {
+        let most = limit(container)?;
+        let used = used.containers.get(&container.name)?;
+        (bytes(*used) > most).then(|| {
+            format!(
+                "Container {} exceeded its local ephemeral storage limit {:?}. ",
+                container.name,
+                binary(most).0
+            )
+        })
+    })
+}
+
+/// The bytes that a directory's files take.
+fn size(directory: &Path) -> u64 {
+    use std::os::unix::fs::MetadataExt;
+    let (mut sum, mut pending) = (0, vec![directory.to_owned()]);
+    while let Some(next) = pending.pop() {
+        for entry in std::fs::read_dir(next).into_iter().flatten().flatten() {
+            let Ok(meta) = entry.metadata() else { continue };
+            // Sparse files take less than they show.
+            sum += meta.blocks() * 512;
+            if meta.is_dir() {
+                pending.push(entry.path());
+            }
+        }
+    }
+    sum
+}
+
+/// Measures a pod's directories.
+fn measure(root: &Path, logs: &Path, pod: &Pod, layers: &BTreeMap<String, u64>) -> Used {
+    let mut used = Used::default();
+    for volume in spec(pod).volumes.iter().flatten() {
+        let disk = volume.empty_dir.as_ref().is_some_and(|e| e.medium.as_deref() != Some("Memory"));
+        if disk {
+            let place = volume_directory(root, uid(pod), "empty-dir", &volume.name);
+            used.volumes.insert(volume.name.clone(), size(&place));
+        }
+    }
+    let logs = log_directory(logs, pod);
+    for container in &spec(pod).containers {
+        let layer = layers.get(&container.name).copied().unwrap_or(0);
+        used.containers.insert(container.name.clone(), layer + size(&logs.join(&container.name)));
+    }
+    used
+}
+
+/// Watches the pods' usage until shutdown.
+pub async fn run(k: Arc<Kubelet>) {
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(PERIOD) => {}
+            () = k.shutdown.cancelled() => return,
+        }
+        let limited: Vec<Arc<Pod>> = {
+            let pods = k.pods.read();
+            let live = pods.values().filter(|p| {
+                is_limited(p) && !is_static(p) && !is_terminal_phase(status(p).phase.as_deref())
+            });
+            live.cloned().collect()
+        };
+        if limited.is_empty() {
+            continue;
+        }
+        let layers = match stats::written(&k).await {
+            Ok(layers) => layers,
+            Err(error) => {
+                tracing::warn!(%error, "usage of the disk not known");
+                continue;
+            }
+        };
+        let (root, logs) = (k.root.clone(), k.logs.clone());
+        // Walking through directories takes its time.
+        let measured = tokio::task::spawn_blocking(move || {
+            let none = BTreeMap::new();
+            let judged = limited.into_iter().filter_map(|pod| {
+                let used = measure(&root, &logs, &pod, layers.get(uid(&pod)).unwrap_or(&none));
+                exceeds(&pod, &used).map(|why| (uid(&pod).to_owned(), why))
+            });
+            judged.collect::<Vec<_>>()
+        });
+        for (uid, why) in measured.await.unwrap_or_default() {
+            tracing::info!(uid, why, "pod evicted");
+            k.evictions.0.lock().insert(uid.clone(), why);
+            k.wake(&uid);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn limits_of_volumes_containers_and_pods() {
+        let limits = |n: &str| json!({"limits": {"ephemeral-storage": n}});
+        let pod: Pod = serde_json::from_value(json!({"spec": {
+            "volumes": [{"name": "v", "emptyDir": {"sizeLimit": "10Mi"}}],
+            "containers": [
+                {"name": "a", "resources": limits("1Mi")},
+                {"name": "b", "resources": limits("20Mi")},
+            ],
+        }}))
+        .unwrap();
+        assert!(is_limited(&pod) && !is_limited(&Pod::default()));
+        for (volume, a, b, want) in [
+            (10, 1, 1, None),
+            (11, 0, 0, Some("Usage of EmptyDir volume \"v\" exceeds the limit \"10Mi\". ")),
+            (0, 2, 0, Some("Container a exceeded its local ephemeral storage limit \"1Mi\". ")),
+            (
+                10,
+                1,
+                11,
+                Some(
+                    "Pod ephemeral local storage usage exceeds the total limit of containers 21Mi. ",
+                ),
+            ),
+        ] {
+            let used = Used {
+                volumes: BTreeMap::from([("v".to_owned(), volume << 20)]),
+                containers: BTreeMap::from([("a".to_owned(), a << 20), ("b".to_owned(), b << 20)]),
+            };
+            assert_eq!(exceeds(&pod, &used).as_deref(), want, "{volume} {a} {b}");
+        }
+    }
+
+    #[test]
+    fn files_are_counted_at_all_depths() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("d")).unwrap();
+        std::fs::write(dir.path().join("d/f"), vec![1; 100_000]).unwrap();
+        assert!(size(dir.path()) >= 100_000);
+        assert_eq!(size(&dir.path().join("none")), 0);
+    }
+}
