@@ -3,6 +3,7 @@
 
 pub mod cli;
 pub mod config;
+pub mod leader;
 pub mod logs;
 pub mod serving;
 pub mod shutdown;
