@@ -11,6 +11,7 @@ pub mod owners;
 pub mod pods;
 mod run;
 pub mod runner;
+mod unsupported;
 
 pub use options::Options;
 pub use run::run;

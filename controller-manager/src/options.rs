@@ -5,9 +5,12 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use component::cli::{NoEffect, duration};
+use component::leader::LeaderFlags;
 use ipnet::IpNet;
 
 use crate::controllers::ipam::Range;
+use crate::unsupported::Unsupported;
 
 #[derive(Clone, Debug, clap::Parser)]
 #[command(name = "kube-controller-manager", version)]
@@ -50,10 +53,14 @@ pub struct Options {
     /// Controllers to run: `*`, names, or `-name` to leave one out
     #[arg(long, value_delimiter = ',', default_value = "*", allow_hyphen_values = true)]
     pub controllers: Vec<String>,
-    /// Only the leader runs controllers
-    #[arg(long, num_args = 0..=1, require_equals = true, default_value_t = true,
-          default_missing_value = "true", action = clap::ArgAction::Set)]
-    pub leader_elect: bool,
+    #[command(flatten)]
+    pub leader: LeaderFlags,
+    /// URL of the API server, over what the kubeconfig says
+    #[arg(long)]
+    pub master: Option<String>,
+    /// Serve /debug/pprof: there is none, whatever this says
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide = true)]
+    pub profiling: Option<bool>,
     /// Prefix length of a node's range (IPv4)
     #[arg(long, default_value_t = 0)]
     pub node_cidr_mask_size: u8,
@@ -62,11 +69,11 @@ pub struct Options {
     #[arg(long, default_value_t = 0)]
     pub node_cidr_mask_size_ipv6: u8,
     /// A node that has not reported for so long is lost
-    #[arg(long, default_value = "50s")]
-    pub node_monitor_grace_period: String,
+    #[arg(long, default_value = "50s", value_parser = duration)]
+    pub node_monitor_grace_period: Duration,
     /// How often nodes are looked at
-    #[arg(long, default_value = "5s")]
-    pub node_monitor_period: String,
+    #[arg(long, default_value = "5s", value_parser = duration)]
+    pub node_monitor_period: Duration,
     /// CA that is published in every namespace
     #[arg(long)]
     pub root_ca_file: Option<PathBuf>,
@@ -89,6 +96,8 @@ pub struct Options {
     /// Verbosity of the log
     #[arg(short = 'v', long = "v", default_value_t = 0)]
     pub v: u8,
+    #[command(flatten)]
+    pub unsupported: NoEffect<Unsupported>,
 }
 
 impl Options {
@@ -133,14 +142,4 @@ impl Options {
         }
         enabled
     }
-}
-
-/// A duration as Go writes it.
-///
-/// # Errors
-/// Names the flag.
-pub fn duration(flag: &str, text: &str) -> anyhow::Result<Duration> {
-    let span: jiff::SignedDuration =
-        text.parse().with_context(|| format!("--{flag}: {text:?} is not a duration"))?;
-    Duration::try_from(span).with_context(|| format!("--{flag}: {text:?} is negative"))
 }

@@ -2,10 +2,13 @@
 
 use std::sync::Arc;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, anyhow};
 use client::accounts::Accounts;
+use client::election::{self, Candidate, Timing, Watchdog};
 use client::events::Recorder;
+use client::lease::LeaseLock;
 use client::{Caches, retry};
+use component::leader::{Leader, LeaderFile};
 use component::serving::{self, text};
 use component::shutdown::Scope;
 use kube::Client;
@@ -16,7 +19,7 @@ use crate::controllers::{
     aggregation, daemonset, deployment, endpoints, garbage, ipam, namespace, nodelifecycle, podgc,
     replicaset, rootca, serviceaccount, taints,
 };
-use crate::options::{Options, duration};
+use crate::options::Options;
 use crate::runner::{self, Context, Controller};
 
 const NAME: &str = "kube-controller-manager";
@@ -26,30 +29,75 @@ const READER: &str = "generic-garbage-collector";
 /// Runs until shutdown. All that it started has ended when it returns.
 ///
 /// # Errors
-/// A flag or the kubeconfig is wrong, a port is taken, or a controller crashed.
+/// A flag or the kubeconfig is wrong, a port is taken, a controller crashed, or another leads now.
 pub async fn run(options: Options, shutdown: CancellationToken) -> anyhow::Result<()> {
-    let mut scope = Scope::new(&shutdown);
-    let ended = match start(&options, &mut scope).await {
-        Ok(()) => scope.until_shutdown().await,
-        failed => failed,
+    let settings = Settings::new(&options)?;
+    let kubeconfig = options.kubeconfig.as_ref().context("--kubeconfig is needed")?;
+    let client = client::connect_to(kubeconfig, options.master.as_deref(), NAME).await?;
+    let candidate = match &settings.leader {
+        Some(leader) => Some(candidate(leader, &client, &shutdown)?),
+        None => None,
     };
-    scope.end().await;
+    let watchdog = candidate.as_ref().map(|c| c.watchdog.clone()).unwrap_or_default();
+    let mut scope = Scope::new(&shutdown);
+    let mut office = None;
+    let mut ended = serve(&options, watchdog, &mut scope).await;
+    if let (Ok(()), Some(candidate)) = (&ended, candidate) {
+        office = election::acquire(candidate, scope.token()).await;
+    }
+    if ended.is_ok() && !shutdown.is_cancelled() {
+        ended = tokio::select! {
+            biased;
+            () = election::lost(&office) => Err(anyhow!("leaderelection lost")),
+            ended = lead(&options, settings, client, &mut scope) => ended,
+        };
+    }
+    match office {
+        // Another may work already.
+        Some(office) if office.is_lost() => scope.abort().await,
+        Some(office) => {
+            scope.end().await;
+            office.leave().await;
+        }
+        None => scope.end().await,
+    }
     ended
 }
 
-/// Serves, waits for the API server, then starts the controllers.
-async fn start(options: &Options, scope: &mut Scope) -> anyhow::Result<()> {
-    let kubeconfig = options.kubeconfig.as_ref().context("--kubeconfig is needed")?;
-    let client = client::connect(kubeconfig, NAME).await?;
-    let settings = Settings::new(options)?;
-    serve(options, scope).await?;
+fn candidate(
+    leader: &Leader,
+    client: &Client,
+    shutdown: &CancellationToken,
+) -> anyhow::Result<Candidate<LeaseLock>> {
+    let timing = Timing { lease: leader.lease, deadline: leader.deadline, retry: leader.retry };
+    timing.check()?;
+    let host = nix::unistd::gethostname().context("the host's name")?;
+    Ok(Candidate {
+        lock: LeaseLock::new(client.clone(), &leader.namespace, &leader.name),
+        identity: election::identity(&host.to_string_lossy()),
+        timing,
+        recorder: Recorder::start(client.clone(), NAME, "", shutdown.clone()),
+        watchdog: Watchdog::default(),
+    })
+}
+
+/// Waits for the API server, then runs the controllers.
+async fn lead(
+    options: &Options,
+    settings: Settings,
+    client: Client,
+    scope: &mut Scope,
+) -> anyhow::Result<()> {
     let token = scope.token().clone();
     if retry::healthy(&client, &token).await.is_none() {
         return Ok(());
     }
-    let accounts = match options.use_service_account_credentials {
-        false => None,
-        true => Some(Accounts::new(kubeconfig, NAME, client.clone(), token.clone()).await?),
+    let accounts = match (options.use_service_account_credentials, &options.kubeconfig) {
+        (true, Some(kubeconfig)) => {
+            let master = options.master.as_deref();
+            Some(Accounts::new(kubeconfig, master, NAME, client.clone(), token.clone()).await?)
+        }
+        _ => None,
     };
     let reader = match &accounts {
         None => Some(client.clone()),
@@ -59,11 +107,12 @@ async fn start(options: &Options, scope: &mut Scope) -> anyhow::Result<()> {
     let caches = Caches::new(reader, token.clone());
     let shared = Arc::new(Shared { caches, client, accounts, shutdown: token });
     Starter { shared, options, scope }.all(settings);
-    Ok(())
+    scope.until_shutdown().await
 }
 
 /// What flags say, checked before anything starts.
 struct Settings {
+    leader: Option<Leader>,
     root_ca: Option<String>,
     ranges: Option<Vec<ipam::Range>>,
     grace: std::time::Duration,
@@ -79,16 +128,17 @@ impl Settings {
         });
         let ranges = options.allocate_node_cidrs.then(|| options.ranges());
         Ok(Self {
+            leader: options.leader.settle(&LeaderFile::default(), NAME)?,
             root_ca: root_ca.transpose()?,
             ranges: ranges.transpose()?,
-            grace: duration("node-monitor-grace-period", &options.node_monitor_grace_period)?,
-            period: duration("node-monitor-period", &options.node_monitor_period)?,
+            grace: options.node_monitor_grace_period,
+            period: options.node_monitor_period,
             threshold: usize::try_from(options.terminated_pod_gc_threshold).unwrap_or(0),
         })
     }
 }
 
-async fn serve(options: &Options, scope: &mut Scope) -> anyhow::Result<()> {
+async fn serve(options: &Options, watchdog: Watchdog, scope: &mut Scope) -> anyhow::Result<()> {
     if options.secure_port == 0 {
         return Ok(());
     }
@@ -97,9 +147,13 @@ async fn serve(options: &Options, scope: &mut Scope) -> anyhow::Result<()> {
         _ => serving::self_signed(NAME)?,
     };
     let listener = serving::bind((options.bind_address, options.secure_port).into()).await?;
-    let handler = |request: http::Request<hyper::body::Incoming>| {
+    let handler = move |request: http::Request<hyper::body::Incoming>| {
         let response = match request.uri().path() {
-            "/healthz" | "/livez" | "/readyz" => text(200, "ok"),
+            "/healthz" => match watchdog.check() {
+                Ok(()) => text(200, "ok"),
+                Err(why) => text(500, format!("leaderElection: {why}\nhealthz check failed\n")),
+            },
+            "/livez" | "/readyz" => text(200, "ok"),
             _ => text(404, "404 page not found\n"),
         };
         async move { response }
@@ -180,7 +234,7 @@ impl Starter<'_> {
     }
 
     fn all(mut self, settings: Settings) {
-        let Settings { root_ca, ranges, grace, period, threshold } = settings;
+        let Settings { root_ca, ranges, grace, period, threshold, .. } = settings;
         let same = |name| (name, name, name);
         self.add(same("deployment-controller"), deployment::Deployments::new);
         self.add(same("replicaset-controller"), replicaset::ReplicaSets::new);

@@ -27,7 +27,8 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> anyhow::Resul
         return kernel::cleanup();
     }
     let config = options.settle()?;
-    let client = client::connect(&config.kubeconfig, "kube-proxy").await?;
+    let client =
+        client::connect_to(&config.kubeconfig, config.master.as_deref(), "kube-proxy").await?;
     let mut scope = Scope::new(&shutdown);
     let health = health::Health::new(scope.token());
     let served = health.serve(&config, &mut scope).await;

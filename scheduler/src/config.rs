@@ -4,8 +4,12 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use anyhow::bail;
+use component::cli::NoEffect;
+use component::leader::{Leader, LeaderFile, LeaderFlags};
 use serde::Deserialize;
 use serde_json::Value;
+
+use crate::unsupported::Unsupported;
 
 const VERSION: &str = "kubescheduler.config.k8s.io/v1";
 /// The scheduler that pods name when they name none.
@@ -38,10 +42,24 @@ pub struct Options {
     pub tls_cert_file: Option<PathBuf>,
     #[arg(long)]
     pub tls_private_key_file: Option<PathBuf>,
-    /// Only the leader schedules
-    #[arg(long, num_args = 0..=1, require_equals = true, default_value_t = true,
-          default_missing_value = "true", action = clap::ArgAction::Set)]
-    pub leader_elect: bool,
+    /// Client CA: for kubeadm's manifests; callers of /healthz and /metrics are not authenticated
+    #[arg(long)]
+    pub client_ca_file: Option<PathBuf>,
+    /// Front proxy CA: as client-ca-file
+    #[arg(long)]
+    pub requestheader_client_ca_file: Option<PathBuf>,
+    #[command(flatten)]
+    pub leader: LeaderFlags,
+    /// URL of the API server, over what the kubeconfig says
+    #[arg(long)]
+    pub master: Option<String>,
+    /// Serve /debug/pprof: there is none, whatever these say
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide = true)]
+    pub profiling: Option<bool>,
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide = true)]
+    pub contention_profiling: Option<bool>,
+    #[command(flatten)]
+    pub unsupported: NoEffect<Unsupported>,
     /// Verbosity of the log
     #[arg(short = 'v', long = "v", default_value_t = 0)]
     pub v: u8,
@@ -52,7 +70,8 @@ pub struct Options {
 pub struct Config {
     pub kubeconfig: PathBuf,
     pub schedulers: Vec<String>,
-    pub leader_elect: bool,
+    pub master: Option<String>,
+    pub leader: Option<Leader>,
     pub address: Option<std::net::SocketAddr>,
     pub tls: Option<(PathBuf, PathBuf)>,
 }
@@ -61,7 +80,7 @@ pub struct Config {
 #[serde(deny_unknown_fields, rename_all = "camelCase", default)]
 struct File {
     client_connection: ClientConnection,
-    leader_election: LeaderElection,
+    leader_election: LeaderFile,
     profiles: Vec<Profile>,
     parallelism: Option<i32>,
     percentage_of_nodes_to_score: Option<i32>,
@@ -85,18 +104,6 @@ struct ClientConnection {
 
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase", default)]
-struct LeaderElection {
-    leader_elect: Option<bool>,
-    lease_duration: Option<String>,
-    renew_deadline: Option<String>,
-    retry_period: Option<String>,
-    resource_lock: Option<String>,
-    resource_name: Option<String>,
-    resource_namespace: Option<String>,
-}
-
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
 struct Profile {
     scheduler_name: Option<String>,
     percentage_of_nodes_to_score: Option<i32>,
@@ -113,19 +120,6 @@ impl File {
                 refused.push(field);
             }
         };
-        let election = &self.leader_election;
-        let names = [
-            &election.lease_duration,
-            &election.renew_deadline,
-            &election.retry_period,
-            &election.resource_name,
-            &election.resource_namespace,
-        ];
-        refuse(names.iter().any(|f| f.is_some()), "leaderElection");
-        refuse(
-            election.resource_lock.as_deref().is_some_and(|l| l != "leases"),
-            "leaderElection.resourceLock",
-        );
         refuse(
             self.percentage_of_nodes_to_score.is_some_and(|p| p != 0),
             "percentageOfNodesToScore",
@@ -135,8 +129,18 @@ impl File {
             "podInitialBackoffSeconds",
         );
         refuse(self.pod_max_backoff_seconds.is_some_and(|s| s != 10), "podMaxBackoffSeconds");
-        refuse(self.enable_contention_profiling == Some(true), "enableContentionProfiling");
         refuse(self.extenders.as_ref().is_some_and(|e| !e.is_empty()), "extenders");
+        let connection = &self.client_connection;
+        refuse(
+            !matches!(
+                connection.content_type.as_str(),
+                "" | "application/json" | "application/vnd.kubernetes.protobuf"
+            ) || !connection.accept_content_types.is_empty(),
+            "clientConnection.contentType",
+        );
+        refuse(connection.qps.is_some_and(|n| n != 0.0 && n != 50.0), "clientConnection.qps");
+        refuse(connection.burst.is_some_and(|n| n != 0 && n != 100), "clientConnection.burst");
+        refuse(self.parallelism.is_some_and(|n| n != 0 && n != 16), "parallelism");
         refuse(self.delay_cache_until_active == Some(true), "delayCacheUntilActive");
         for profile in &self.profiles {
             refuse(profile.plugins.is_some(), "profiles.plugins");
@@ -184,7 +188,8 @@ impl Options {
         Ok(Config {
             kubeconfig,
             schedulers,
-            leader_elect: file.leader_election.leader_elect.unwrap_or(self.leader_elect),
+            master: self.master,
+            leader: self.leader.settle(&file.leader_election, "kube-scheduler")?,
             address: (self.secure_port != 0).then(|| (self.bind_address, self.secure_port).into()),
             tls,
         })

@@ -18,6 +18,10 @@ pub struct Unschedulable {
     pub reasons: BTreeMap<String, usize>,
     /// Plugins that refused.
     pub plugins: Vec<&'static str>,
+    /// Nodes from which other pods' end might take the pod in.
+    pub resolvable: Vec<String>,
+    /// Why preemption did not help either.
+    pub preemption: String,
 }
 
 impl Unschedulable {
@@ -30,10 +34,15 @@ impl Unschedulable {
             self.reasons.iter().map(|(reason, n)| format!("{n} {reason}")).collect();
         texts.sort();
         let head = format!("0/{} nodes are available", self.nodes);
-        match texts.is_empty() {
-            true => format!("{head}."),
+        let mut message = match texts.is_empty() {
+            true => format!("{head}:"),
             false => format!("{head}: {}.", texts.join(", ")),
+        };
+        if !self.preemption.is_empty() {
+            message.push_str(" preemption: ");
+            message.push_str(&self.preemption);
         }
+        message
     }
 
     fn refuse(&mut self, plugin: &'static str, refusal: &Refusal, nodes: usize) {
@@ -70,11 +79,19 @@ pub fn schedule(
             Ok(None) => {}
             Err(refusal) => {
                 why.refuse(weighted.plugin.name(), &refusal, nodes.len());
+                if !refusal.unresolvable {
+                    why.resolvable = nodes.iter().map(|n| n.name().to_owned()).collect();
+                }
                 return Err(why);
             }
         }
     }
-    let feasible = filter(&prepared, &nodes, start, &mut why);
+    // The node that others were sent away from for this pod goes first.
+    let kept = snapshot.nominated(&pod.uid).and_then(|name| snapshot.node(name));
+    if let Some(node) = kept.filter(|n| refusal(&prepared, snapshot, pod, n).is_none()) {
+        return Ok(node.name().to_owned());
+    }
+    let feasible = filter(&prepared, snapshot, pod, &nodes, start, &mut why);
     match feasible.as_slice() {
         [] => Err(why),
         [only] => Ok(only.name().to_owned()),
@@ -82,8 +99,47 @@ pub fn schedule(
     }
 }
 
+/// Whether a pod fits on one node.
+///
+/// # Errors
+/// Why not.
+pub fn fits(
+    plugins: &[Weighted],
+    snapshot: &Snapshot,
+    pod: &PodInfo,
+    node: &str,
+) -> Result<(), Refusal> {
+    let Some(node) = snapshot.node(node) else { return Err(Refusal::unresolvable("no such node")) };
+    let mut prepared: Prepareds<'_> = Vec::with_capacity(plugins.len());
+    for weighted in plugins {
+        if let Some(p) = weighted.plugin.prepare(pod, snapshot)? {
+            prepared.push((weighted, p));
+        }
+    }
+    match refusal(&prepared, snapshot, pod, node) {
+        Some((_, refusal)) => Err(refusal),
+        None => Ok(()),
+    }
+}
+
+/// The first refusal of a node: as it is, or with the pods to come that go before this one.
+fn refusal(
+    prepared: &Prepareds<'_>,
+    snapshot: &Snapshot,
+    pod: &PodInfo,
+    node: &NodeInfo,
+) -> Option<(&'static str, Refusal)> {
+    let check = |node: &NodeInfo| {
+        let filters = prepared.iter().filter(|(w, _)| w.filters);
+        filters.into_iter().find_map(|(w, p)| Some((w.plugin.name(), p.filter(node).err()?)))
+    };
+    check(node).or_else(|| check(&snapshot.crowded(node, pod)?))
+}
+
 fn filter<'n>(
     prepared: &Prepareds<'_>,
+    snapshot: &Snapshot,
+    pod: &PodInfo,
     nodes: &[&'n NodeInfo],
     start: usize,
     why: &mut Unschedulable,
@@ -92,10 +148,14 @@ fn filter<'n>(
     let mut feasible = Vec::new();
     let (before, after) = nodes.split_at(if nodes.is_empty() { 0 } else { start % nodes.len() });
     for node in after.iter().chain(before) {
-        let refused = prepared.iter().find_map(|(w, p)| Some((w, p.filter(node).err()?)));
-        match refused {
+        match refusal(prepared, snapshot, pod, node) {
             None => feasible.push(*node),
-            Some((weighted, refusal)) => why.refuse(weighted.plugin.name(), &refusal, 1),
+            Some((plugin, refusal)) => {
+                why.refuse(plugin, &refusal, 1);
+                if !refusal.unresolvable {
+                    why.resolvable.push(node.name().to_owned());
+                }
+            }
         }
         if feasible.len() >= enough {
             break;

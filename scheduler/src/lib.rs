@@ -7,11 +7,13 @@ pub mod config;
 pub mod cycle;
 pub mod framework;
 pub mod plugins;
+pub mod preemption;
 pub mod queue;
 pub mod resources;
 mod run;
 pub mod selectors;
 pub mod snapshot;
+mod unsupported;
 
 pub use config::Options;
 pub use run::run;

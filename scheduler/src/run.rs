@@ -4,16 +4,20 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, anyhow};
+use client::election::{self, Candidate, Timing, Watchdog};
 use client::error::line;
 use client::events::{EventType, Recorder, reference};
-use client::{Caches, Change, Key};
+use client::lease::LeaseLock;
+use client::{Cache, Caches, Change, Key};
+use component::leader::Leader;
 use component::serving::{self, text};
 use component::shutdown::Scope;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use kube::Api;
-use kube::api::{Patch, PatchParams, PostParams};
+use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use parking_lot::Mutex;
 use serde_json::json;
 use tokio::sync::Notify;
@@ -24,6 +28,7 @@ use crate::config::{Config, Options};
 use crate::cycle::{self, Unschedulable};
 use crate::framework::{ClusterEvent, Plugin};
 use crate::plugins::{self, Weighted};
+use crate::preemption::{self, Preemption};
 use crate::queue::Queue;
 use crate::snapshot::{PodInfo, Snapshot};
 
@@ -53,26 +58,27 @@ struct Metrics {
     errors: AtomicU64,
 }
 
+/// What a preemption costs.
+struct Sacrifice {
+    preemption: Preemption,
+    /// Pods of lower priority that the same node was kept for.
+    lower: Vec<Arc<PodInfo>>,
+}
+
 /// Runs until shutdown. All that it started has ended when it returns.
 ///
 /// # Errors
-/// A flag, the config file or the kubeconfig is wrong, or a port is taken.
+/// A flag, the config file or the kubeconfig is wrong, a port is taken, or another leads now.
 pub async fn run(options: Options, shutdown: CancellationToken) -> anyhow::Result<()> {
     let config = options.settle()?;
-    let mut scope = Scope::new(&shutdown);
-    let ended = match start(&config, &mut scope).await {
-        Ok(()) => scope.until_shutdown().await,
-        failed => failed,
+    let client = client::connect_to(&config.kubeconfig, config.master.as_deref(), NAME).await?;
+    let recorder = Recorder::start(client.clone(), DEFAULT_COMPONENT, "", shutdown.child_token());
+    let candidate = match &config.leader {
+        Some(leader) => Some(candidate(leader, &client, &recorder)?),
+        None => None,
     };
-    scope.end().await;
-    ended
-}
-
-/// Serves and schedules. The caches wait for the API server by themselves.
-async fn start(config: &Config, scope: &mut Scope) -> anyhow::Result<()> {
-    let token = scope.token().clone();
-    let client = client::connect(&config.kubeconfig, "kube-scheduler").await?;
-    let recorder = Recorder::start(client.clone(), DEFAULT_COMPONENT, "", token.clone());
+    let watchdog = candidate.as_ref().map(|c| c.watchdog.clone()).unwrap_or_default();
+    let mut scope = Scope::new(&shutdown);
     let scheduler = Arc::new(Scheduler {
         state: Mutex::default(),
         wake: Notify::new(),
@@ -83,27 +89,68 @@ async fn start(config: &Config, scope: &mut Scope) -> anyhow::Result<()> {
         metrics: Metrics::default(),
         tasks: TaskTracker::new(),
     });
-    serve(config, &scheduler, scope).await?;
-    let caches = Caches::new(client, token.clone());
-    scope.spawn("scheduling", async move {
-        let running = Arc::clone(&scheduler);
-        tokio::select! {
-            () = token.cancelled() => {}
-            () = running.schedule(&caches) => {}
+    let mut ended = serve(&config, &scheduler, watchdog, &mut scope).await;
+    // Candidates keep their caches warm. They wait for the API server by themselves.
+    let caches = Caches::new(client, scope.token().clone());
+    scheduler.follow(&caches);
+    let mut office = None;
+    if let (Ok(()), Some(candidate)) = (&ended, candidate) {
+        office = election::acquire(candidate, scope.token()).await;
+    }
+    if ended.is_ok() && !shutdown.is_cancelled() {
+        let (me, token) = (Arc::clone(&scheduler), scope.token().clone());
+        scope.spawn("scheduling", async move {
+            tokio::select! {
+                () = token.cancelled() => {}
+                () = Arc::clone(&me).schedule(&caches) => {}
+            }
+            // Bindings that have begun are finished, so that their pods are not placed twice.
+            me.tasks.close();
+            me.tasks.wait().await;
+        });
+        ended = tokio::select! {
+            biased;
+            () = election::lost(&office) => Err(anyhow!("leaderelection lost")),
+            ended = scope.until_shutdown() => ended,
+        };
+    }
+    match office {
+        // Another may schedule already.
+        Some(office) if office.is_lost() => scope.abort().await,
+        Some(office) => {
+            scope.end().await;
+            office.release().await;
         }
-        // Bindings that have begun are finished, so that their pods are not placed twice.
-        scheduler.tasks.close();
-        scheduler.tasks.wait().await;
-    });
-    Ok(())
+        None => scope.end().await,
+    }
+    ended
 }
 
+fn candidate(
+    leader: &Leader,
+    client: &kube::Client,
+    recorder: &Recorder,
+) -> anyhow::Result<Candidate<LeaseLock>> {
+    let timing = Timing { lease: leader.lease, deadline: leader.deadline, retry: leader.retry };
+    timing.check()?;
+    let host = nix::unistd::gethostname().context("the host's name")?;
+    Ok(Candidate {
+        lock: LeaseLock::new(client.clone(), &leader.namespace, &leader.name),
+        identity: election::identity(&host.to_string_lossy()),
+        timing,
+        recorder: recorder.clone(),
+        watchdog: Watchdog::default(),
+    })
+}
+
+const NAME: &str = "kube-scheduler";
 /// Source of the events.
 const DEFAULT_COMPONENT: &str = "default-scheduler";
 
 async fn serve(
     config: &Config,
     scheduler: &Arc<Scheduler>,
+    watchdog: Watchdog,
     scope: &mut Scope,
 ) -> anyhow::Result<()> {
     let Some(address) = config.address else { return Ok(()) };
@@ -115,7 +162,11 @@ async fn serve(
     let scheduler = Arc::clone(scheduler);
     let handler = move |request: http::Request<hyper::body::Incoming>| {
         let response = match request.uri().path() {
-            "/healthz" | "/livez" | "/readyz" => text(200, "ok"),
+            "/healthz" | "/readyz" => match watchdog.check() {
+                Ok(()) => text(200, "ok"),
+                Err(why) => text(500, format!("leaderElection: {why}\nhealthz check failed\n")),
+            },
+            "/livez" => text(200, "ok"),
             "/metrics" => text(200, scheduler.metrics()),
             _ => text(404, "404 page not found\n"),
         };
@@ -146,16 +197,21 @@ impl Scheduler {
         )
     }
 
-    /// Follows the caches, and schedules without end.
+    /// Lets the caches feed snapshot and queue.
+    fn follow(self: &Arc<Self>, caches: &Caches) {
+        let me = Arc::clone(self);
+        caches.of::<Node>().on_change(move |change| me.node(change));
+        let me = Arc::clone(self);
+        caches.of::<Namespace>().on_change(move |change| me.namespace(change));
+        let me = Arc::clone(self);
+        caches.of::<Pod>().on_change(move |change| me.pod(change));
+        caches.of::<PodDisruptionBudget>();
+    }
+
+    /// Schedules without end.
     async fn schedule(self: Arc<Self>, caches: &Caches) {
         let (nodes, pods) = (caches.of::<Node>(), caches.of::<Pod>());
-        let namespaces = caches.of::<Namespace>();
-        let me = Arc::clone(&self);
-        nodes.on_change(move |change| me.node(change));
-        let me = Arc::clone(&self);
-        namespaces.on_change(move |change| me.namespace(change));
-        let me = Arc::clone(&self);
-        pods.on_change(move |change| me.pod(change));
+        let (namespaces, budgets) = (caches.of::<Namespace>(), caches.of::<PodDisruptionBudget>());
         // Before all pods are known, nodes would look empty.
         tokio::join!(nodes.synced(), namespaces.synced(), pods.synced());
         let mut start = 0;
@@ -177,7 +233,7 @@ impl Scheduler {
             };
             match pods.get(&key) {
                 Some(pod) if self.is_mine(&pod) => {
-                    self.one(key, pod, start);
+                    self.one(key, pod, start, &budgets);
                     start += 1;
                     // Other tasks of this thread get their turn.
                     tokio::task::yield_now().await;
@@ -196,7 +252,13 @@ impl Scheduler {
             && self.schedulers.iter().any(|s| s == name)
     }
 
-    fn one(self: &Arc<Self>, key: Key, pod: Arc<Pod>, start: usize) {
+    fn one(
+        self: &Arc<Self>,
+        key: Key,
+        pod: Arc<Pod>,
+        start: usize,
+        budgets: &Cache<PodDisruptionBudget>,
+    ) {
         let info = Arc::new(PodInfo::new(Arc::clone(&pod)));
         let mut state = self.state.lock();
         if state.snapshot.is_assumed(&info.uid) {
@@ -204,20 +266,111 @@ impl Scheduler {
             return;
         }
         let random = |n: usize| rand::random_range(0..n);
-        match cycle::schedule(&self.plugins, &state.snapshot, &info, start, random) {
+        let why = match cycle::schedule(&self.plugins, &state.snapshot, &info, start, random) {
             Ok(node) => {
                 state.snapshot.assume(&info, &node);
                 drop(state);
                 let me = Arc::clone(self);
                 self.tasks.spawn(async move { me.bind(key, info, node).await });
+                return;
             }
-            Err(why) => {
-                state.queue.refused(&key, &why.plugins, &self.all(), Timestamp::now());
-                drop(state);
-                self.metrics.unschedulable.fetch_add(1, Ordering::Relaxed);
-                let me = Arc::clone(self);
-                self.tasks.spawn(async move { me.tell(&pod, &why).await });
+            Err(why) => why,
+        };
+        let (why, sacrifice) = self.preempt(&mut state, &info, why, &budgets.list(), start);
+        state.queue.refused(&key, &why.plugins, &self.all(), Timestamp::now());
+        let nominated = state.snapshot.nominated(&info.uid).map(str::to_owned);
+        drop(state);
+        self.metrics.unschedulable.fetch_add(1, Ordering::Relaxed);
+        let me = Arc::clone(self);
+        self.tasks.spawn(async move {
+            me.tell(&pod, &why, nominated).await;
+            if let Some(sacrifice) = sacrifice {
+                me.sacrifice(&pod, sacrifice).await;
             }
+        });
+    }
+
+    /// Looks for a node that others can be sent away from, and keeps it for the pod.
+    fn preempt(
+        &self,
+        state: &mut State,
+        info: &Arc<PodInfo>,
+        mut why: Unschedulable,
+        budgets: &[Arc<PodDisruptionBudget>],
+        start: usize,
+    ) -> (Unschedulable, Option<Sacrifice>) {
+        if why.nodes == 0 {
+            return (why, None);
+        }
+        match preemption::preempt(&self.plugins, &state.snapshot, info, &why, budgets, start) {
+            Ok(preemption) => {
+                // Lower ones that waited for the same room look elsewhere.
+                let lower = state.snapshot.nominated_below(&preemption.node, info.priority());
+                lower.iter().for_each(|p| state.snapshot.withdraw(&p.uid));
+                state.snapshot.nominate(info, &preemption.node);
+                (why, Some(Sacrifice { preemption, lower }))
+            }
+            Err(text) => {
+                if !text.starts_with("not eligible") {
+                    state.snapshot.withdraw(&info.uid);
+                }
+                why.preemption = text;
+                (why, None)
+            }
+        }
+    }
+
+    /// Sends the victims away.
+    async fn sacrifice(&self, pod: &Pod, sacrifice: Sacrifice) {
+        let scheduler = pod.spec.as_ref().and_then(|s| s.scheduler_name.as_deref());
+        let text = "preempting to accommodate a higher priority pod";
+        let message = format!("{}: {text}", scheduler.unwrap_or_default());
+        let node = &sacrifice.preemption.node;
+        let leaving = |p: &PodInfo| p.pod.metadata.deletion_timestamp.is_some();
+        for victim in sacrifice.preemption.victims.iter().filter(|p| !leaving(p)) {
+            if let Err(error) = self.evict(victim, &message).await {
+                let error = client::brief(&error);
+                tracing::warn!(pod = %Key::of(pod), victim = %victim.key, error, "preemption");
+                continue;
+            }
+            let uid = pod.metadata.uid.as_deref().unwrap_or_default();
+            let message = format!("Preempted by pod {uid} on node {node}");
+            let about = reference(&*victim.pod);
+            self.recorder.event(about, EventType::Normal, "Preempted", message);
+        }
+        for pod in sacrifice.lower {
+            let api: Api<Pod> = Api::namespaced(self.client.clone(), pod.namespace());
+            let patch =
+                json!({"metadata": {"uid": pod.uid}, "status": {"nominatedNodeName": null}});
+            let (name, params) = (&pod.key.name, PatchParams::default());
+            if let Err(error) = api.patch_status(name, &params, &Patch::Strategic(patch)).await {
+                tracing::debug!(pod = %pod.key, error = line(&error), "nomination not withdrawn");
+            }
+        }
+    }
+
+    async fn evict(&self, victim: &PodInfo, message: &str) -> anyhow::Result<()> {
+        let api: Api<Pod> = Api::namespaced(self.client.clone(), victim.namespace());
+        let mut condition = json!({
+            "type": "DisruptionTarget", "status": "True", "reason": "PreemptionByScheduler",
+            "message": message,
+            "lastTransitionTime": Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
+        });
+        if let Some(generation) = victim.pod.metadata.generation {
+            condition["observedGeneration"] = generation.into();
+        }
+        let patch = json!({"metadata": {"uid": victim.uid}, "status": {"conditions": [condition]}});
+        let gone = |error: &kube::Error| matches!(error, kube::Error::Api(s) if s.code == 404);
+        let (name, params) = (&victim.key.name, PatchParams::default());
+        match api.patch_status(name, &params, &Patch::Strategic(patch)).await {
+            Err(error) if gone(&error) => return Ok(()),
+            done => done.context("condition")?,
+        };
+        let preconditions = Preconditions { uid: Some(victim.uid.clone()), resource_version: None };
+        let params = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() };
+        match api.delete(name, &params).await {
+            Err(error) if gone(&error) => Ok(()),
+            done => done.map(drop).context("delete"),
         }
     }
 
@@ -258,7 +411,7 @@ impl Scheduler {
     }
 
     /// Tells a pod's owner why it waits: an event, and the condition PodScheduled.
-    async fn tell(&self, pod: &Pod, why: &Unschedulable) {
+    async fn tell(&self, pod: &Pod, why: &Unschedulable, nominated: Option<String>) {
         let message = why.message();
         let about = reference(pod);
         self.recorder.event(about, EventType::Warning, "FailedScheduling", message.clone());
@@ -269,7 +422,8 @@ impl Scheduler {
                 && c.reason.as_deref() == Some("Unschedulable")
                 && c.message.as_deref() == Some(message.as_str())
         });
-        if same {
+        let kept = pod.status.as_ref().and_then(|s| s.nominated_node_name.clone());
+        if same && kept.filter(|n| !n.is_empty()) == nominated {
             return;
         }
         let key = Key::of(pod);
@@ -284,8 +438,10 @@ impl Scheduler {
         if let Some(generation) = pod.metadata.generation {
             condition["observedGeneration"] = generation.into();
         }
-        let patch =
-            json!({"metadata": {"uid": pod.metadata.uid}, "status": {"conditions": [condition]}});
+        let patch = json!({
+            "metadata": {"uid": pod.metadata.uid},
+            "status": {"conditions": [condition], "nominatedNodeName": nominated},
+        });
         let pods: Api<Pod> = Api::namespaced(self.client.clone(), &key.namespace);
         let patched =
             pods.patch_status(&key.name, &PatchParams::default(), &Patch::Strategic(patch)).await;
@@ -336,6 +492,11 @@ impl Scheduler {
         if let Some(old) = change.old.filter(|old| old.metadata.uid != pod.metadata.uid) {
             state.snapshot.remove_pod(old.metadata.uid.as_deref().unwrap_or_default());
             state.queue.remove(change.key);
+        }
+        let nomination =
+            |p: &Pod| p.status.as_ref()?.nominated_node_name.clone().filter(|n| !n.is_empty());
+        if change.old.is_some_and(|old| nomination(old).is_some()) && nomination(pod).is_none() {
+            state.snapshot.withdraw(pod.metadata.uid.as_deref().unwrap_or_default());
         }
         let info = Arc::new(PodInfo::new(Arc::clone(pod)));
         let finished = |p: &Pod| {

@@ -160,6 +160,8 @@ pub struct Snapshot {
     /// Of those, the ones that are only assumed.
     assumed: HashSet<String>,
     pub namespaces: HashMap<String, Labels>,
+    /// Pods that wait for others to leave a node, by uid, with that node.
+    nominated: HashMap<String, (String, Arc<PodInfo>)>,
     /// How many pods have (anti-)affinity to others: none is the common case.
     with_affinity: usize,
 }
@@ -205,7 +207,13 @@ impl Snapshot {
     pub fn set_pod(&mut self, pod: &Arc<PodInfo>) {
         let phase = pod.pod.status.as_ref().and_then(|s| s.phase.as_deref());
         let finished = matches!(phase, Some("Succeeded" | "Failed"));
+        let wanted = pod.pod.status.as_ref().and_then(|s| s.nominated_node_name.as_deref());
         match pod.node_name() {
+            None if !finished && !self.assumed.contains(&pod.uid) => {
+                if let Some(node) = wanted.filter(|n| !n.is_empty()) {
+                    self.nominate(pod, node);
+                }
+            }
             Some(node) if !finished => {
                 self.assumed.remove(&pod.uid);
                 self.place(node, Arc::clone(pod));
@@ -232,7 +240,47 @@ impl Snapshot {
         self.assumed.contains(uid)
     }
 
+    /// Puts back what [`Snapshot::remove_pod`] took, in a trial.
+    pub fn restore(&mut self, pod: &Arc<PodInfo>, node: &str) {
+        self.place(node, Arc::clone(pod));
+    }
+
+    /// Keeps a node's room for a pod, from those that are not above it.
+    pub fn nominate(&mut self, pod: &Arc<PodInfo>, node: &str) {
+        self.nominated.insert(pod.uid.clone(), (node.to_owned(), Arc::clone(pod)));
+    }
+
+    pub fn withdraw(&mut self, uid: &str) {
+        self.nominated.remove(uid);
+    }
+
+    /// The node that is kept for a pod.
+    pub fn nominated(&self, uid: &str) -> Option<&str> {
+        self.nominated.get(uid).map(|(node, _)| node.as_str())
+    }
+
+    /// Pods below a priority that a node is kept for.
+    pub fn nominated_below(&self, node: &str, priority: i32) -> Vec<Arc<PodInfo>> {
+        let there = self.nominated.values().filter(|(n, p)| n == node && p.priority() < priority);
+        there.map(|(_, p)| Arc::clone(p)).collect()
+    }
+
+    /// The node as it will be for `pod` when those have come for whom it is kept; `None` when
+    /// there are none.
+    pub fn crowded(&self, node: &NodeInfo, pod: &PodInfo) -> Option<NodeInfo> {
+        let mut coming = self
+            .nominated
+            .values()
+            .filter(|(n, p)| n == node.name() && p.uid != pod.uid && p.priority() >= pod.priority())
+            .peekable();
+        coming.peek()?;
+        let mut crowded = node.clone();
+        coming.for_each(|(_, p)| crowded.add(Arc::clone(p)));
+        Some(crowded)
+    }
+
     fn place(&mut self, node: &str, pod: Arc<PodInfo>) {
+        self.nominated.remove(&pod.uid);
         if let Some(before) = self.placed.get(&pod.uid)
             && before != node
         {
@@ -247,6 +295,7 @@ impl Snapshot {
 
     pub fn remove_pod(&mut self, uid: &str) {
         self.assumed.remove(uid);
+        self.nominated.remove(uid);
         let Some(node) = self.placed.remove(uid) else { return };
         if let Some(info) = self.nodes.get_mut(&node) {
             if info.pods.get(uid).is_some_and(|p| p.affinity) {

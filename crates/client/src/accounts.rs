@@ -39,11 +39,12 @@ impl Accounts {
     /// As [`crate::connect`].
     pub async fn new(
         kubeconfig: &Path,
+        master: Option<&str>,
         user_agent: &str,
         root: Client,
         shutdown: CancellationToken,
     ) -> anyhow::Result<Self> {
-        let mut bare = crate::connect::config(kubeconfig, user_agent).await?;
+        let mut bare = crate::connect::config(kubeconfig, master, user_agent).await?;
         bare.auth_info = kube::config::AuthInfo::default();
         Ok(Self { bare, root, shutdown })
     }

@@ -16,17 +16,36 @@ const SILENCE: Duration = Duration::from_secs(300);
 /// # Errors
 /// The file cannot be read or names no usable cluster and user; the error names the file.
 pub async fn connect(kubeconfig: &Path, user_agent: &str) -> anyhow::Result<kube::Client> {
-    let config = config(kubeconfig, user_agent).await?;
+    connect_to(kubeconfig, None, user_agent).await
+}
+
+/// As [`connect`], to the API server at `master` (a URL) if it is given.
+///
+/// # Errors
+/// As [`connect`]; `master` is no URL.
+pub async fn connect_to(
+    kubeconfig: &Path,
+    master: Option<&str>,
+    user_agent: &str,
+) -> anyhow::Result<kube::Client> {
+    let config = config(kubeconfig, master, user_agent).await?;
     kube::Client::try_from(config).with_context(|| format!("kubeconfig {}", kubeconfig.display()))
 }
 
 /// How [`connect`] connects.
-pub(crate) async fn config(kubeconfig: &Path, user_agent: &str) -> anyhow::Result<kube::Config> {
+pub(crate) async fn config(
+    kubeconfig: &Path,
+    master: Option<&str>,
+    user_agent: &str,
+) -> anyhow::Result<kube::Config> {
     let whence = || format!("kubeconfig {}", kubeconfig.display());
     let file = Kubeconfig::read_from(kubeconfig).with_context(whence)?;
     let mut config = kube::Config::from_custom_kubeconfig(file, &KubeConfigOptions::default())
         .await
         .with_context(whence)?;
+    if let Some(master) = master.filter(|m| !m.is_empty()) {
+        config.cluster_url = master.parse().with_context(|| format!("--master {master:?}"))?;
+    }
     // Watches end after 290 s and carry bookmarks before: silence for longer is a dead connection.
     config.read_timeout = Some(SILENCE);
     let agent = format!("{user_agent}/v{}", env!("CARGO_PKG_VERSION"));

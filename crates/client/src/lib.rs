@@ -4,12 +4,14 @@
 pub mod accounts;
 pub mod cache;
 pub mod connect;
+pub mod election;
 pub mod error;
 pub mod events;
+pub mod lease;
 pub mod queue;
 pub mod retry;
 
 pub use cache::{Cache, Caches, Change, Key};
-pub use connect::connect;
+pub use connect::{connect, connect_to};
 pub use error::brief;
 pub use queue::Queue;

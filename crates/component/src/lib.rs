@@ -4,6 +4,7 @@
 pub mod cli;
 pub mod config;
 pub mod healthz;
+pub mod leader;
 pub mod logs;
 pub mod serving;
 pub mod shutdown;

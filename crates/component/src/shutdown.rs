@@ -85,6 +85,12 @@ impl Scope {
         Err(anyhow::anyhow!("{name}: {how}"))
     }
 
+    /// Cuts all tasks off at once: what they do is no longer theirs to do.
+    pub async fn abort(mut self) {
+        self.token.cancel();
+        self.tasks.shutdown().await;
+    }
+
     /// Tells all tasks to end and waits for them; those that take too long are cut off.
     pub async fn end(mut self) {
         self.token.cancel();

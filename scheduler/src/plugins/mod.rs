@@ -15,7 +15,10 @@ use crate::framework::Plugin;
 /// A plugin and the weight of its scores.
 pub struct Weighted {
     pub plugin: Box<dyn Plugin>,
+    /// 0: its scores do not count.
     pub weight: i64,
+    /// Whether it may refuse nodes.
+    pub filters: bool,
 }
 
 /// Upstream's default profile, in the order in which filters run.
@@ -33,5 +36,5 @@ pub fn defaults() -> Vec<Weighted> {
         (Box::new(resources::NodeResourcesBalancedAllocation), 1),
         (Box::new(image::ImageLocality), 1),
     ];
-    plugins.into_iter().map(|(plugin, weight)| Weighted { plugin, weight }).collect()
+    plugins.into_iter().map(|(plugin, weight)| Weighted { plugin, weight, filters: true }).collect()
 }

@@ -1,0 +1,47 @@
+//! Upstream's flags that have no effect here, with upstream's defaults: any other value is refused.
+
+#[derive(Clone, Debug)]
+pub struct Unsupported;
+
+impl component::cli::Table for Unsupported {
+    const FLAGS: &'static [(&'static str, &'static str)] = &[
+        ("allow-metric-labels", ""),
+        ("allow-metric-labels-manifest", ""),
+        ("authentication-skip-lookup", "false"),
+        ("authentication-token-webhook-cache-ttl", "10s"),
+        ("authentication-tolerate-lookup-failure", "true"),
+        ("authorization-always-allow-paths", "/healthz,/readyz,/livez"),
+        ("authorization-webhook-cache-authorized-ttl", "10s"),
+        ("authorization-webhook-cache-unauthorized-ttl", "10s"),
+        ("cert-dir", ""),
+        ("disable-http2-serving", "false"),
+        ("disabled-metrics", ""),
+        ("emulated-version", ""),
+        ("feature-gates", ""),
+        ("http2-max-streams-per-connection", "0"),
+        ("kube-api-burst", "100"),
+        ("kube-api-content-type", "application/vnd.kubernetes.protobuf"),
+        ("kube-api-qps", "50"),
+        ("log-flush-frequency", "5s"),
+        ("log-json-info-buffer-size", "0"),
+        ("log-json-split-stream", "false"),
+        ("log-text-info-buffer-size", "0"),
+        ("log-text-split-stream", "false"),
+        ("logging-format", "text"),
+        ("min-compatibility-version", ""),
+        ("permit-address-sharing", "false"),
+        ("permit-port-sharing", "false"),
+        ("pod-max-in-unschedulable-pods-duration", "5m0s"),
+        ("requestheader-allowed-names", ""),
+        ("requestheader-extra-headers-prefix", "x-remote-extra-"),
+        ("requestheader-group-headers", "x-remote-group"),
+        ("requestheader-uid-headers", ""),
+        ("requestheader-username-headers", "x-remote-user"),
+        ("show-hidden-metrics-for-version", ""),
+        ("tls-cipher-suites", ""),
+        ("tls-min-version", ""),
+        ("tls-sni-cert-key", ""),
+        ("vmodule", ""),
+        ("write-config-to", ""),
+    ];
+}
