@@ -121,6 +121,20 @@ impl Graph {
         self.dependents.get(uid).into_iter().flatten().cloned().collect()
     }
 
+    fn dependents_by_state(&self, uid: &str) -> Vec<Dependent> {
+        let dependents = self.dependents.get(uid).into_iter().flatten();
+        let state = |dependent: &String| {
+            let object = self.objects.get(dependent)?;
+            let blocks = |r: &OwnerReference| r.uid == uid && r.block_owner_deletion == Some(true);
+            Some(Dependent {
+                uid: dependent.clone(),
+                blocks: object.owners.iter().any(blocks),
+                waiting: object.deleting && object.foreground,
+            })
+        };
+        dependents.filter_map(state).collect()
+    }
+
     fn kind_of(&self, owner: &OwnerReference) -> Option<Arc<Kind>> {
         let group = owner.api_version.split_once('/').map_or("", |(g, _)| g);
         self.kinds.get(&(group.to_owned(), owner.kind.clone())).cloned()
@@ -143,6 +157,9 @@ enum Decision {
     /// The references to these owners are taken off.
     Disown(Vec<String>),
     Delete(PropagationPolicy),
+    /// Delete it in the foreground, first ending that it blocks its owners: one of its dependents
+    /// is being deleted in the foreground too, so that each could wait for the other in a circle.
+    DeleteInCircle,
     /// Delete the dependents that block it.
     DeleteDependents(Vec<String>),
     /// Take the owner's reference off its dependents.
@@ -150,20 +167,36 @@ enum Decision {
     RemoveFinalizer(&'static str),
 }
 
-/// Decides about an object. `owners` are the states of its owners, `blocking` the dependents that
-/// block its deletion, `dependents` all of them.
-fn decide(
-    object: &Object,
-    owners: &[(String, Owner)],
-    blocking: &[String],
-    dependents: &[String],
-) -> Decision {
+/// A dependent of an object.
+#[derive(Clone, Debug)]
+struct Dependent {
+    uid: String,
+    /// Its owner waits for it (`blockOwnerDeletion`).
+    blocks: bool,
+    /// Being deleted in the foreground: it waits for dependents of its own.
+    waiting: bool,
+}
+
+/// Decides about an object by the states of its owners and its dependents.
+fn decide(object: &Object, owners: &[(String, Owner)], dependents: &[Dependent]) -> Decision {
+    let uids = |found: Vec<&Dependent>| found.into_iter().map(|d| d.uid.clone()).collect();
     if object.deleting {
+        let blocking: Vec<&Dependent> = dependents.iter().filter(|d| d.blocks).collect();
         return match (object.orphan, object.foreground) {
-            (true, _) if !dependents.is_empty() => Decision::OrphanDependents(dependents.to_vec()),
+            (true, _) if !dependents.is_empty() => {
+                Decision::OrphanDependents(uids(dependents.iter().collect()))
+            }
             (true, _) => Decision::RemoveFinalizer(ORPHAN),
-            (false, true) if !blocking.is_empty() => Decision::DeleteDependents(blocking.to_vec()),
-            (false, true) => Decision::RemoveFinalizer(FOREGROUND),
+            (false, true) if blocking.is_empty() => Decision::RemoveFinalizer(FOREGROUND),
+            (false, true) => {
+                // Those that wait themselves come back when they have changed.
+                let idle: Vec<_> = blocking.into_iter().filter(|d| !d.waiting).collect();
+                if idle.is_empty() {
+                    Decision::Nothing
+                } else {
+                    Decision::DeleteDependents(uids(idle))
+                }
+            }
             (false, false) => Decision::Nothing,
         };
     }
@@ -177,6 +210,9 @@ fn decide(
     if !of(Owner::Solid).is_empty() {
         let lost = [gone, waiting].concat();
         return if lost.is_empty() { Decision::Nothing } else { Decision::Disown(lost) };
+    }
+    if !waiting.is_empty() && dependents.iter().any(|d| d.waiting) {
+        return Decision::DeleteInCircle;
     }
     let policy = match () {
         () if !waiting.is_empty() && !dependents.is_empty() => PropagationPolicy::Foreground,
@@ -317,24 +353,16 @@ impl Collector {
     }
 
     async fn process(&self, uid: &str) -> anyhow::Result<()> {
-        let (object, dependents, blocking) = {
+        let (object, dependents) = {
             let graph = self.graph.lock();
             let Some(object) = graph.objects.get(uid).cloned() else { return Ok(()) };
-            let dependents = graph.dependents_of(uid);
-            let blocks = |d: &&String| {
-                let found = graph.objects.get(*d);
-                found.is_some_and(|o| {
-                    o.owners.iter().any(|r| r.uid == uid && r.block_owner_deletion == Some(true))
-                })
-            };
-            let blocking: Vec<String> = dependents.iter().filter(blocks).cloned().collect();
-            (object, dependents, blocking)
+            (object, graph.dependents_by_state(uid))
         };
         let owners = match object.deleting {
             true => Vec::new(),
             false => self.owners(&object).await?,
         };
-        let decision = decide(&object, &owners, &blocking, &dependents);
+        let decision = decide(&object, &owners, &dependents);
         self.carry_out(uid, &object, decision).await
     }
 
@@ -393,6 +421,10 @@ impl Collector {
         match decision {
             Decision::Nothing => Ok(()),
             Decision::Delete(policy) => self.delete(uid, object, policy).await,
+            Decision::DeleteInCircle => {
+                self.unblock(uid, object).await?;
+                self.delete(uid, object, PropagationPolicy::Foreground).await
+            }
             Decision::Disown(owners) => self.disown(uid, object, &owners).await,
             Decision::RemoveFinalizer(finalizer) => self.release(object, finalizer).await,
             Decision::DeleteDependents(dependents) => {
@@ -460,6 +492,26 @@ impl Collector {
         }
     }
 
+    /// Lets an object's owners go without waiting for it.
+    async fn unblock(&self, uid: &str, object: &Object) -> anyhow::Result<()> {
+        let api = object.kind.api(&self.client, &object.key.namespace);
+        let references: Vec<OwnerReference> = object
+            .owners
+            .iter()
+            .map(|o| OwnerReference {
+                block_owner_deletion: o.block_owner_deletion.map(|_| false),
+                ..o.clone()
+            })
+            .collect();
+        let patch = json!({"metadata": {"uid": uid, "ownerReferences": references}});
+        let params = PatchParams::default();
+        match api.patch_metadata(&object.key.name, &params, &Patch::Merge(patch)).await {
+            Ok(_) => Ok(()),
+            Err(error) if is_gone(&error) => Ok(()),
+            Err(error) => Err(error).context("owner references"),
+        }
+    }
+
     async fn release(&self, object: &Object, finalizer: &str) -> anyhow::Result<()> {
         let api = object.kind.api(&self.client, &object.key.namespace);
         let found = match api.get_metadata(&object.key.name).await {
@@ -509,32 +561,28 @@ mod tests {
         let owners = |states: &[Owner]| -> Vec<(String, Owner)> {
             states.iter().enumerate().map(|(i, s)| (i.to_string(), *s)).collect()
         };
-        let d = vec!["d".to_owned()];
-        let none: Vec<String> = Vec::new();
-        for (object, states, blocking, dependents, wanted) in [
-            (object(false, ""), owners(&[]), &none, &none, Nothing),
-            (object(false, ""), owners(&[Owner::Solid]), &none, &none, Nothing),
-            (
-                object(false, ""),
-                owners(&[Owner::Solid, Owner::Gone]),
-                &none,
-                &none,
-                Disown(vec!["1".into()]),
-            ),
-            (object(false, ""), owners(&[Owner::Gone]), &none, &none, Delete(Background)),
-            (object(false, ""), owners(&[Owner::Waiting]), &none, &none, Delete(Background)),
-            (object(false, ""), owners(&[Owner::Waiting]), &none, &d, Delete(Foreground)),
-            (object(true, ""), owners(&[]), &none, &d, Nothing),
-            (object(true, FOREGROUND), owners(&[]), &d, &d, DeleteDependents(d.clone())),
-            (object(true, FOREGROUND), owners(&[]), &none, &d, RemoveFinalizer(FOREGROUND)),
-            (object(true, ORPHAN), owners(&[]), &d, &d, OrphanDependents(d.clone())),
-            (object(true, ORPHAN), owners(&[]), &none, &none, RemoveFinalizer(ORPHAN)),
+        let dependent =
+            |blocks: bool, waiting: bool| vec![Dependent { uid: "d".to_owned(), blocks, waiting }];
+        let (d, none) = (vec!["d".to_owned()], Vec::new());
+        let (loose, blocking) = (dependent(false, false), dependent(true, false));
+        let waiting = dependent(true, true);
+        for (object, states, dependents, wanted) in [
+            (object(false, ""), &[][..], &none, Nothing),
+            (object(false, ""), &[Owner::Solid], &none, Nothing),
+            (object(false, ""), &[Owner::Solid, Owner::Gone], &none, Disown(vec!["1".into()])),
+            (object(false, ""), &[Owner::Gone], &none, Delete(Background)),
+            (object(false, ""), &[Owner::Waiting], &none, Delete(Background)),
+            (object(false, ""), &[Owner::Waiting], &loose, Delete(Foreground)),
+            (object(false, ""), &[Owner::Waiting], &waiting, Decision::DeleteInCircle),
+            (object(true, ""), &[], &loose, Nothing),
+            (object(true, FOREGROUND), &[], &blocking, DeleteDependents(d.clone())),
+            (object(true, FOREGROUND), &[], &waiting, Nothing),
+            (object(true, FOREGROUND), &[], &loose, RemoveFinalizer(FOREGROUND)),
+            (object(true, ORPHAN), &[], &blocking, OrphanDependents(d.clone())),
+            (object(true, ORPHAN), &[], &none, RemoveFinalizer(ORPHAN)),
         ] {
-            assert_eq!(
-                decide(&object, &states, blocking, dependents),
-                wanted,
-                "{object:?} {states:?}"
-            );
+            let decided = decide(&object, &owners(states), dependents);
+            assert_eq!(decided, wanted, "{object:?} {states:?}");
         }
     }
 }

@@ -173,6 +173,8 @@ impl<T: Clone + Eq + Hash + Send + 'static> Queue<T> {
                     }
                 }
                 self.done(&key);
+                // Work that never waits for anything must not keep the others from theirs.
+                tokio::task::yield_now().await;
             }
         };
         futures::future::join_all((0..workers).map(|_| worker())).await;
