@@ -15,7 +15,6 @@ use anyhow::{Context, bail};
 use client::Cache;
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1::Node;
-use kube::Api;
 use kube::runtime::watcher;
 use serde_json::json;
 use tokio::sync::watch;
@@ -181,8 +180,7 @@ impl Network {
 
     /// Keeps the network as the cluster's nodes have it, until shutdown.
     pub async fn keep(self, client: kube::Client, shutdown: CancellationToken) {
-        let api: Api<Node> = Api::all(client);
-        let nodes = Cache::start(api, watcher::Config::default(), shutdown.clone());
+        let nodes = Cache::<Node>::start(client, watcher::Config::default(), shutdown.clone());
         let (changed, mut changes) = watch::channel(());
         nodes.on_change(move |_| {
             changed.send_replace(());

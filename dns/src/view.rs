@@ -8,7 +8,6 @@ use std::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use client::{Cache, Change, Key};
 use k8s_openapi::api::core::v1::{Namespace, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
-use kube::Api;
 use kube::runtime::watcher;
 use tokio_util::sync::CancellationToken;
 
@@ -36,9 +35,9 @@ impl Caches {
     pub fn start(client: kube::Client, shutdown: CancellationToken) -> Self {
         let all = watcher::Config::default;
         let caches = Self {
-            services: Cache::start(Api::all(client.clone()), all(), shutdown.clone()),
-            slices: Cache::start(Api::all(client.clone()), all(), shutdown.clone()),
-            namespaces: Cache::start(Api::all(client), all(), shutdown),
+            services: Cache::start(client.clone(), all(), shutdown.clone()),
+            slices: Cache::start(client.clone(), all(), shutdown.clone()),
+            namespaces: Cache::start(client, all(), shutdown),
             index: Arc::default(),
         };
         let index = Arc::clone(&caches.index);

@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 use client::{Cache, Change};
 use k8s_openapi::api::core::v1::{Node, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
-use kube::Api;
 use kube::runtime::watcher;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -50,9 +49,9 @@ pub async fn run(
     let all = watcher::Config::default();
     let stop = || shutdown.clone();
     let mut proxy = Proxy {
-        services: Cache::start(Api::<Service>::all(client.clone()), all, stop()),
-        slices: Cache::start(Api::<EndpointSlice>::all(client.clone()), slices, stop()),
-        node: Cache::start(Api::<Node>::all(client), own, stop()),
+        services: Cache::start(client.clone(), all, stop()),
+        slices: Cache::start(client.clone(), slices, stop()),
+        node: Cache::start(client, own, stop()),
         kernels: [false, true]
             .map(|ipv6| (Kernel::new(config.mode, ipv6), Table::new()))
             .into_iter()

@@ -9,7 +9,6 @@ use anyhow::{Context, bail};
 use client::events::Recorder;
 use client::{Cache, connect};
 use k8s_openapi::api::core::v1::{Node, Pod, Service};
-use kube::Api;
 use kube::runtime::watcher;
 use parking_lot::RwLock;
 use tokio::sync::{Notify, watch};
@@ -76,7 +75,7 @@ pub async fn run(options: options::Options, shutdown: CancellationToken) -> anyh
     }
     let api = k.client.as_ref().map(|client| {
         let ours = watcher::Config::default().fields(&format!("spec.nodeName={}", k.node_name));
-        Cache::<Pod>::start(Api::all(client.clone()), ours, shutdown.clone())
+        Cache::<Pod>::start(client.clone(), ours, shutdown.clone())
     });
     let manager = Manager::new(Arc::clone(&k), api, statics, seen, changed);
     let managing = tokio::spawn(manager.run());
@@ -250,15 +249,11 @@ fn build(
     let longest_restart = config.crash_loop_back_off.max_container_restart_period;
     let longest_restart = longest_restart.map_or(CRASH_BACKOFF_MAX, |period| period.0);
     let services = client.as_ref().map(|client| {
-        Cache::<Service>::start(
-            Api::all(client.clone()),
-            watcher::Config::default(),
-            shutdown.clone(),
-        )
+        Cache::<Service>::start(client.clone(), watcher::Config::default(), shutdown.clone())
     });
     let node = client.as_ref().map(|client| {
         let own = watcher::Config::default().fields(&format!("metadata.name={name}"));
-        Cache::<Node>::start(Api::all(client.clone()), own, shutdown.clone())
+        Cache::<Node>::start(client.clone(), own, shutdown.clone())
     });
     Ok(Kubelet {
         logs: Path::new(&config.pod_logs_dir).to_owned(),

@@ -17,6 +17,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::error::line;
+use crate::lenient::Lenient;
 
 /// Namespace (empty for cluster-scoped kinds) and name.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -91,8 +92,13 @@ pub trait Cacheable:
 impl<K: Resource + Clone + fmt::Debug + DeserializeOwned + Send + Sync + 'static> Cacheable for K {}
 
 impl<K: Cacheable> Cache<K> {
-    /// Starts to list and watch what `api` and `config` select, until `shutdown`.
-    pub fn start(api: Api<K>, config: watcher::Config, shutdown: CancellationToken) -> Self {
+    /// Starts to list and watch the objects of all namespaces that `config` selects, until
+    /// `shutdown`.
+    pub fn start(client: kube::Client, config: watcher::Config, shutdown: CancellationToken) -> Self
+    where
+        K::DynamicType: Default,
+    {
+        let api = Api::all(client);
         let cache = Self::detached();
         let feed = cache.clone();
         tokio::spawn(async move {
@@ -115,18 +121,23 @@ impl<K: Cacheable> Cache<K> {
         }
     }
 
-    async fn follow(&self, api: Api<K>, config: watcher::Config) {
+    async fn follow(&self, api: Api<Lenient<K>>, config: watcher::Config) {
         let mut fresh = BTreeMap::new();
         let mut events = watcher(api, config).default_backoff().boxed();
         loop {
             match events.try_next().await {
                 Ok(Some(watcher::Event::Init)) => fresh = BTreeMap::new(),
                 Ok(Some(watcher::Event::InitApply(object))) => {
-                    fresh.insert(Key::of(&object), Arc::new(slim(object)));
+                    if let Some(object) = fit(object) {
+                        fresh.insert(Key::of(&object), Arc::new(slim(object)));
+                    }
                 }
                 Ok(Some(watcher::Event::InitDone)) => self.replace(std::mem::take(&mut fresh)),
                 Ok(Some(watcher::Event::Apply(object))) => {
-                    self.apply(Key::of(&object), Some(Arc::new(slim(object))));
+                    // What no longer fits is left as it was last understood.
+                    if let Some(object) = fit(object) {
+                        self.apply(Key::of(&object), Some(Arc::new(slim(object))));
+                    }
                 }
                 Ok(Some(watcher::Event::Delete(object))) => self.apply(Key::of(&object), None),
                 Ok(None) => return,
@@ -222,6 +233,17 @@ fn kind<K>() -> &'static str {
     path.rsplit("::").next().unwrap_or(path)
 }
 
+/// The object, unless it does not fit its type, which is told.
+fn fit<K: Cacheable>(object: Lenient<K>) -> Option<K> {
+    let key = Key::of(&object);
+    object
+        .0
+        .inspect_err(|unfit| {
+            tracing::error!(%key, kind = kind::<K>(), error = unfit.why, "object not understood");
+        })
+        .ok()
+}
+
 /// Nobody here reads managedFields, and they are half of an object.
 fn slim<K: Resource>(mut object: K) -> K {
     object.meta_mut().managed_fields = None;
@@ -254,7 +276,7 @@ impl Caches {
         let mut started = self.started.lock();
         let entry = started.entry(TypeId::of::<K>()).or_insert_with(|| {
             Box::new(Cache::<K>::start(
-                Api::all(self.client.clone()),
+                self.client.clone(),
                 watcher::Config::default(),
                 self.shutdown.clone(),
             ))

@@ -8,6 +8,7 @@ pub mod election;
 pub mod error;
 pub mod events;
 pub mod lease;
+mod lenient;
 pub mod queue;
 pub mod retry;
 
