@@ -105,7 +105,7 @@ impl Server {
             Some(other) => Identity::Other(other),
             None => Identity::Chain(Box::new(union(&config, tokens(), &clock)?)),
         };
-        let reviewer: Arc<dyn TokenAuthenticator> = Arc::new(tokens());
+        let reviewer: Arc<dyn TokenAuthenticator> = Arc::new(union(&config, tokens(), &clock)?);
         let mut plugins = plugins::plugins(&plugins::Config {
             reader,
             live: Some(caches.clone()),

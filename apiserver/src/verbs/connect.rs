@@ -80,7 +80,8 @@ pub(super) async fn connect(
         },
     }?;
     if what == Connect::Proxy && redirect_to_slash(&call) {
-        let location = format!("{}/", call.parts.uri.path());
+        let query = call.parts.uri.query().map(|q| format!("?{q}")).unwrap_or_default();
+        let location = format!("{}/{query}", call.parts.uri.path());
         let mut response = respond::text(301, "");
         if let Ok(location) = HeaderValue::from_str(&location) {
             response.headers_mut().insert(header::LOCATION, location);
@@ -123,7 +124,7 @@ fn redirect_to_slash(call: &Call) -> bool {
     let info = call.authorized.info();
     info.trailing.is_empty()
         && !call.parts.uri.path().ends_with('/')
-        && call.parts.method == http::Method::GET
+        && matches!(call.parts.method, http::Method::GET | http::Method::HEAD)
         && !tunnel::is_upgrade(&call.parts.headers)
 }
 

@@ -32,13 +32,15 @@ pub(super) async fn create(
     served: Arc<Served>,
     body: RequestBody,
 ) -> Result<Response<Body>, ApiError> {
-    let wanted = call.wanted(Offer::Object)?;
+    let question = served.row.verbs == Verbs::CreateOnly;
+    // Questions have no metadata to show, and no columns.
+    let wanted = call.wanted(if question { Offer::Plain } else { Offer::Object })?;
     let input = Input::read(&call, "CreateOptions", false)?;
     let read = input::read_object(&call, &served, body, input.validation).await?;
     let mut warnings = read.warnings;
     let mut object = read.object;
     input::check_namespace(&served, call.namespace(), &mut object)?;
-    if served.row.verbs == Verbs::CreateOnly {
+    if question {
         let answer = reviews::answer(&call, &served, object).await?;
         return call.send_object(201, &wanted, &answer).await;
     }
