@@ -15,6 +15,7 @@ use rand::seq::IndexedRandom as _;
 use rustls::ClientConfig;
 use serde_json::json;
 
+use super::rewrite::Place;
 use super::tunnel::{self, Target};
 use super::{Call, RequestBody, write};
 use crate::admission::Operation;
@@ -90,7 +91,8 @@ pub(super) async fn connect(
     }
     let mut response = tunnel::forward(&mut call, &target, body).await?;
     if what == Connect::Proxy {
-        rewrite_location(&call, &target, &mut response);
+        let proxied = call.authorized.info().trailing.join("/");
+        Place::new(&target.host, call.parts.uri.path(), &proxied).rewrite(&mut response);
     }
     if what == Connect::Log && !response.status().is_success() {
         return Err(refused(response).await);
@@ -126,24 +128,6 @@ fn redirect_to_slash(call: &Call) -> bool {
         && !call.parts.uri.path().ends_with('/')
         && matches!(call.parts.method, http::Method::GET | http::Method::HEAD)
         && !tunnel::is_upgrade(&call.parts.headers)
-}
-
-/// A redirection within the backend becomes one within the proxy.
-fn rewrite_location(call: &Call, target: &Target, response: &mut Response<Body>) {
-    let Some(location) = response.headers().get(header::LOCATION).and_then(|v| v.to_str().ok())
-    else {
-        return;
-    };
-    let Ok(uri) = location.parse::<http::Uri>() else { return };
-    let own = uri.host().is_none_or(|host| host == target.host);
-    let Some(path) = uri.path_and_query().filter(|_| own && location.contains('/')) else { return };
-    let whole = call.parts.uri.path();
-    let rest = call.authorized.info().trailing.join("/");
-    let base = whole.trim_end_matches('/').strip_suffix(rest.as_str()).unwrap_or(whole);
-    let rewritten = format!("{}{path}", base.trim_end_matches('/'));
-    if let Ok(value) = HeaderValue::from_str(&rewritten) {
-        response.headers_mut().insert(header::LOCATION, value);
-    }
 }
 
 /// The name in `scheme:name:port`.

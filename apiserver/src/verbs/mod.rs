@@ -10,6 +10,7 @@ mod list_options;
 mod patch;
 mod read;
 pub mod reviews;
+mod rewrite;
 mod scale;
 mod select;
 mod tunnel;
