@@ -256,7 +256,7 @@ pub fn quoted(text: &str) -> String {
 }
 
 /// The amount of a resource that a container asks for or is limited to, by the divisor. A limit
-/// that is not set is what the node can give.
+/// that is not set is the pod's, or what the node can give.
 ///
 /// # Errors
 /// The resource cannot be read this way.
@@ -280,7 +280,12 @@ pub fn resource_value(
     let (limits, requests) =
         (resources.limits.unwrap_or_default(), resources.requests.unwrap_or_default());
     let quantity = match kind {
-        "limits" => limits.get(name).or_else(|| allocatable.get(name)),
+        "limits" => {
+            // What bounds a container without a limit: its pod, or the node.
+            let whole = spec(pod).resources.as_ref().and_then(|r| r.limits.as_ref());
+            let whole = whole.and_then(|limits| limits.get(name));
+            limits.get(name).or(whole).or_else(|| allocatable.get(name))
+        }
         "requests" => requests.get(name).or_else(|| limits.get(name)),
         _ => return Err(format!("unsupported container resource : {}", selector.resource)),
     };

@@ -142,7 +142,7 @@ fn empty_dir(
         let limit = crate::pod::resources::pod_limits(pod, k.cpu()).memory;
         let node = value(Some(&k.allocatable()), "memory");
         let size = [size, limit, node].into_iter().flatten().filter(|s| *s > 0).min();
-        files::tmpfs(&path, size, 0o777).map_err(|e| text(&e))?;
+        files::tmpfs(&path, size, 0o1777).map_err(|e| text(&e))?;
     } else {
         files::directory(&path, 0o777).map_err(|e| text(&e))?;
     }
@@ -172,7 +172,7 @@ fn common_user(pod: &Pod) -> Option<u32> {
 fn publish(pod: &Pod, path: PathBuf, content: Payload, in_memory: bool) -> Result<PathBuf, String> {
     let ready = match in_memory {
         // What is secret does not reach a disk.
-        true => files::tmpfs(&path, None, 0o777),
+        true => files::tmpfs(&path, None, 0o1777),
         false => files::directory(&path, 0o777),
     };
     ready.map_err(|e| text(&e))?;
