@@ -69,14 +69,15 @@ pub enum Offer {
 
 /// One range of an Accept header.
 #[derive(Debug)]
-struct Clause<'a> {
-    main: &'a str,
-    sub: &'a str,
+pub(crate) struct Clause<'a> {
+    pub(crate) main: &'a str,
+    pub(crate) sub: &'a str,
     params: Vec<(&'a str, &'a str)>,
     quality: f32,
 }
 
-fn clauses(accept: &str) -> Vec<Clause<'_>> {
+/// The ranges of an Accept header, what is liked best first.
+pub(crate) fn clauses(accept: &str) -> Vec<Clause<'_>> {
     let mut found: Vec<Clause<'_>> = accept
         .split(',')
         .filter_map(|text| {

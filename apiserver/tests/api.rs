@@ -266,3 +266,22 @@ async fn the_api_describes_itself() {
     let compressed = f.send("GET", "/openapi/v2", &[("accept-encoding", "gzip")], "").await;
     assert_eq!(compressed.header("content-encoding"), "gzip");
 }
+
+#[tokio::test]
+async fn the_second_edition_comes_as_protobuf() {
+    let f = Fixture::new().await;
+    let returned = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
+    for accept in [
+        "application/com.github.proto-openapi.spec.v2@v1.0+protobuf",
+        "application/com.github.proto-openapi.spec.v2.v1.0+protobuf, application/json;q=0.5",
+    ] {
+        let answer = f.get_as("/openapi/v2", accept).await;
+        assert_eq!((answer.code, answer.header("content-type")), (200, returned), "{accept}");
+        assert_eq!(answer.header("vary"), "Accept");
+        assert!(answer.body.len() > 100_000, "{}", answer.body.len());
+        let headers = [("accept", accept), ("if-none-match", answer.header("etag"))];
+        assert_eq!(f.send("GET", "/openapi/v2", &headers, "").await.code, 304);
+    }
+    assert_eq!(f.get_as("/openapi/v2", "text/html").await.code, 406);
+    assert_eq!(f.get_as("/openapi/v2", "*/*").await.header("content-type"), "application/json");
+}

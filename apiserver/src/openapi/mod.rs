@@ -2,10 +2,12 @@
 
 mod descriptions;
 mod paths;
+mod proto;
 mod schemas;
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, LazyLock};
+use std::io::{Read as _, Write as _};
+use std::sync::Arc;
 
 use apimachinery::Value;
 use apimachinery::gvk::GroupVersionKind;
@@ -19,18 +21,32 @@ use serde_json::{Map, json};
 use sha2::{Digest as _, Sha512};
 
 use crate::discovery::hex;
+use crate::negotiate;
 use crate::registry::catalog::{Catalog, Served};
 use crate::respond::{self, Body};
 use crate::verbs::Call;
 use descriptions::Description;
 use schemas::{Edition, Schemas};
 
-static DESCRIPTIONS: LazyLock<HashMap<String, Description>> = LazyLock::new(descriptions::all);
+/// What the second edition as protobuf is called in answers.
+const PROTOBUF: &str = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
+/// What clients call the forms of the second edition, and whether it is protobuf.
+const FORMS: [(&str, bool); 3] = [
+    ("json", false),
+    ("com.github.proto-openapi.spec.v2@v1.0+protobuf", true),
+    ("com.github.proto-openapi.spec.v2.v1.0+protobuf", true),
+];
 
-/// A document and its hash.
+/// A document in JSON and its hash. It is kept compressed, as most clients want it.
 struct Document {
-    data: Bytes,
+    gzip: Bytes,
     hash: String,
+}
+
+impl Document {
+    fn read(&self) -> flate2::read::GzDecoder<&[u8]> {
+        flate2::read::GzDecoder::new(&self.gzip)
+    }
 }
 
 /// All documents of a catalog.
@@ -61,13 +77,43 @@ impl OpenApi {
     }
 }
 
+/// Hashes what goes through to the compressor.
+struct Hashing {
+    hash: Sha512,
+    gzip: flate2::write::GzEncoder<Vec<u8>>,
+}
+
+impl std::io::Write for Hashing {
+    fn write(&mut self, data: &[u8]) -> std::io::Result<usize> {
+        let written = self.gzip.write(data)?;
+        self.hash.update(&data[..written]);
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.gzip.flush()
+    }
+}
+
+fn internal(error: impl std::fmt::Display) -> ApiError {
+    ApiError::Internal(error.to_string())
+}
+
 fn document(value: &Value) -> Result<Document, ApiError> {
-    let data = serde_json::to_vec(value).map_err(|e| ApiError::Internal(e.to_string()))?;
-    let hash = hex(&Sha512::digest(&data)).to_uppercase();
-    Ok(Document { data: data.into(), hash })
+    let gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+    // The serializer writes a few bytes at a time.
+    let mut out = std::io::BufWriter::new(Hashing { hash: Sha512::new(), gzip });
+    serde_json::to_writer(&mut out, value).map_err(internal)?;
+    out.flush().map_err(internal)?;
+    let Hashing { hash, gzip } = out.into_inner().map_err(internal)?;
+    let mut gzip = gzip.finish().map_err(internal)?;
+    gzip.shrink_to_fit();
+    Ok(Document { gzip: gzip.into(), hash: hex(&hash.finalize()).to_uppercase() })
 }
 
 fn build(catalog: &Arc<Catalog>) -> Result<Built, ApiError> {
+    // Needed here only, and megabytes of text.
+    let descriptions = descriptions::all();
     let mut groups: BTreeMap<String, Vec<Arc<Served>>> = BTreeMap::new();
     for served in catalog.rows() {
         let path = match &*served.row.group {
@@ -78,7 +124,7 @@ fn build(catalog: &Arc<Catalog>) -> Result<Built, ApiError> {
     }
     let mut v3 = BTreeMap::new();
     for (path, rows) in &groups {
-        let (paths, schemas) = describe(rows, Edition::V3);
+        let (paths, schemas) = describe(rows, Edition::V3, &descriptions);
         let made = json!({
             "openapi": "3.0.0", "info": info(), "paths": paths,
             "components": {
@@ -88,7 +134,7 @@ fn build(catalog: &Arc<Catalog>) -> Result<Built, ApiError> {
         });
         v3.insert(path.clone(), document(&made)?);
     }
-    let (paths, definitions) = describe(catalog.rows(), Edition::V2);
+    let (paths, definitions) = describe(catalog.rows(), Edition::V2, &descriptions);
     let v2 = document(&json!({
         "swagger": "2.0", "info": info(), "paths": paths, "definitions": definitions,
         "securityDefinitions": {"BearerToken": security()}, "security": [{"BearerToken": []}],
@@ -109,6 +155,7 @@ fn security() -> Value {
 fn describe(
     rows: &[Arc<Served>],
     edition: Edition,
+    descriptions: &HashMap<String, Description>,
 ) -> (Map<String, Value>, BTreeMap<String, Value>) {
     let registry = Registry::builtin();
     let mut kinds: HashMap<MessageId, Vec<GroupVersionKind>> = HashMap::new();
@@ -118,7 +165,7 @@ fn describe(
     kinds.values_mut().for_each(|all| all.sort());
     let meta =
         |kind: &str| registry.by_name(&format!("io.k8s.apimachinery.pkg.apis.meta.v1.{kind}"));
-    let mut schemas = Schemas::new(registry, &DESCRIPTIONS, &kinds, edition);
+    let mut schemas = Schemas::new(registry, descriptions, &kinds, edition);
     let mut paths = Map::new();
     for served in rows {
         let row = &served.row;
@@ -141,21 +188,11 @@ fn describe(
 /// Answers a path below `/openapi`.
 ///
 /// # Errors
-/// 406 for media types that the documents do not come in.
+/// A document cannot be made.
 pub(crate) async fn answer(call: &Call, rest: &[&str]) -> Result<Response<Body>, ApiError> {
     let built = call.api.openapi.get(call.api.catalog()).await?;
     match rest {
-        ["v2"] => {
-            let accept = accepted(&call.parts.headers);
-            let json = accept.is_empty()
-                || accept.iter().any(|t| t.starts_with("application/json") || t.starts_with("*/*"));
-            if !json {
-                return Err(ApiError::NotAcceptable {
-                    accepted: vec!["application/json".to_owned()],
-                });
-            }
-            send(call, &built.v2).await
-        }
+        ["v2"] => second(call, &built).await,
         ["v3"] => {
             let paths: Map<String, Value> = built
                 .v3
@@ -187,24 +224,76 @@ pub(crate) async fn answer(call: &Call, rest: &[&str]) -> Result<Response<Body>,
     }
 }
 
-fn accepted(headers: &HeaderMap) -> Vec<String> {
-    let texts = headers.get_all(header::ACCEPT).iter().filter_map(|v| v.to_str().ok());
-    texts
-        .flat_map(|t| t.split(','))
-        .map(|t| t.trim().to_owned())
-        .filter(|t| !t.is_empty())
-        .collect()
+/// Whether a client wants the second edition as protobuf; `None`: in no form that there is.
+fn wants_protobuf(headers: &HeaderMap) -> Option<bool> {
+    let accept: Vec<&str> =
+        headers.get_all(header::ACCEPT).iter().filter_map(|v| v.to_str().ok()).collect();
+    let accept = accept.join(",");
+    let accept = if accept.is_empty() { "*/*" } else { &accept };
+    negotiate::clauses(accept).iter().filter(|c| matches!(c.main, "application" | "*")).find_map(
+        |clause| {
+            FORMS.iter().find(|(name, _)| clause.sub == "*" || clause.sub == *name).map(|f| f.1)
+        },
+    )
+}
+
+/// Answers with the second edition. As protobuf it is made on every request that asks for it:
+/// clients do so seldom, and keep it by its tag.
+async fn second(call: &Call, built: &Arc<Built>) -> Result<Response<Body>, ApiError> {
+    let mut response = match wants_protobuf(&call.parts.headers) {
+        None => {
+            let mut response = Response::new(respond::body(Bytes::new()));
+            *response.status_mut() = http::StatusCode::NOT_ACCEPTABLE;
+            response
+        }
+        Some(false) => send(call, &built.v2).await?,
+        Some(true) if is_known(call, &built.v2) => tagged(not_modified(PROTOBUF), &built.v2),
+        Some(true) => {
+            let built_too = built.clone();
+            let made = tokio::task::spawn_blocking(move || {
+                proto::encode(std::io::BufReader::new(built_too.v2.read()))
+            });
+            let made = made.await.map_err(internal)?.map_err(internal)?;
+            tagged(call.send(200, PROTOBUF, made.into()).await, &built.v2)
+        }
+    };
+    response.headers_mut().append(header::VARY, HeaderValue::from_static("Accept"));
+    Ok(response)
+}
+
+fn tag(document: &Document) -> String {
+    format!("\"{}\"", document.hash)
+}
+
+/// Whether the client has the document already.
+fn is_known(call: &Call, document: &Document) -> bool {
+    call.header("if-none-match") == tag(document)
+}
+
+fn not_modified(media_type: &str) -> Response<Body> {
+    respond::answer(304, media_type, Bytes::new())
+}
+
+fn tagged(mut response: Response<Body>, document: &Document) -> Response<Body> {
+    if let Ok(tag) = HeaderValue::from_str(&tag(document)) {
+        response.headers_mut().insert(header::ETAG, tag);
+    }
+    response
 }
 
 async fn send(call: &Call, document: &Document) -> Result<Response<Body>, ApiError> {
-    let etag = format!("\"{}\"", document.hash);
-    let mut response = if call.header("if-none-match") == etag {
-        respond::answer(304, "application/json", Bytes::new())
-    } else {
-        call.send(200, "application/json", document.data.clone()).await
-    };
-    if let Ok(etag) = HeaderValue::from_str(&etag) {
-        response.headers_mut().insert(header::ETAG, etag);
+    const JSON: &str = "application/json";
+    if is_known(call, document) {
+        return Ok(tagged(not_modified(JSON), document));
     }
-    Ok(response)
+    if respond::accepts_gzip(&call.parts.headers) {
+        let mut response = respond::answer(200, JSON, document.gzip.clone());
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+        headers.insert(header::VARY, HeaderValue::from_static("Accept-Encoding"));
+        return Ok(tagged(response, document));
+    }
+    let mut data = Vec::new();
+    document.read().read_to_end(&mut data).map_err(internal)?;
+    Ok(tagged(respond::answer(200, JSON, data), document))
 }
