@@ -135,6 +135,12 @@ impl Controller for DaemonSets {
         plan
     }
 
+    fn announce(&self, key: &Key, pod: &str) -> Option<Action> {
+        let set = self.sets.get(key)?;
+        let message = format!("Created pod: {pod}");
+        Some(Action::event(&*set, EventType::Normal, "SuccessfulCreate", message))
+    }
+
     fn created(&self, key: &Key, uid: &str) {
         let of = |meta: &ObjectMeta| meta.uid.as_deref() == Some(uid);
         let seen = self.pods.list_in(&key.namespace).iter().any(|p| of(&p.metadata))
