@@ -31,6 +31,7 @@ impl Target {
 pub enum Propagation {
     Default,
     Background,
+    Foreground,
 }
 
 /// One thing to do. Carrying it out leaves nothing to choose.
@@ -166,6 +167,7 @@ impl Executor {
                 let mut params = match propagation {
                     Propagation::Default => DeleteParams::default(),
                     Propagation::Background => DeleteParams::background(),
+                    Propagation::Foreground => DeleteParams::foreground(),
                 };
                 let uid = Some(uid).filter(|u| !u.is_empty());
                 params.preconditions = Some(Preconditions { uid, resource_version: None });

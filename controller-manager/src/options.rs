@@ -143,3 +143,51 @@ impl Options {
         enabled
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::ffi::OsString;
+
+    fn parse(args: &[&str]) -> Result<Options, String> {
+        let args: Vec<OsString> = args.iter().map(OsString::from).collect();
+        component::cli::parse("kube-controller-manager", &args).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn a_manifest_s_flags_are_taken_and_others_named() {
+        let options = parse(&[
+            "--allocate-node-cidrs=true",
+            "--authentication-kubeconfig=/etc/kubernetes/controller-manager.conf",
+            "--authorization-kubeconfig=/etc/kubernetes/controller-manager.conf",
+            "--bind-address=127.0.0.1",
+            "--client-ca-file=/etc/kubernetes/pki/ca.crt",
+            "--cluster-cidr=10.244.0.0/16",
+            "--cluster-name=kubernetes",
+            "--cluster-signing-cert-file=/etc/kubernetes/pki/ca.crt",
+            "--cluster-signing-key-file=/etc/kubernetes/pki/ca.key",
+            "--controllers=*,bootstrapsigner,tokencleaner,-job-controller",
+            "--kubeconfig=/etc/kubernetes/controller-manager.conf",
+            "--leader-elect=true",
+            "--leader-elect-lease-duration=1m",
+            "--requestheader-client-ca-file=/etc/kubernetes/pki/front-proxy-ca.crt",
+            "--root-ca-file=/etc/kubernetes/pki/ca.crt",
+            "--service-account-private-key-file=/etc/kubernetes/pki/sa.key",
+            "--service-cluster-ip-range=10.96.0.0/12",
+            "--use-service-account-credentials=true",
+            "--profiling=false",
+        ])
+        .expect("all are known");
+        assert!(options.enabled("cronjob-controller") && !options.enabled("job-controller"));
+        assert_eq!(options.node_monitor_grace_period, Duration::from_secs(50));
+        for (arg, wanted) in [
+            ("--concurrent-gc-syncs=7", "--concurrent-gc-syncs=7: not supported"),
+            ("--feature-gates=X=true", "--feature-gates=X=true: not supported"),
+            ("--concurent-gc-syncs=20", "unknown flag: --concurent-gc-syncs"),
+            ("--node-monitor-period=5", "missing unit in duration"),
+        ] {
+            let error = parse(&[arg]).expect_err(arg);
+            assert!(error.contains(wanted), "{error}");
+        }
+    }
+}

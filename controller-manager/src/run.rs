@@ -16,8 +16,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::action::Executor;
 use crate::controllers::{
-    aggregation, daemonset, deployment, endpoints, garbage, ipam, namespace, nodelifecycle, podgc,
-    replicaset, rootca, serviceaccount, taints,
+    aggregation, cronjob, daemonset, deployment, disruption, endpoints, garbage, ipam, job,
+    namespace, nodelifecycle, podgc, replicaset, resourcequota, rootca, serviceaccount,
+    statefulset, taints, ttlafterfinished,
 };
 use crate::options::Options;
 use crate::runner::{self, Context, Controller};
@@ -238,6 +239,27 @@ impl Starter<'_> {
         let same = |name| (name, name, name);
         self.add(same("deployment-controller"), deployment::Deployments::new);
         self.add(same("replicaset-controller"), replicaset::ReplicaSets::new);
+        let names = (
+            "replicationcontroller-controller",
+            "replication-controller",
+            "replication-controller",
+        );
+        self.add(names, replicaset::ReplicationControllers::new);
+        let names = ("statefulset-controller", "statefulset-controller", "statefulset-controller");
+        self.add(names, statefulset::StatefulSets::new);
+        self.add(same("job-controller"), job::Jobs::new);
+        self.add(same("cronjob-controller"), cronjob::CronJobs::new);
+        let names = (
+            "ttl-after-finished-controller",
+            "ttl-after-finished",
+            "ttl-after-finished-controller",
+        );
+        self.add(names, ttlafterfinished::TtlAfterFinished::new);
+        let names =
+            ("resourcequota-controller", "resourcequota-controller", "resourcequota-controller");
+        self.add(names, resourcequota::Quotas::new);
+        let names = ("disruption-controller", "controllermanager", "disruption-controller");
+        self.add(names, disruption::Budgets::new);
         let names = ("daemonset-controller", "daemonset-controller", "daemon-set-controller");
         self.add(names, daemonset::DaemonSets::new);
         let (slices, endpoints) = ("endpointslice-controller", "endpoint-controller");

@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use kube::Client;
 use tokio_util::sync::CancellationToken;
 
-use crate::action::{Executor, Plan, is_conflict};
+use crate::action::{Action, Executor, Plan, is_conflict};
 
 /// What controllers are made from.
 #[derive(Clone)]
@@ -40,6 +40,22 @@ pub trait Controller: Send + Sync + 'static {
     /// Told of each object that a plan's [`crate::action::Action::Create`] made.
     fn created(&self, _key: &Key, _uid: &str) {}
 
+    /// What to say of a pod that a plan made.
+    fn announce(&self, _key: &Key, _pod: &str) -> Option<Action> {
+        None
+    }
+
+    /// Told that the API refused a [`crate::action::Action::Create`] of the plan; what to do then.
+    /// The plan's other creations are left out, what else is in it is carried out.
+    fn not_created(&self, _key: &Key, _why: &str) -> Vec<Action> {
+        Vec::new()
+    }
+
+    /// Told that a plan went through whole. Returns whether to look at the key again.
+    fn went_through(&self, _key: &Key) -> bool {
+        false
+    }
+
     /// How many keys are worked on at once.
     fn workers(&self) -> usize {
         5
@@ -62,18 +78,42 @@ pub async fn run<C: Controller>(controller: C, context: Context) {
         let again = again.clone();
         async move {
             let plan = controller.plan(&key, Timestamp::now());
+            let mut refused = None;
             for action in plan.actions {
+                let creates = matches!(action, Action::Create(..));
+                if creates && refused.is_some() {
+                    continue;
+                }
                 let made = match executor.carry_out(action).await {
                     Err(error) if is_conflict(&error) => {
-                        tracing::debug!(controller = name, %key, error = client::brief(&error), "again");
+                        let error = client::brief(&error);
+                        tracing::debug!(controller = name, %key, error, "again");
                         again.add_rate_limited(key);
                         return Ok(());
                     }
+                    Err(error) if creates => {
+                        for action in controller.not_created(&key, &said(&error)) {
+                            executor.carry_out(action).await?;
+                        }
+                        refused = Some(error);
+                        None
+                    }
                     made => made?,
                 };
-                if let Some(uid) = made.and_then(|m| m.metadata.uid) {
-                    controller.created(&key, &uid);
+                let Some(made) = made else { continue };
+                controller.created(&key, made.metadata.uid.as_deref().unwrap_or_default());
+                let name = made.metadata.name.as_deref().unwrap_or_default();
+                if made.types.as_ref().is_some_and(|t| t.kind == "Pod")
+                    && let Some(event) = controller.announce(&key, name)
+                {
+                    executor.carry_out(event).await?;
                 }
+            }
+            if let Some(error) = refused {
+                return Err(error);
+            }
+            if controller.went_through(&key) {
+                again.add(key.clone());
             }
             if let Some(after) = plan.again {
                 again.add_after(key, after);
@@ -82,4 +122,12 @@ pub async fn run<C: Controller>(controller: C, context: Context) {
         }
     };
     queue.run(name, workers, work).await;
+}
+
+/// What the API said, without what was tried.
+fn said(error: &anyhow::Error) -> String {
+    match error.downcast_ref::<kube::Error>() {
+        Some(kube::Error::Api(status)) if !status.message.is_empty() => status.message.clone(),
+        _ => client::brief(error),
+    }
 }

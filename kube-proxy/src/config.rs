@@ -5,9 +5,12 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use component::cli::NoEffect;
 use ipnet::IpNet;
 use serde::Deserialize;
 use serde_json::Value;
+
+use crate::unsupported::Unsupported;
 
 const VERSION: &str = "kubeproxy.config.k8s.io/v1alpha1";
 
@@ -49,6 +52,11 @@ pub struct Options {
     /// How often everything is written anew
     #[arg(long)]
     pub iptables_sync_period: Option<String>,
+    /// Least time between two writings
+    #[arg(long)]
+    pub iptables_min_sync_period: Option<String>,
+    #[command(flatten)]
+    pub unsupported: NoEffect<Unsupported>,
     /// Remove all rules and end
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub cleanup: Option<bool>,
@@ -201,7 +209,10 @@ impl Options {
                 own.sync_period.as_deref().or(self.iptables_sync_period.as_deref()),
                 30_000,
             )?,
-            min_sync_period: duration(own.min_sync_period.as_deref(), 10)?,
+            min_sync_period: duration(
+                own.min_sync_period.as_deref().or(self.iptables_min_sync_period.as_deref()),
+                10,
+            )?,
         })
     }
 }
@@ -225,6 +236,22 @@ impl File {
         refuse(!matches!(self.detect_local_mode.as_str(), "" | "ClusterCIDR"), "detectLocalMode");
         refuse(self.winkernel.is_some(), "winkernel");
         refuse(self.window_runs_in_container.is_some(), "windowsRunAsService");
+        let connection = &self.client_connection;
+        refuse(
+            !matches!(
+                connection.content_type.as_str(),
+                "" | "application/json" | "application/vnd.kubernetes.protobuf"
+            ) || !connection.accept_content_types.is_empty(),
+            "clientConnection.contentType",
+        );
+        refuse(connection.qps.is_some_and(|n| n != 0.0 && n != 5.0), "clientConnection.qps");
+        refuse(connection.burst.is_some_and(|n| n != 0 && n != 10), "clientConnection.burst");
+        let bound = self.bind_address.is_some_and(|a| !a.is_unspecified());
+        refuse(bound, "bindAddress");
+        refuse(self.oom_score_adj.is_some_and(|n| n != -999), "oomScoreAdj");
+        let period = self.config_sync_period.as_deref().unwrap_or_default();
+        refuse(!matches!(period, "" | "0s" | "15m0s" | "15m"), "configSyncPeriod");
+        refuse(self.feature_gates.as_ref().is_some_and(|g| !g.is_empty()), "featureGates");
         refuse(!self.show_hidden_metrics_for_version.is_empty(), "showHiddenMetricsForVersion");
         if let Some(c) = &self.conntrack {
             let limits = [c.max_per_core, c.min].into_iter().flatten().any(|n| n != 0);
@@ -307,8 +334,9 @@ mod tests {
     fn file(yaml: &str) -> anyhow::Result<Config> {
         let dir = tempfile::tempdir()?;
         let path = dir.path().join("config");
-        let head = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n\
-                    clientConnection: {kubeconfig: /k}\n";
+        let own = yaml.contains("clientConnection");
+        let connection = if own { "" } else { "clientConnection: {kubeconfig: /k}\n" };
+        let head = format!("apiVersion: {VERSION}\nkind: KubeProxyConfiguration\n{connection}");
         std::fs::write(&path, format!("{head}{yaml}"))?;
         Options { config: Some(path), ..Options::default() }.settle()
     }
@@ -326,6 +354,10 @@ mod tests {
             ("enableProfiling: true", "enableProfiling"),
             ("clusterCIDR: everything", "\"everything\" is not a CIDR"),
             ("healthzBindAddress: nowhere", "healthzBindAddress"),
+            ("bindAddress: 10.0.0.1", "bindAddress"),
+            ("oomScoreAdj: -1", "oomScoreAdj"),
+            ("featureGates: {X: true}", "featureGates"),
+            ("clientConnection: {kubeconfig: /k, qps: 7}", "clientConnection.qps"),
         ] {
             let error = format!("{:#}", file(yaml).expect_err(yaml));
             assert!(error.contains(wanted), "{error}");

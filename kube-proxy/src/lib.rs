@@ -12,6 +12,7 @@ mod names;
 pub mod nftables;
 mod sync;
 pub mod table;
+mod unsupported;
 
 pub use config::Options;
 

@@ -70,6 +70,8 @@ pub struct Options {
 pub struct Config {
     pub kubeconfig: PathBuf,
     pub schedulers: Vec<String>,
+    /// Share of the nodes that is enough to choose from; 0: by the cluster's size.
+    pub percentage: usize,
     pub master: Option<String>,
     pub leader: Option<Leader>,
     pub address: Option<std::net::SocketAddr>,
@@ -121,7 +123,7 @@ impl File {
             }
         };
         refuse(
-            self.percentage_of_nodes_to_score.is_some_and(|p| p != 0),
+            self.percentage_of_nodes_to_score.is_some_and(|p| !(0..=100).contains(&p)),
             "percentageOfNodesToScore",
         );
         refuse(
@@ -188,10 +190,68 @@ impl Options {
         Ok(Config {
             kubeconfig,
             schedulers,
+            percentage: file
+                .percentage_of_nodes_to_score
+                .and_then(|p| usize::try_from(p).ok())
+                .unwrap_or(0),
             master: self.master,
             leader: self.leader.settle(&file.leader_election, "kube-scheduler")?,
             address: (self.secure_port != 0).then(|| (self.bind_address, self.secure_port).into()),
             tls,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::ffi::OsString;
+
+    fn settle(args: &[&str], yaml: &str) -> anyhow::Result<Config> {
+        let dir = tempfile::tempdir()?;
+        let path = dir.path().join("config");
+        std::fs::write(
+            &path,
+            format!("apiVersion: {VERSION}\nkind: KubeSchedulerConfiguration\n{yaml}"),
+        )?;
+        let mut all: Vec<OsString> = args.iter().map(OsString::from).collect();
+        if !yaml.is_empty() {
+            all.extend(["--config".into(), path.into_os_string()]);
+        }
+        let options: Options = component::cli::parse("kube-scheduler", &all)?;
+        options.settle()
+    }
+
+    #[test]
+    fn flags_and_file_are_read_strictly() -> anyhow::Result<()> {
+        let config = settle(
+            &["--leader-elect-retry-period=1s"],
+            "clientConnection: {kubeconfig: /k}\npercentageOfNodesToScore: 30\n\
+             leaderElection: {leaseDuration: 30s, retryPeriod: 5s, resourceName: other}\n\
+             profiles: [{schedulerName: a}, {schedulerName: b}]\n",
+        )?;
+        assert_eq!((config.percentage, config.schedulers.join(" ")), (30, "a b".to_owned()));
+        let leader = config.leader.expect("an election by default");
+        assert_eq!((leader.lease.as_secs(), leader.retry.as_secs()), (30, 1));
+        assert_eq!((leader.name.as_str(), leader.namespace.as_str()), ("other", "kube-system"));
+        let none = settle(&["--kubeconfig=/k", "--leader-elect=false"], "")?;
+        assert_eq!((none.leader, none.schedulers.join(" ")), (None, "default-scheduler".into()));
+        let cases: [(&[&str], &str, &str); 6] = [
+            (&[], "profils: []\n", "profils"),
+            (&[], "parallelism: 3\n", "parallelism"),
+            (&[], "profiles: [{schedulerName: a, plugins: {}}]\n", "profiles.plugins"),
+            (
+                &[],
+                "leaderElection: {resourceLock: endpoints}\nclientConnection: {kubeconfig: /k}\n",
+                "endpoints",
+            ),
+            (&["--kubeconfig=/k", "--tls-min-version=VersionTLS13"], "", "--tls-min-version"),
+            (&["--kubeconfig=/k", "--secure-prt=1"], "", "unknown flag: --secure-prt"),
+        ];
+        for (args, yaml, wanted) in cases {
+            let error = format!("{:#}", settle(args, yaml).expect_err(wanted));
+            assert!(error.contains(wanted), "{error}");
+        }
+        Ok(())
     }
 }

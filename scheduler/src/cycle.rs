@@ -70,6 +70,21 @@ pub fn schedule(
     start: usize,
     random: impl FnMut(usize) -> usize,
 ) -> Result<String, Unschedulable> {
+    schedule_share(plugins, snapshot, pod, (start, 0), random)
+}
+
+/// As [`schedule`]; `percent` of the nodes that would do are enough to choose from, 0 to let the
+/// size of the cluster decide (`percentageOfNodesToScore`).
+///
+/// # Errors
+/// As [`schedule`].
+pub fn schedule_share(
+    plugins: &[Weighted],
+    snapshot: &Snapshot,
+    pod: &PodInfo,
+    (start, percent): (usize, usize),
+    random: impl FnMut(usize) -> usize,
+) -> Result<String, Unschedulable> {
     let nodes: Vec<&NodeInfo> = snapshot.nodes().collect();
     let mut why = Unschedulable { nodes: nodes.len(), ..Unschedulable::default() };
     let mut prepared: Prepareds<'_> = Vec::with_capacity(plugins.len());
@@ -91,7 +106,7 @@ pub fn schedule(
     if let Some(node) = kept.filter(|n| refusal(&prepared, snapshot, pod, n).is_none()) {
         return Ok(node.name().to_owned());
     }
-    let feasible = filter(&prepared, snapshot, pod, &nodes, start, &mut why);
+    let feasible = filter(&prepared, snapshot, pod, &nodes, (start, percent), &mut why);
     match feasible.as_slice() {
         [] => Err(why),
         [only] => Ok(only.name().to_owned()),
@@ -141,10 +156,10 @@ fn filter<'n>(
     snapshot: &Snapshot,
     pod: &PodInfo,
     nodes: &[&'n NodeInfo],
-    start: usize,
+    (start, percent): (usize, usize),
     why: &mut Unschedulable,
 ) -> Vec<&'n NodeInfo> {
-    let enough = enough(nodes.len());
+    let enough = enough(nodes.len(), percent);
     let mut feasible = Vec::new();
     let (before, after) = nodes.split_at(if nodes.is_empty() { 0 } else { start % nodes.len() });
     for node in after.iter().chain(before) {
@@ -166,11 +181,14 @@ fn filter<'n>(
 
 /// How many nodes that would do are enough to choose from: 50 % less a share that grows with
 /// the cluster, 5 % at least (upstream's adaptive `percentageOfNodesToScore`).
-fn enough(nodes: usize) -> usize {
+fn enough(nodes: usize, percent: usize) -> usize {
     if nodes < ALWAYS_ENOUGH {
         return nodes;
     }
-    let percent = 50_usize.saturating_sub(nodes / 125).max(5);
+    let percent = match percent {
+        0 => 50_usize.saturating_sub(nodes / 125).max(5),
+        percent => percent.min(100),
+    };
     (nodes * percent / 100).max(ALWAYS_ENOUGH)
 }
 
@@ -247,7 +265,12 @@ mod tests {
     #[test]
     fn large_clusters_are_sampled() {
         for (nodes, wanted) in [(50, 50), (100, 100), (1000, 420), (5000, 500), (20_000, 1000)] {
-            assert_eq!(enough(nodes), wanted, "{nodes}");
+            assert_eq!(enough(nodes, 0), wanted, "{nodes}");
+        }
+        for (nodes, percent, wanted) in
+            [(50, 10, 50), (1000, 20, 200), (1000, 1, 100), (1000, 100, 1000)]
+        {
+            assert_eq!(enough(nodes, percent), wanted, "{nodes} {percent}");
         }
     }
 }

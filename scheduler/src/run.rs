@@ -44,6 +44,7 @@ struct Scheduler {
     wake: Notify,
     plugins: Vec<Weighted>,
     schedulers: Vec<String>,
+    percentage: usize,
     client: kube::Client,
     recorder: Recorder,
     metrics: Metrics,
@@ -84,6 +85,7 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> anyhow::Resul
         wake: Notify::new(),
         plugins: plugins::defaults(),
         schedulers: config.schedulers.clone(),
+        percentage: config.percentage,
         client: client.clone(),
         recorder,
         metrics: Metrics::default(),
@@ -266,7 +268,13 @@ impl Scheduler {
             return;
         }
         let random = |n: usize| rand::random_range(0..n);
-        let why = match cycle::schedule(&self.plugins, &state.snapshot, &info, start, random) {
+        let why = match cycle::schedule_share(
+            &self.plugins,
+            &state.snapshot,
+            &info,
+            (start, self.percentage),
+            random,
+        ) {
             Ok(node) => {
                 state.snapshot.assume(&info, &node);
                 drop(state);

@@ -136,6 +136,12 @@ impl Controller for DaemonSets {
         plan
     }
 
+    fn announce(&self, key: &Key, pod: &str) -> Option<Action> {
+        let set = self.sets.get(key)?;
+        let message = format!("Created pod: {pod}");
+        Some(Action::event(&*set, EventType::Normal, "SuccessfulCreate", message))
+    }
+
     fn created(&self, key: &Key, uid: &str) {
         let of = |meta: &ObjectMeta| meta.uid.as_deref() == Some(uid);
         self.expectations.created(key, uid, Timestamp::now(), || {

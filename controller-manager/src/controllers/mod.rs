@@ -1,15 +1,21 @@
 //! The controllers: each has its inputs, its `plan` and its tests.
 
 pub mod aggregation;
+pub mod cronjob;
 pub mod daemonset;
 pub mod deployment;
+pub mod disruption;
 pub mod endpoints;
 pub mod garbage;
 pub mod ipam;
+pub mod job;
 pub mod namespace;
 pub mod nodelifecycle;
 pub mod podgc;
 pub mod replicaset;
+pub mod resourcequota;
 pub mod rootca;
 pub mod serviceaccount;
+pub mod statefulset;
 pub mod taints;
+pub mod ttlafterfinished;

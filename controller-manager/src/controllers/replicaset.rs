@@ -1,12 +1,20 @@
-//! ReplicaSets: so many pods of a template.
+//! ReplicaSets and ReplicationControllers: so many pods of a template.
 
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use client::events::EventType;
 use client::{Cache, Key, Queue};
 use jiff::Timestamp;
-use k8s_openapi::api::apps::v1::{ReplicaSet, ReplicaSetStatus};
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::apps::v1::{ReplicaSet, ReplicaSetCondition, ReplicaSetStatus};
+use k8s_openapi::api::core::v1::{
+    Pod, PodTemplateSpec, ReplicationController, ReplicationControllerCondition,
+    ReplicationControllerStatus,
+};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, Time};
+use kube::Resource;
+use parking_lot::Mutex;
+use serde::Serialize;
 
 use crate::action::{Action, Plan};
 use crate::expectations::Expectations;
@@ -18,21 +26,147 @@ use crate::runner::{Context, Controller};
 const BURST: usize = 500;
 const DELETION_COST: &str = "controller.kubernetes.io/pod-deletion-cost";
 
-pub struct ReplicaSets {
-    sets: Cache<ReplicaSet>,
-    pods: Cache<Pod>,
-    expectations: Arc<Expectations>,
+/// What the kinds have in common: a ReplicationController is a ReplicaSet of older form.
+pub trait Replicated:
+    Resource<DynamicType = ()> + Clone + std::fmt::Debug + Serialize + Send + Sync + 'static
+{
+    const NAME: &'static str;
+
+    /// Pods wanted.
+    fn replicas(&self) -> i32;
+
+    fn selector(&self) -> Option<LabelSelector>;
+
+    fn template(&self) -> Option<&PodTemplateSpec>;
+
+    fn min_ready_seconds(&self) -> i32;
+
+    fn status(&self) -> Option<ReplicaSetStatus>;
+
+    fn with_status(&self, status: ReplicaSetStatus) -> Self;
 }
 
-impl ReplicaSets {
-    pub fn new(context: &Context) -> Self {
-        Self { sets: context.caches.of(), pods: context.caches.of(), expectations: Arc::default() }
+impl Replicated for ReplicaSet {
+    const NAME: &'static str = "replicaset";
+
+    fn replicas(&self) -> i32 {
+        self.spec.as_ref().and_then(|s| s.replicas).unwrap_or(1)
+    }
+
+    fn selector(&self) -> Option<LabelSelector> {
+        self.spec.as_ref().map(|s| s.selector.clone())
+    }
+
+    fn template(&self) -> Option<&PodTemplateSpec> {
+        self.spec.as_ref()?.template.as_ref()
+    }
+
+    fn min_ready_seconds(&self) -> i32 {
+        self.spec.as_ref().and_then(|s| s.min_ready_seconds).unwrap_or(0)
+    }
+
+    fn status(&self) -> Option<ReplicaSetStatus> {
+        self.status.clone()
+    }
+
+    fn with_status(&self, status: ReplicaSetStatus) -> Self {
+        Self { status: Some(status), ..self.clone() }
     }
 }
 
-impl Controller for ReplicaSets {
+impl Replicated for ReplicationController {
+    const NAME: &'static str = "replicationcontroller";
+
+    fn replicas(&self) -> i32 {
+        self.spec.as_ref().and_then(|s| s.replicas).unwrap_or(1)
+    }
+
+    fn selector(&self) -> Option<LabelSelector> {
+        let labels = self.spec.as_ref()?.selector.clone()?;
+        Some(LabelSelector { match_labels: Some(labels), match_expressions: None })
+    }
+
+    fn template(&self) -> Option<&PodTemplateSpec> {
+        self.spec.as_ref()?.template.as_ref()
+    }
+
+    fn min_ready_seconds(&self) -> i32 {
+        self.spec.as_ref().and_then(|s| s.min_ready_seconds).unwrap_or(0)
+    }
+
+    fn status(&self) -> Option<ReplicaSetStatus> {
+        let status = self.status.clone()?;
+        let conditions = status.conditions.map(|all| {
+            all.into_iter()
+                .map(|c| ReplicaSetCondition {
+                    type_: c.type_,
+                    status: c.status,
+                    reason: c.reason,
+                    message: c.message,
+                    last_transition_time: c.last_transition_time,
+                })
+                .collect()
+        });
+        Some(ReplicaSetStatus {
+            replicas: status.replicas,
+            fully_labeled_replicas: status.fully_labeled_replicas,
+            ready_replicas: status.ready_replicas,
+            available_replicas: status.available_replicas,
+            terminating_replicas: None,
+            observed_generation: status.observed_generation,
+            conditions,
+        })
+    }
+
+    fn with_status(&self, status: ReplicaSetStatus) -> Self {
+        let conditions = status.conditions.map(|all| {
+            all.into_iter()
+                .map(|c| ReplicationControllerCondition {
+                    type_: c.type_,
+                    status: c.status,
+                    reason: c.reason,
+                    message: c.message,
+                    last_transition_time: c.last_transition_time,
+                })
+                .collect()
+        });
+        let status = ReplicationControllerStatus {
+            replicas: status.replicas,
+            fully_labeled_replicas: status.fully_labeled_replicas,
+            ready_replicas: status.ready_replicas,
+            available_replicas: status.available_replicas,
+            observed_generation: status.observed_generation,
+            conditions,
+        };
+        Self { status: Some(status), ..self.clone() }
+    }
+}
+
+pub struct Replicas<K> {
+    sets: Cache<K>,
+    pods: Cache<Pod>,
+    expectations: Arc<Expectations>,
+    /// Why pods could not be made or deleted, until a plan goes through.
+    failures: Mutex<HashMap<Key, String>>,
+}
+
+pub type ReplicaSets = Replicas<ReplicaSet>;
+pub type ReplicationControllers = Replicas<ReplicationController>;
+
+impl<K: Replicated + client::cache::Cacheable> Replicas<K> {
+    pub fn new(context: &Context) -> Self {
+        Self {
+            sets: context.caches.of(),
+            pods: context.caches.of(),
+            expectations: Arc::default(),
+            failures: Mutex::default(),
+        }
+    }
+}
+
+impl<K: Replicated + client::cache::Cacheable> Controller for Replicas<K> {
     fn name(&self) -> &'static str {
-        "replicaset"
+        K::NAME
     }
 
     fn wire(&self, queue: &Queue<Key>) {
@@ -43,7 +177,7 @@ impl Controller for ReplicaSets {
         self.pods.on_change(move |change| {
             for pod in change.old.into_iter().chain(change.new) {
                 let uid = pod.metadata.uid.as_deref().unwrap_or_default();
-                if let Some(owner) = controller_key::<ReplicaSet>(&pod.metadata) {
+                if let Some(owner) = controller_key::<K>(&pod.metadata) {
                     let ends = change.new.is_none() || pod.metadata.deletion_timestamp.is_some();
                     if ends {
                         expectations.saw_end(&owner, uid);
@@ -54,8 +188,8 @@ impl Controller for ReplicaSets {
                 } else if crate::owners::controller_of(&pod.metadata).is_none() {
                     // An orphan: whoever selects it may adopt it.
                     for set in sets.list_in(&change.key.namespace) {
-                        let selector = set.spec.as_ref().map(|s| &s.selector);
-                        if selector.is_some_and(|s| selects(s, pod.metadata.labels.as_ref())) {
+                        let selector = set.selector();
+                        if selector.is_some_and(|s| selects(&s, pod.metadata.labels.as_ref())) {
                             q.add(Key::of(&*set));
                         }
                     }
@@ -71,10 +205,13 @@ impl Controller for ReplicaSets {
     fn plan(&self, key: &Key, now: Timestamp) -> Plan {
         let Some(set) = self.sets.get(key) else {
             self.expectations.forget(key);
+            self.failures.lock().remove(key);
             return Plan::default();
         };
         let all = self.pods.list_in(&key.namespace);
-        let plan = plan(&set, all, self.expectations.satisfied(key, now), now);
+        let failure = self.failures.lock().get(key).cloned();
+        let current = self.expectations.satisfied(key, now);
+        let plan = plan(&*set, all, current, failure.as_deref(), now);
         for action in &plan.actions {
             if let Action::Delete(_, uid, _) = action {
                 self.expectations.deleting(key, uid, now);
@@ -88,38 +225,60 @@ impl Controller for ReplicaSets {
         let seen = || self.pods.list_in(&key.namespace).iter().any(of);
         self.expectations.created(key, uid, Timestamp::now(), seen);
     }
+
+    fn announce(&self, key: &Key, pod: &str) -> Option<Action> {
+        let set = self.sets.get(key)?;
+        let message = format!("Created pod: {pod}");
+        Some(Action::event(&*set, EventType::Normal, "SuccessfulCreate", message))
+    }
+
+    fn not_created(&self, key: &Key, why: &str) -> Vec<Action> {
+        self.failures.lock().insert(key.clone(), why.to_owned());
+        let Some(set) = self.sets.get(key) else { return Vec::new() };
+        let message = format!("Error creating: {why}");
+        vec![Action::event(&*set, EventType::Warning, "FailedCreate", message)]
+    }
+
+    fn went_through(&self, key: &Key) -> bool {
+        self.failures.lock().remove(key).is_some()
+    }
 }
 
 /// Decides about a set and the pods of its namespace. Unless `current`, the caches are known to
-/// be behind, and only the status is brought up to date.
-pub fn plan(set: &ReplicaSet, all: Vec<Arc<Pod>>, current: bool, now: Timestamp) -> Plan {
+/// be behind, and only the status is brought up to date. `failure`: why pods could not be made.
+pub fn plan<K: Replicated>(
+    set: &K,
+    all: Vec<Arc<Pod>>,
+    current: bool,
+    failure: Option<&str>,
+    now: Timestamp,
+) -> Plan {
     let mut plan = Plan::default();
-    let Some(spec) = &set.spec else { return plan };
-    let (claimed, claims) = claim(set, &spec.selector, all, is_active);
+    let Some(selector) = set.selector() else { return plan };
+    let (claimed, claims) = claim(set, &selector, all, is_active);
     plan.actions.extend(claims);
     let live: Vec<Arc<Pod>> = claimed.iter().filter(|p| is_active(p)).cloned().collect();
-    if current && set.metadata.deletion_timestamp.is_none() {
+    if current && set.meta().deletion_timestamp.is_none() {
         scale(set, &live, &mut plan);
     }
-    let min_ready = spec.min_ready_seconds.unwrap_or(0);
+    let min_ready = set.min_ready_seconds();
     if let Some(wait) = live.iter().filter_map(|p| pods::until_available(p, min_ready, now)).min() {
         plan.again(wait);
     }
-    let status = status(set, &claimed, &live, now);
-    if set.status.as_ref() != Some(&status) {
-        let changed = ReplicaSet { status: Some(status), ..set.clone() };
+    let status = status(set, &claimed, &live, failure, now);
+    let changed = set.with_status(status);
+    if changed.status() != set.status() {
         plan.push(Action::update_status(&changed));
     }
     plan
 }
 
-fn scale(set: &ReplicaSet, live: &[Arc<Pod>], plan: &mut Plan) {
-    let Some(spec) = &set.spec else { return };
-    let wanted = usize::try_from(spec.replicas.unwrap_or(1)).unwrap_or(0);
+fn scale<K: Replicated>(set: &K, live: &[Arc<Pod>], plan: &mut Plan) {
+    let wanted = usize::try_from(set.replicas()).unwrap_or(0);
     if live.len() < wanted {
-        let Some(template) = &spec.template else { return };
-        let name = set.metadata.name.as_deref().unwrap_or_default();
-        let namespace = set.metadata.namespace.as_deref().unwrap_or_default();
+        let Some(template) = set.template() else { return };
+        let name = set.meta().name.as_deref().unwrap_or_default();
+        let namespace = set.meta().namespace.as_deref().unwrap_or_default();
         for _ in 0..(wanted - live.len()).min(BURST) {
             let owner = controller_reference(set);
             plan.push(Action::create(&pods::from_template(template, namespace, name, owner)));
@@ -171,16 +330,46 @@ fn count(n: usize) -> i32 {
     i32::try_from(n).unwrap_or(i32::MAX)
 }
 
-fn status(
-    set: &ReplicaSet,
+/// The condition that tells why there are fewer pods than wanted.
+fn conditions<K: Replicated>(
+    set: &K,
+    live: usize,
+    failure: Option<&str>,
+    now: Timestamp,
+) -> Option<Vec<ReplicaSetCondition>> {
+    const FAILURE: &str = "ReplicaFailure";
+    let mut all = set.status().and_then(|s| s.conditions).unwrap_or_default();
+    let wanted = usize::try_from(set.replicas()).unwrap_or(0);
+    let have = all.iter().position(|c| c.type_ == FAILURE);
+    match (failure, have) {
+        (Some(why), None) => {
+            let reason = if live < wanted { "FailedCreate" } else { "FailedDelete" };
+            all.push(ReplicaSetCondition {
+                type_: FAILURE.into(),
+                status: "True".into(),
+                reason: Some(reason.into()),
+                message: Some(why.to_owned()),
+                last_transition_time: Some(Time(now)),
+            });
+        }
+        (None, Some(at)) => {
+            all.remove(at);
+        }
+        _ => {}
+    }
+    Some(all).filter(|all| !all.is_empty())
+}
+
+fn status<K: Replicated>(
+    set: &K,
     claimed: &[Arc<Pod>],
     live: &[Arc<Pod>],
+    failure: Option<&str>,
     now: Timestamp,
 ) -> ReplicaSetStatus {
-    let spec = set.spec.as_ref();
-    let min_ready = spec.and_then(|s| s.min_ready_seconds).unwrap_or(0);
-    let labels = spec
-        .and_then(|s| s.template.as_ref())
+    let min_ready = set.min_ready_seconds();
+    let labels: BTreeMap<String, String> = set
+        .template()
         .and_then(|t| t.metadata.as_ref())
         .and_then(|m| m.labels.clone())
         .unwrap_or_default();
@@ -192,7 +381,6 @@ fn status(
         .filter(|p| p.metadata.deletion_timestamp.is_some() && !pods::is_finished(p))
         .count();
     let non_zero = |n: usize| Some(count(n)).filter(|n| *n > 0);
-    let old = set.status.clone().unwrap_or_default();
     ReplicaSetStatus {
         replicas: count(live.len()),
         fully_labeled_replicas: non_zero(live.iter().filter(labelled).count()),
@@ -201,8 +389,8 @@ fn status(
             live.iter().filter(|p| is_available(p, min_ready, now)).count(),
         ),
         terminating_replicas: Some(count(ending)),
-        observed_generation: set.metadata.generation,
-        conditions: old.conditions,
+        observed_generation: set.meta().generation,
+        conditions: conditions(set, live.len(), failure, now),
     }
 }
 
@@ -267,12 +455,12 @@ mod tests {
     #[test]
     fn missing_pods_are_made_unless_caches_are_behind() {
         assert_eq!(
-            told(&plan(&set(2), vec![], true, now())),
+            told(&plan(&set(2), vec![], true, None, now())),
             ["create", "create", "status null/0"]
         );
-        assert_eq!(told(&plan(&set(2), vec![], false, now())), ["status null/0"]);
+        assert_eq!(told(&plan(&set(2), vec![], false, None, now())), ["status null/0"]);
         let failed = pod("a", json!({"status": {"phase": "Failed"}}));
-        assert_eq!(told(&plan(&set(1), vec![failed], true, now()))[0], "create");
+        assert_eq!(told(&plan(&set(1), vec![failed], true, None, now()))[0], "create");
     }
 
     #[test]
@@ -283,7 +471,7 @@ mod tests {
             pod("unplaced", json!({"spec": {"nodeName": null}, "status": {"phase": "Pending"}})),
             pod("cheap", json!({"metadata": {"annotations": {DELETION_COST: "-5"}}})),
         ];
-        let told = told(&plan(&set(1), pods, true, now()));
+        let told = told(&plan(&set(1), pods, true, None, now()));
         assert_eq!(told[..3], ["delete unplaced", "delete unready", "delete cheap"]);
     }
 
@@ -291,7 +479,39 @@ mod tests {
     fn pods_are_adopted_and_released_by_selector() {
         let orphan = pod("orphan", json!({"metadata": {"ownerReferences": null}}));
         let strayed = pod("strayed", json!({"metadata": {"labels": {"app": "db"}}}));
-        let told = told(&plan(&set(1), vec![orphan, strayed], true, now()));
+        let told = told(&plan(&set(1), vec![orphan, strayed], true, None, now()));
         assert_eq!(told, ["patch orphan", "patch strayed", "status 1/1"]);
+    }
+
+    #[test]
+    fn a_failure_is_a_condition_until_it_is_over() {
+        let conditions = |plan: &Plan| -> Value {
+            let status = plan.actions.iter().find_map(|a| match a {
+                Action::UpdateStatus(_, object) => Some(object["status"]["conditions"].clone()),
+                _ => None,
+            });
+            status.unwrap_or_default()
+        };
+        let mut controller: ReplicationController = serde_json::from_value(json!({
+            "metadata": {"namespace": "ns", "name": "web", "uid": "u", "generation": 1},
+            "spec": {"replicas": 1, "selector": {"app": "web"},
+                "template": {"metadata": {"labels": {"app": "web"}}, "spec": {"containers": []}}},
+        }))
+        .expect("a controller");
+        let failed = plan(&controller, vec![], true, Some("exceeded quota"), now());
+        assert_eq!(told(&failed)[0], "create", "it is tried again");
+        let told = conditions(&failed);
+        assert_eq!(
+            (&told[0]["type"], &told[0]["reason"]),
+            (&json!("ReplicaFailure"), &json!("FailedCreate"))
+        );
+        assert_eq!(told[0]["message"], "exceeded quota");
+        let status = ReplicaSetStatus {
+            conditions: serde_json::from_value(told).expect("conditions"),
+            ..ReplicaSetStatus::default()
+        };
+        controller = controller.with_status(status);
+        let over = plan(&controller, vec![], true, None, now());
+        assert!(conditions(&over).is_null());
     }
 }

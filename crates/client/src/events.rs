@@ -107,8 +107,10 @@ impl Recorder {
             message: message.into(),
             at: Timestamp::now(),
         };
-        if let Err(error) = sender.try_send(note) {
-            tracing::warn!(%error, reason, "event dropped");
+        match sender.try_send(note) {
+            // At shutdown nobody writes any more.
+            Ok(()) | Err(mpsc::error::TrySendError::Closed(_)) => {}
+            Err(error) => tracing::warn!(%error, reason, "event dropped"),
         }
     }
 }

@@ -1,0 +1,52 @@
+//! Upstream's flags that have no effect here, with what is so anyway: any other value is refused.
+//! That is upstream's default, but for the kernel's connection tracking, which is left as it is, and
+//! node ports on loopback addresses, which do not answer.
+
+#[derive(Clone, Debug, Default)]
+pub struct Unsupported;
+
+impl component::cli::Table for Unsupported {
+    const FLAGS: &'static [(&'static str, &'static str)] = &[
+        ("bind-address", "0.0.0.0"),
+        ("bind-address-hard-fail", "false"),
+        ("config-sync-period", "15m0s"),
+        ("conntrack-max-per-core", "0"),
+        ("conntrack-min", "0"),
+        ("conntrack-tcp-be-liberal", "false"),
+        ("conntrack-tcp-timeout-close-wait", "0s"),
+        ("conntrack-tcp-timeout-established", "0s"),
+        ("conntrack-udp-timeout", "0s"),
+        ("conntrack-udp-timeout-stream", "0s"),
+        ("detect-local-mode", "ClusterCIDR"),
+        ("feature-gates", ""),
+        ("healthz-port", "10256"),
+        ("init-only", "false"),
+        ("iptables-localhost-nodeports", "false"),
+        ("iptables-masquerade-bit", "14"),
+        ("ipvs-exclude-cidrs", ""),
+        ("ipvs-min-sync-period", "1s"),
+        ("ipvs-scheduler", ""),
+        ("ipvs-strict-arp", "false"),
+        ("ipvs-sync-period", "30s"),
+        ("ipvs-tcp-timeout", "0s"),
+        ("ipvs-tcpfin-timeout", "0s"),
+        ("ipvs-udp-timeout", "0s"),
+        ("kube-api-burst", "10"),
+        ("kube-api-content-type", "application/vnd.kubernetes.protobuf"),
+        ("kube-api-qps", "5"),
+        ("log-flush-frequency", "5s"),
+        ("log-json-info-buffer-size", "0"),
+        ("log-json-split-stream", "false"),
+        ("log-text-info-buffer-size", "0"),
+        ("log-text-split-stream", "false"),
+        ("logging-format", "text"),
+        ("metrics-port", "10249"),
+        ("oom-score-adj", "-999"),
+        ("pod-bridge-interface", ""),
+        ("pod-interface-name-prefix", ""),
+        ("profiling", "false"),
+        ("show-hidden-metrics-for-version", ""),
+        ("vmodule", ""),
+        ("write-config-to", ""),
+    ];
+}
