@@ -123,6 +123,7 @@ func TestMain(m *testing.M) {
 		if root := framework.TestContext.RepoRoot; root != "" {
 			testfiles.AddFileSource(testfiles.RootFileSource{Root: root})
 		}
+		follow()
 		os.Exit(m.Run())
 	}
 	os.Exit(0)
@@ -133,40 +134,44 @@ func TestE2E(t *testing.T) {
 	upstream.RunE2ETests(t)
 }
 
-var _ = ginkgo.ReportBeforeEach(func(report ginkgo.SpecReport) {
-	// A spec that the flags leave out is skipped before it starts.
-	if report.State == types.SpecStateSkipped || report.State == types.SpecStatePending {
-		return
-	}
-	write(event{Event: "start", Name: report.FullText(), Process: ginkgo.GinkgoParallelProcess()})
-})
-
-var _ = ginkgo.ReportAfterEach(func(report ginkgo.SpecReport) {
-	// Left out by the flags: it never ran, and its reason is empty.
-	if report.NumAttempts == 0 && report.Failure.Message == "" {
-		return
-	}
-	e := event{
-		Event:    "end",
-		Name:     report.FullText(),
-		State:    report.State.String(),
-		Seconds:  report.RunTime.Seconds(),
-		Message:  report.Failure.Message,
-		Labels:   report.Labels(),
-		Process:  ginkgo.GinkgoParallelProcess(),
-		Location: report.FailureLocation().String(),
-	}
-	if report.Failed() {
-		out := report.CapturedStdOutErr + report.CapturedGinkgoWriterOutput
-		if len(out) > logTail {
-			out = out[len(out)-logTail:]
+// follow registers what writes the events. It must be called after the
+// framework's own look at the suite, which makes Ginkgo forget such nodes.
+func follow() {
+	ginkgo.ReportBeforeEach(func(report ginkgo.SpecReport) {
+		// A spec that the flags leave out is skipped before it starts.
+		if report.State == types.SpecStateSkipped || report.State == types.SpecStatePending {
+			return
 		}
-		e.Log = strings.ToValidUTF8(out, "?")
-	} else {
-		e.Location = ""
-	}
-	write(e)
-})
+		write(event{Event: "start", Name: report.FullText(), Process: ginkgo.GinkgoParallelProcess()})
+	})
+
+	ginkgo.ReportAfterEach(func(report ginkgo.SpecReport) {
+		// Left out by the flags: a spec that skips itself gives a reason.
+		if report.State.Is(types.SpecStateSkipped|types.SpecStatePending) && report.Failure.Message == "" {
+			return
+		}
+		e := event{
+			Event:    "end",
+			Name:     report.FullText(),
+			State:    report.State.String(),
+			Seconds:  report.RunTime.Seconds(),
+			Message:  report.Failure.Message,
+			Labels:   report.Labels(),
+			Process:  ginkgo.GinkgoParallelProcess(),
+			Location: report.FailureLocation().String(),
+		}
+		if report.Failed() {
+			out := report.CapturedStdOutErr + report.CapturedGinkgoWriterOutput
+			if len(out) > logTail {
+				out = out[len(out)-logTail:]
+			}
+			e.Log = strings.ToValidUTF8(out, "?")
+		} else {
+			e.Location = ""
+		}
+		write(e)
+	})
+}
 
 // write appends one line in a single call, so that lines of parallel
 // processes do not mix.
