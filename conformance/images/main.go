@@ -61,11 +61,15 @@ func main() {
 	if *out == "" {
 		fail(fmt.Errorf("-out is missing"))
 	}
-	text, err := os.ReadFile(filepath.Join(*here, "images/images.yaml"))
+	root, err := filepath.Abs(*here)
 	if err != nil {
 		fail(err)
 	}
-	b := builder{here: *here, work: filepath.Join(*here, ".build"), base: *base, layers: map[string][]byte{}}
+	text, err := os.ReadFile(filepath.Join(root, "images/images.yaml"))
+	if err != nil {
+		fail(err)
+	}
+	b := builder{here: root, work: filepath.Join(root, ".build"), base: *base, layers: map[string][]byte{}}
 	if err := yaml.UnmarshalStrict(text, &b.recipes); err != nil {
 		fail(fmt.Errorf("images.yaml: %w", err))
 	}
@@ -238,6 +242,13 @@ func (b *builder) check(entry string) error {
 		if out, err := untar.CombinedOutput(); err != nil {
 			return fmt.Errorf("unpack: %s", out)
 		}
+	}
+	if err := os.MkdirAll(filepath.Join(root, "dev"), 0o755); err != nil {
+		return err
+	}
+	null := syscall.Mknod(filepath.Join(root, "dev/null"), syscall.S_IFCHR|0o666, 1<<8|3)
+	if null != nil {
+		return fmt.Errorf("/dev/null: %w", null)
 	}
 	run := exec.Command(command[0], command[1:]...)
 	run.SysProcAttr = &syscall.SysProcAttr{Chroot: root}
