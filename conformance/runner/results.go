@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 )
@@ -154,7 +155,8 @@ func (r *results) take(e event) {
 	switch e.State {
 	case passed, skipped:
 	case "interrupted":
-		t.State = running // It is neither passed nor failed; it runs again.
+		t.State = running // It is neither passed nor failed, and runs again when resumed.
+		return
 	default:
 		t.State = failed
 	}
@@ -201,22 +203,23 @@ var panicLine = regexp.MustCompile(`panicked at|^panic: |SIGSEGV|fatal runtime e
 // finish fills in the tests that were not run, and what crashed.
 func (r *results) finish(o options) error {
 	r.Tests = nil
-	seen := map[string]bool{}
 	for _, s := range r.chosen {
-		t := r.byName[s.Name]
-		if t == nil {
-			t = &test{Name: s.Name, State: notRun}
+		if r.byName[s.Name] == nil {
+			r.byName[s.Name] = &test{Name: s.Name, State: notRun}
 		}
-		seen[s.Name] = true
+	}
+	// Those of an earlier part of this run too, when it chose others.
+	for _, t := range r.byName {
 		r.Tests = append(r.Tests, t)
 	}
+	slices.SortFunc(r.Tests, func(a, b *test) int { return strings.Compare(a.Name, b.Name) })
 	if r.log != "" {
 		text, err := os.ReadFile(r.log)
 		if err != nil {
 			return err
 		}
 		for _, line := range strings.Split(string(text), "\n") {
-			if panicLine.MatchString(line) {
+			if panicLine.MatchString(line) && !slices.Contains(r.Crashed, line) {
 				r.Crashed = append(r.Crashed, line)
 			}
 		}
@@ -257,7 +260,8 @@ func size(path string) int64 {
 	return info.Size()
 }
 
-var namespaceName = regexp.MustCompile(`Creating a kubernetes client|Building a namespace api object, basename ([a-z0-9-]+)|namespace "?([a-z0-9-]+-[0-9]+)"?`)
+// The framework's names of namespaces end in a number.
+var namespaceName = regexp.MustCompile(`namespace "?([a-z0-9-]+-[0-9]+)"?`)
 
 // clusterTail is what the cluster logged from an offset on: the lines that
 // name the test's namespace when there are any, or the last.
@@ -277,12 +281,9 @@ func clusterTail(path string, from int64, testLog string) string {
 	}
 	lines := strings.Split(strings.TrimRight(string(data), "\n"), "\n")
 	for _, found := range namespaceName.FindAllStringSubmatch(testLog, -1) {
-		if found[2] == "" {
-			continue
-		}
 		var about []string
 		for _, line := range lines {
-			if strings.Contains(line, found[2]) {
+			if strings.Contains(line, found[1]) {
 				about = append(about, line)
 			}
 		}
