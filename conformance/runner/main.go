@@ -43,7 +43,7 @@ func sigOf(name string) string {
 type options struct {
 	bin, out, kubeconfig, netns, clusterLog string
 	focus, skip, sig, names, record         string
-	conformance, list, again                bool
+	conformance, list, again, only          bool
 	procs                                   int
 	pid                                     int
 	limit                                   time.Duration
@@ -64,6 +64,7 @@ func main() {
 	flag.StringVar(&o.names, "names", "", "file with one name a line")
 	flag.BoolVar(&o.conformance, "conformance", false, "only conformance tests")
 	flag.BoolVar(&o.list, "list", false, "print the names selected and end")
+	flag.BoolVar(&o.only, "report", false, "run nothing; write the reports of what a run did")
 	flag.BoolVar(&o.again, "again", false, "when resuming, run those that failed once more")
 	flag.IntVar(&o.procs, "procs", 4, "tests at a time, where they allow it")
 	flag.DurationVar(&o.limit, "limit", 24*time.Hour, "end the run after this long; what is left counts as not run")
@@ -120,8 +121,10 @@ func run(o options) (green bool, err error) {
 	deadline := time.Now().Add(o.limit)
 
 	var parallel, serial []spec
+	done := 0
 	for _, s := range chosen {
 		if t := r.byName[s.Name]; t != nil && t.done() {
+			done++
 			continue
 		}
 		if s.is("Serial") {
@@ -130,14 +133,17 @@ func run(o options) (green bool, err error) {
 			parallel = append(parallel, s)
 		}
 	}
+	if o.only {
+		parallel, serial = nil, nil
+	}
 	fmt.Printf("%s: %d tests selected, %d done before, %d to run %d at a time, %d alone\n",
-		r.Version, len(chosen), len(chosen)-len(parallel)-len(serial), len(parallel), o.procs, len(serial))
+		r.Version, len(chosen), done, len(parallel), o.procs, len(serial))
 	begun := time.Now()
 	for _, phase := range []struct {
 		specs []spec
 		procs int
 	}{{parallel, min(o.procs, len(parallel))}, {serial, 1}} {
-		if len(phase.specs) == 0 || r.Stopped {
+		if len(phase.specs) == 0 || r.Stopped || o.only {
 			continue
 		}
 		if err := ginkgo(o, r, phase.specs, phase.procs, stop, deadline); err != nil {

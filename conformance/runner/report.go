@@ -172,7 +172,11 @@ type recorded struct {
 // record keeps the numbers of the conformance tests, all of them: one that was
 // not selected counts as not run.
 func record(r *results, all []spec, o options) error {
-	home := filepath.Dir(filepath.Dir(o.bin)) // conformance/.build/bin
+	bin, err := filepath.Abs(o.bin)
+	if err != nil {
+		return err
+	}
+	home := filepath.Dir(filepath.Dir(bin)) // conformance/.build/bin
 	byName := map[string]*test{}
 	for _, t := range r.Tests {
 		byName[t.Name] = t
@@ -190,7 +194,7 @@ func record(r *results, all []spec, o options) error {
 		}
 		tests = append(tests, t)
 		if t.State == failed {
-			kept.Failed[t.Name] = firstLines(t.Message, 1)
+			kept.Failed[t.Name] = reason(t.Message, home, o.kubeconfig)
 		}
 	}
 	kept.Rows = rows(tests)
@@ -207,6 +211,19 @@ func record(r *results, all []spec, o options) error {
 		return err
 	}
 	return resultsPage(folder, filepath.Join(home, "RESULTS.md"))
+}
+
+// reason is a failure's first line, without what only this machine knows.
+func reason(message, home, kubeconfig string) string {
+	line := firstLines(message, 1)
+	if kubeconfig != "" {
+		line = strings.ReplaceAll(line, kubeconfig, "KUBECONFIG")
+	}
+	line = strings.ReplaceAll(line, home, "conformance")
+	if runes := []rune(line); len(runes) > 200 {
+		line = string(runes[:200]) + "..."
+	}
+	return line
 }
 
 // resultsPage writes RESULTS.md from every heading's numbers.
