@@ -115,12 +115,9 @@ impl Controller for Jobs {
     }
 
     fn created(&self, key: &Key, uid: &str) {
-        let seen = self
-            .pods
-            .list_in(&key.namespace)
-            .iter()
-            .any(|p| p.metadata.uid.as_deref() == Some(uid));
-        self.expectations.created(key, uid, seen, Timestamp::now());
+        let of = |pod: &Arc<Pod>| pod.metadata.uid.as_deref() == Some(uid);
+        let seen = || self.pods.list_in(&key.namespace).iter().any(of);
+        self.expectations.created(key, uid, Timestamp::now(), seen);
     }
 
     fn announce(&self, key: &Key, pod: &str) -> Option<Action> {
