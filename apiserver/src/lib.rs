@@ -10,6 +10,7 @@ pub mod cache;
 mod discovery;
 pub mod gate;
 mod health;
+mod masterleases;
 mod metrics;
 pub mod negotiate;
 mod openapi;
