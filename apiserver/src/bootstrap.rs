@@ -2,7 +2,7 @@
 //! (upstream: `controlplane/controller/{systemnamespaces,kubernetesservice}`,
 //! `rbac/rest/storage_rbac.go`, `clusterauthenticationtrust`).
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,6 +16,7 @@ use serde_json::json;
 
 use crate::api::Api;
 use crate::authorization::bootstrap as policy;
+use crate::masterleases::Leases;
 use crate::options::Config;
 use crate::pipeline::local;
 use crate::registry::allocate::AddressRange;
@@ -24,6 +25,8 @@ const NAMESPACES: [&str; 4] = ["kube-system", "kube-public", "kube-node-lease", 
 /// How often the objects are looked at.
 const PERIOD: Duration = Duration::from_secs(10);
 const RETRY: Duration = Duration::from_millis(500);
+/// For how long a server that ends tries to take itself out.
+const PATIENCE: Duration = Duration::from_secs(3);
 /// Writes under way at the same time: they share commits.
 const AT_ONCE: usize = 16;
 
@@ -68,7 +71,7 @@ impl Settings {
 }
 
 /// Makes the objects, and goes on keeping them.
-pub(crate) async fn run(api: Arc<Api>, settings: Settings) {
+pub(crate) async fn run(api: Arc<Api>, settings: &Settings) {
     for cache in api.catalog().caches() {
         while cache.wait_ready(Duration::from_secs(60)).await.is_err() {
             tracing::warn!(prefix = cache.prefix(), "the cache is not ready yet");
@@ -76,7 +79,7 @@ pub(crate) async fn run(api: Arc<Api>, settings: Settings) {
     }
     let mut ready = false;
     loop {
-        let result = keep(&api, &settings, !ready).await;
+        let result = keep(&api, settings, !ready).await;
         match result {
             Ok(()) if !ready => {
                 ready = true;
@@ -105,7 +108,44 @@ async fn keep(api: &Arc<Api>, settings: &Settings, first: bool) -> Result<(), Ap
         keep_policy(api).await?;
     }
     keep_trust(api, settings).await?;
-    keep_service(api, settings).await
+    keep_service(api, settings).await?;
+    let Some(leases) = leases(api, settings) else { return Ok(()) };
+    // First of all, so that the others know of this server whatever fails after.
+    leases.renew().await?;
+    let addresses = leases.addresses().await?;
+    if addresses.is_empty() {
+        let text = "no API server IP addresses were listed in storage, refusing to erase all \
+            endpoints for the kubernetes Service";
+        return Err(ApiError::Internal(text.to_owned()));
+    }
+    keep_endpoints(api, &addresses, settings.advertised.port()).await
+}
+
+/// Takes this server out of the endpoints of the Service `kubernetes`. Nothing may keep them any
+/// more at that time.
+pub(crate) async fn leave(api: &Arc<Api>, settings: &Settings) {
+    let left = async {
+        let Some(leases) = leases(api, settings) else { return Ok(()) };
+        leases.remove().await?;
+        let addresses = leases.addresses().await?;
+        keep_endpoints(api, &addresses, settings.advertised.port()).await
+    };
+    match tokio::time::timeout(PATIENCE, left).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::warn!(%error, "cannot leave the kubernetes Service"),
+        Err(_) => tracing::warn!("leaving the kubernetes Service took too long"),
+    }
+}
+
+/// The records of servers. A Service whose only endpoint is the loopback address would mislead:
+/// upstream refuses it.
+fn leases(api: &Arc<Api>, settings: &Settings) -> Option<Leases> {
+    let address = settings.advertised.ip();
+    if settings.ranges.is_empty() || address.is_loopback() {
+        tracing::debug!(%address, "the kubernetes Service gets no endpoint here");
+        return None;
+    }
+    Leases::new(api.store.clone(), &api.root, address)
 }
 
 fn serves(api: &Api, group: &str, resource: &str) -> bool {
@@ -218,7 +258,6 @@ async fn keep_service(api: &Arc<Api>, settings: &Settings) -> Result<(), ApiErro
             "metadata": {"name": "kubernetes"}, "spec": {"cidrs": cidrs}});
         ensure(api, "/apis/networking.k8s.io/v1/servicecidrs", wanted).await?;
     }
-    let address = settings.advertised.ip();
     let port = settings.advertised.port();
     if serves(api, "", "services") {
         let ip = AddressRange::new(*range).first();
@@ -230,30 +269,35 @@ async fn keep_service(api: &Arc<Api>, settings: &Settings) -> Result<(), ApiErro
         keep_object(api, "/api/v1/namespaces/default/services", wanted, &[&["spec", "ports"]])
             .await?;
     }
-    // A Service whose only endpoint is the loopback address would mislead: upstream refuses it.
-    if address.is_loopback() {
-        tracing::debug!("the kubernetes Service gets no endpoint on the loopback address");
-        return Ok(());
-    }
-    keep_endpoints(api, address, port).await
+    Ok(())
 }
 
-async fn keep_endpoints(api: &Arc<Api>, address: IpAddr, port: u16) -> Result<(), ApiError> {
+/// Makes the endpoints of the Service `kubernetes` those addresses.
+async fn keep_endpoints(api: &Arc<Api>, addresses: &[String], port: u16) -> Result<(), ApiError> {
     if serves(api, "", "endpoints") {
-        let wanted = json!({"apiVersion": "v1", "kind": "Endpoints",
+        let mut wanted = json!({"apiVersion": "v1", "kind": "Endpoints",
             "metadata": {"name": "kubernetes", "namespace": "default",
-                "labels": {"endpointslice.kubernetes.io/skip-mirror": "true"}},
-            "subsets": [{"addresses": [{"ip": address.to_string()}],
-                "ports": [{"name": "https", "port": port, "protocol": "TCP"}]}]});
+                "labels": {"endpointslice.kubernetes.io/skip-mirror": "true"}}});
+        if !addresses.is_empty() {
+            let ips: Vec<Value> = addresses.iter().map(|ip| json!({"ip": ip})).collect();
+            wanted["subsets"] = json!([{"addresses": ips,
+                "ports": [{"name": "https", "port": port, "protocol": "TCP"}]}]);
+        }
         keep_object(api, "/api/v1/namespaces/default/endpoints", wanted, &[&["subsets"]]).await?;
     }
     if serves(api, "discovery.k8s.io", "endpointslices") {
-        let family = if address.is_ipv6() { "IPv6" } else { "IPv4" };
+        let family = match addresses.first() {
+            Some(ip) if ip.contains(':') => "IPv6",
+            _ => "IPv4",
+        };
+        let endpoints: Vec<Value> = addresses
+            .iter()
+            .map(|ip| json!({"addresses": [ip], "conditions": {"ready": true}}))
+            .collect();
         let wanted = json!({"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
             "metadata": {"name": "kubernetes", "namespace": "default",
                 "labels": {"kubernetes.io/service-name": "kubernetes"}},
-            "addressType": family,
-            "endpoints": [{"addresses": [address.to_string()], "conditions": {"ready": true}}],
+            "addressType": family, "endpoints": endpoints,
             "ports": [{"name": "https", "port": port, "protocol": "TCP"}]});
         let collection = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices";
         keep_object(api, collection, wanted, &[&["endpoints"], &["ports"]]).await?;

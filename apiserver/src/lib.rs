@@ -11,6 +11,7 @@ mod discovery;
 mod drain;
 pub mod gate;
 mod health;
+mod masterleases;
 mod metrics;
 pub mod negotiate;
 mod openapi;

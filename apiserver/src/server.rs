@@ -182,11 +182,13 @@ impl Server {
         let settings = bootstrap::Settings::new(&config, advertised);
         let bootstrapping = shutdown.clone();
         let api_for_bootstrap = api.clone();
-        tasks.spawn(async move {
+        // It needs the caches until its end.
+        let bootstrap = tokio::spawn(async move {
             tokio::select! {
                 () = bootstrapping.cancelled() => {}
-                () = bootstrap::run(api_for_bootstrap, settings) => {}
+                () = bootstrap::run(api_for_bootstrap.clone(), &settings) => {}
             }
+            bootstrap::leave(&api_for_bootstrap, &settings).await;
         });
         let draining = api.draining.clone();
         let stopping = shutdown.clone();
@@ -206,6 +208,9 @@ impl Server {
             }
         };
         serving::serve(listener, Some(tls), handler, shutdown).await;
+        if let Err(error) = bootstrap.await {
+            tracing::error!(%error, "the task that keeps the first objects failed");
+        }
         stop_caches.cancel();
         while tasks.join_next().await.is_some() {}
         if let Some(embedded) = embedded {
