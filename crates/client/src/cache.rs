@@ -16,7 +16,7 @@ use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::error::line;
+use crate::error::{is_not_served, line};
 use crate::lenient::Lenient;
 
 /// Namespace (empty for cluster-scoped kinds) and name.
@@ -141,6 +141,9 @@ impl<K: Cacheable> Cache<K> {
                 }
                 Ok(Some(watcher::Event::Delete(object))) => self.apply(Key::of(&object), None),
                 Ok(None) => return,
+                Err(error) if is_not_served(&error) => {
+                    tracing::debug!(kind = kind::<K>(), "is not served");
+                }
                 // The watcher recovers by itself, after a pause.
                 Err(error) => {
                     tracing::warn!(error = line(&error), kind = kind::<K>(), "watch failed")

@@ -25,6 +25,12 @@ pub fn line(error: &(dyn Error + 'static)) -> String {
     pieces.join(": ").split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
+/// Whether a list was refused because nothing is served there: the kind is one that this API server
+/// does not have.
+pub fn is_not_served(error: &watcher::Error) -> bool {
+    matches!(error, watcher::Error::InitialListFailed(kube::Error::Api(status)) if status.code == 404)
+}
+
 /// The text of one link of the chain, without its source's; whether it tells all that follows.
 fn piece(link: &(dyn Error + 'static)) -> (String, bool) {
     if let Some(error) = link.downcast_ref::<kube::Error>() {
