@@ -12,6 +12,9 @@ use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
+/// Go's zero time.
+const ZERO_TIME: &str = "0001-01-01T00:00:00Z";
+
 /// An object, or its metadata alone when the rest of it does not fit its type.
 #[derive(Clone)]
 pub struct Lenient<K>(pub Result<K, Unfit>);
@@ -44,8 +47,7 @@ fn decode<K: DeserializeOwned>(text: &str) -> Result<Lenient<K>, serde_json::Err
         return Ok(Lenient(Ok(object)));
     }
     let mut value: Value = serde_json::from_str(text)?;
-    // A required field that is absent has its type's zero, as in Go.
-    strip_nulls(&mut value);
+    fill_conditions(&mut value);
     match K::deserialize(&value) {
         Ok(object) => Ok(Lenient(Ok(object))),
         Err(error) => {
@@ -59,13 +61,22 @@ fn decode<K: DeserializeOwned>(text: &str) -> Result<Lenient<K>, serde_json::Err
     }
 }
 
-fn strip_nulls(value: &mut Value) {
+/// The one time that types demand is that of a condition's last change, which Go writes as `null`
+/// when it is zero.
+fn fill_conditions(value: &mut Value) {
     match value {
         Value::Object(fields) => {
-            fields.retain(|_, field| !field.is_null());
-            fields.values_mut().for_each(strip_nulls);
+            if let Some(Value::Array(conditions)) = fields.get_mut("conditions") {
+                for condition in conditions.iter_mut().filter_map(Value::as_object_mut) {
+                    let at = condition.entry("lastTransitionTime").or_insert(Value::Null);
+                    if at.is_null() {
+                        *at = ZERO_TIME.into();
+                    }
+                }
+            }
+            fields.values_mut().for_each(fill_conditions);
         }
-        Value::Array(items) => items.iter_mut().for_each(strip_nulls),
+        Value::Array(items) => items.iter_mut().for_each(fill_conditions),
         _ => {}
     }
 }
@@ -112,7 +123,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nulls_are_absent_and_the_unfit_keep_their_names() {
+    fn zero_times_are_understood_and_the_unfit_keep_their_names() {
         let list = r#"[
             {"metadata": {"name": "a"}, "status": {"conditions": [
                 {"type": "t", "status": "True", "reason": "", "message": "", "lastTransitionTime": null}]}},
