@@ -17,7 +17,7 @@ use super::row::Rows;
 use super::{
     Deps, STATUS, begin, carry_on, checked, child, default_absent, default_to, keep, label_name,
 };
-use crate::registry::{Column, Context, Strategy};
+use crate::registry::{Column, Context, SelectableField, Strategy};
 
 const GROUP: (&str, &str) = ("apps", "v1");
 
@@ -44,13 +44,7 @@ pub fn rows(rows: &mut Rows<'_>, deps: &Deps) {
                 .status(WorkloadStatus(of(kind)))
                 .columns(columns);
             let row = match kind {
-                Kind::ReplicaSet => row.fields(vec![crate::registry::SelectableField {
-                    label: "status.replicas",
-                    get: |o| {
-                        let n = object::int_at(o, &["status", "replicas"]).unwrap_or(0);
-                        n.to_string().into()
-                    },
-                }]),
+                Kind::ReplicaSet => row.fields(replicas_field()),
                 _ => row,
             };
             if scale.is_empty() { row } else { row.scale(scale) }
@@ -65,6 +59,13 @@ pub fn rows(rows: &mut Rows<'_>, deps: &Deps) {
             age_column(),
         ]))
     });
+}
+
+/// `status.replicas`, by which sets of replicas can be selected.
+pub(super) fn replicas_field() -> Vec<SelectableField> {
+    let get =
+        |o: &Value| object::int_at(o, &["status", "replicas"]).unwrap_or(0).to_string().into();
+    vec![SelectableField { label: "status.replicas", get }]
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -385,7 +386,7 @@ fn selector(errors: &mut ErrorList, at: &At<'_>, kind: &str) {
 }
 
 /// Pods of these workloads run until they are deleted.
-fn always_restarts(errors: &mut ErrorList, template: &At<'_>, kind: &str) {
+pub(super) fn always_restarts(errors: &mut ErrorList, template: &At<'_>, kind: &str) {
     let policy = template.down(&["spec", "restartPolicy"]);
     if policy.str() != "Always" {
         errors.push(FieldError::not_supported(policy.path(), policy.str(), &["Always"]));
@@ -552,6 +553,22 @@ impl Strategy for WorkloadStatus {
     }
 }
 
+/// The numbers in the status of a set of replicas, and those that are parts of `replicas`.
+const REPLICAS: &[&str] = &[
+    "replicas",
+    "fullyLabeledReplicas",
+    "readyReplicas",
+    "availableReplicas",
+    "observedGeneration",
+    "terminatingReplicas",
+];
+const PARTS: &[&str] = &["fullyLabeledReplicas", "readyReplicas", "availableReplicas"];
+
+/// The numbers in the status of a set of replicas.
+pub(super) fn replica_counts(errors: &mut ErrorList, status: &At<'_>) {
+    counts(errors, status, Kind::ReplicaSet);
+}
+
 /// Numbers of pods: none is negative, and a part is not more than the whole.
 fn counts(errors: &mut ErrorList, status: &At<'_>, kind: Kind) {
     let (all, parts): (&[&str], &[&str]) = match kind {
@@ -568,17 +585,7 @@ fn counts(errors: &mut ErrorList, status: &At<'_>, kind: Kind) {
             ],
             &["updatedReplicas", "readyReplicas", "availableReplicas"],
         ),
-        Kind::ReplicaSet => (
-            &[
-                "replicas",
-                "fullyLabeledReplicas",
-                "readyReplicas",
-                "availableReplicas",
-                "observedGeneration",
-                "terminatingReplicas",
-            ],
-            &["fullyLabeledReplicas", "readyReplicas", "availableReplicas"],
-        ),
+        Kind::ReplicaSet => (REPLICAS, PARTS),
         Kind::StatefulSet => (
             &[
                 "replicas",
@@ -692,7 +699,7 @@ fn deployments() -> Vec<Column> {
     named(columns.into_iter().chain(template_columns()))
 }
 
-fn replica_sets() -> Vec<Column> {
+pub(super) fn replica_sets() -> Vec<Column> {
     let columns = [
         column("Desired", "integer", "Pods wanted.", |o, _| number(o, &["spec", "replicas"])),
         column("Current", "integer", "Pods there.", |o, _| number(o, &["status", "replicas"])),

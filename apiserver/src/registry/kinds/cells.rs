@@ -111,9 +111,13 @@ pub fn labels(map: Option<&Value>) -> String {
     pairs.join(",")
 }
 
-/// A LabelSelector as text (`metav1.FormatLabelSelector`): requirements in order of keys.
+/// A selector as text (`metav1.FormatLabelSelector`): requirements in order of keys. A plain map is
+/// what ReplicationControllers have.
 pub fn selector(selector: Option<&Value>) -> String {
     let Some(selector) = selector.filter(|s| !s.is_null()) else { return "<none>".to_owned() };
+    if selector.as_object().is_some_and(|map| map.values().all(Value::is_string)) {
+        return labels(Some(selector));
+    }
     match apimachinery::selector::LabelSelector::from_json(Some(selector)) {
         Ok(Some(parsed)) => match parsed.to_string() {
             text if text.is_empty() => "<none>".to_owned(),

@@ -17,6 +17,7 @@ pub mod nodes;
 pub mod pods;
 pub mod policy;
 pub mod rbac;
+pub mod replication;
 pub mod resources;
 pub mod reviews;
 pub mod row;
@@ -77,6 +78,7 @@ pub fn all(schemas: &schema::Registry, deps: &Deps) -> Vec<Resource> {
     events::rows(&mut rows, deps);
     coordination::rows(&mut rows);
     apps::rows(&mut rows, deps);
+    replication::rows(&mut rows, deps);
     rbac::rows(&mut rows);
     scheduling::rows(&mut rows);
     networking::rows(&mut rows);

@@ -43,6 +43,7 @@ fn core() -> Vec<Sample> {
         v1("Pod", json!({"spec": template()["spec"]})),
         v1("PodTemplate", json!({"template": template()})),
         v1("Binding", json!({"target": {"kind": "Node", "name": "sample"}})),
+        v1("ReplicationController", json!({"spec": {"replicas": 0, "template": template()}})),
         v1("Service", json!({"spec": {"ports": [{"port": 80}]}})),
         v1(
             "Endpoints",
