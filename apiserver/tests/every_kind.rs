@@ -113,7 +113,9 @@ async fn walk(f: &Fixture, row: &Resource, sample: Value) {
     assert_eq!(f.get(&url).await.code, 200, "{what}");
     let listed = f.get(&format!("{collection}?labelSelector=applied%3D1")).await.expect(200);
     assert_eq!(listed["items"].as_array().map(Vec::len), Some(1), "{what}");
-    let deleted = f.delete(&format!("{url}?gracePeriodSeconds=0")).await;
+    // Some kinds would else wait for a collector to orphan their dependents.
+    let at_once = "gracePeriodSeconds=0&propagationPolicy=Background";
+    let deleted = f.delete(&format!("{url}?{at_once}")).await;
     assert_eq!(deleted.code, 200, "{what}: {deleted:?}");
     if what != "Namespace" {
         assert_eq!(f.get(&url).await.code, 404, "{what}");
