@@ -81,6 +81,10 @@ pub fn main(args: &Args) -> anyhow::Result<()> {
     for folder in &folders {
         note("state", remove_all(folder));
     }
+    if args.purge {
+        // The folder itself may hold what is not ours; only an empty one goes.
+        let _ = std::fs::remove_dir(&layout.config);
+    }
     match wrong.as_slice() {
         [] => Ok(()),
         wrong => anyhow::bail!("\n  {}", wrong.join("\n  ")),
