@@ -71,15 +71,13 @@ fn candidate(
     shutdown: &CancellationToken,
 ) -> anyhow::Result<Candidate<LeaseLock>> {
     let timing = Timing { lease: leader.lease, deadline: leader.deadline, retry: leader.retry };
-    timing.check()?;
-    let host = nix::unistd::gethostname().context("the host's name")?;
-    Ok(Candidate {
-        lock: LeaseLock::new(client.clone(), &leader.namespace, &leader.name),
-        identity: election::identity(&host.to_string_lossy()),
+    let place = (leader.namespace.as_str(), leader.name.as_str());
+    Candidate::new(
+        client,
+        place,
         timing,
-        recorder: Recorder::start(client.clone(), NAME, "", shutdown.clone()),
-        watchdog: Watchdog::default(),
-    })
+        Recorder::start(client.clone(), NAME, "", shutdown.clone()),
+    )
 }
 
 /// Waits for the API server, then runs the controllers.

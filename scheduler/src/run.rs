@@ -134,15 +134,8 @@ fn candidate(
     recorder: &Recorder,
 ) -> anyhow::Result<Candidate<LeaseLock>> {
     let timing = Timing { lease: leader.lease, deadline: leader.deadline, retry: leader.retry };
-    timing.check()?;
-    let host = nix::unistd::gethostname().context("the host's name")?;
-    Ok(Candidate {
-        lock: LeaseLock::new(client.clone(), &leader.namespace, &leader.name),
-        identity: election::identity(&host.to_string_lossy()),
-        timing,
-        recorder: recorder.clone(),
-        watchdog: Watchdog::default(),
-    })
+    let place = (leader.namespace.as_str(), leader.name.as_str());
+    Candidate::new(client, place, timing, recorder.clone())
 }
 
 const NAME: &str = "kube-scheduler";

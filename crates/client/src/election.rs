@@ -7,7 +7,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::bail;
+use anyhow::{Context, bail};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::ObjectReference;
 use parking_lot::Mutex;
@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::error::brief;
 use crate::events::{EventType, Recorder};
+use crate::lease::LeaseLock;
 
 /// Pauses of candidates are up to this share longer, at random.
 const JITTER: f64 = 1.2;
@@ -223,8 +224,31 @@ pub struct Candidate<L> {
 }
 
 /// The host's name and something unique: two on one host are two.
-pub fn identity(host: &str) -> String {
+fn identity(host: &str) -> String {
     format!("{host}_{}", uuid::Uuid::new_v4())
+}
+
+impl Candidate<LeaseLock> {
+    /// A candidate for the Lease of this namespace and name.
+    ///
+    /// # Errors
+    /// The times do not fit each other, or the host has no name.
+    pub fn new(
+        client: &kube::Client,
+        (namespace, name): (&str, &str),
+        timing: Timing,
+        recorder: Recorder,
+    ) -> anyhow::Result<Self> {
+        timing.check()?;
+        let host = nix::unistd::gethostname().context("the host's name")?;
+        Ok(Self {
+            lock: LeaseLock::new(client.clone(), namespace, name),
+            identity: identity(&host.to_string_lossy()),
+            timing,
+            recorder,
+            watchdog: Watchdog::default(),
+        })
+    }
 }
 
 struct Campaign<L> {

@@ -101,6 +101,24 @@ pub trait Table: Clone + std::fmt::Debug + Send + Sync + 'static {
     const FLAGS: &'static [(&'static str, &'static str)];
 }
 
+/// Such flags of every component that has a [`Table`].
+const SHARED: &[(&str, &str)] = &[
+    ("feature-gates", ""),
+    ("kube-api-content-type", "application/vnd.kubernetes.protobuf"),
+    ("log-flush-frequency", "5s"),
+    ("log-json-info-buffer-size", "0"),
+    ("log-json-split-stream", "false"),
+    ("log-text-info-buffer-size", "0"),
+    ("log-text-split-stream", "false"),
+    ("logging-format", "text"),
+    ("show-hidden-metrics-for-version", ""),
+    ("vmodule", ""),
+];
+
+fn known<T: Table>() -> impl Iterator<Item = &'static (&'static str, &'static str)> {
+    SHARED.iter().chain(T::FLAGS)
+}
+
 /// To be flattened into a component's flags: takes the flags of a table when they say what is so
 /// anyway, upstream's default. Anything else is an error that names the flag.
 #[derive(Clone, Debug, Default)]
@@ -108,7 +126,7 @@ pub struct NoEffect<T>(std::marker::PhantomData<T>);
 
 impl<T: Table> clap::Args for NoEffect<T> {
     fn augment_args(command: clap::Command) -> clap::Command {
-        T::FLAGS.iter().fold(command, |command, (name, default)| {
+        known::<T>().fold(command, |command, (name, default)| {
             let arg = clap::Arg::new(*name).long(*name).hide(true);
             let arg = arg.action(clap::ArgAction::Append).allow_hyphen_values(true);
             command.arg(match *default {
@@ -127,7 +145,7 @@ impl<T: Table> clap::Args for NoEffect<T> {
 
 impl<T: Table> clap::FromArgMatches for NoEffect<T> {
     fn from_arg_matches(matches: &clap::ArgMatches) -> Result<Self, clap::Error> {
-        for (name, default) in T::FLAGS {
+        for (name, default) in known::<T>() {
             let given = matches.get_many::<String>(name).into_iter().flatten();
             if let Some(value) = given.into_iter().find(|value| !same(value, default)) {
                 let text = format!("--{name}={value}: not supported\n");
