@@ -7,6 +7,7 @@ pub mod authentication;
 pub mod authorization;
 mod bootstrap;
 pub mod cache;
+mod compaction;
 mod discovery;
 mod drain;
 pub mod gate;

@@ -20,10 +20,6 @@ pub const NO_OPS: &[(&str, &str)] = &[
     ("watch-cache-sizes", "the caches size themselves"),
     ("default-watch-cache-size", "the caches size themselves"),
     ("storage-media-type", "built-in kinds are always stored as protobuf"),
-    (
-        "etcd-compaction-interval",
-        "the embedded store compacts itself; etcd is told by its own flags",
-    ),
     ("etcd-count-metric-poll-period", "counts come from the caches"),
     ("etcd-healthcheck-timeout", "bound to two seconds"),
     ("etcd-readycheck-timeout", "bound to two seconds"),
@@ -137,6 +133,9 @@ struct Flags {
     etcd_keyfile: Option<PathBuf>,
     #[arg(long, default_value = "/registry")]
     etcd_prefix: String,
+    /// 0: never.
+    #[arg(long, default_value = "5m0s", value_parser = duration)]
+    etcd_compaction_interval: Duration,
     #[arg(long, default_value = "etcd3")]
     storage_backend: String,
     /// The embedded store's file, instead of --etcd-servers.
@@ -232,7 +231,8 @@ fn port_range(text: &str) -> Result<(u16, u16), String> {
 pub enum StoreConfig {
     /// A file of this process.
     Embedded(PathBuf),
-    Etcd(store::etcd::Options),
+    /// With how much history is kept, at least; zero: all of it.
+    Etcd(store::etcd::Options, Duration),
 }
 
 /// `--service-account-*` and `--api-audiences`.
@@ -329,7 +329,7 @@ impl Config {
                 options.ca_file = flags.etcd_cafile;
                 options.cert_file = flags.etcd_certfile;
                 options.key_file = flags.etcd_keyfile;
-                StoreConfig::Etcd(options)
+                StoreConfig::Etcd(options, flags.etcd_compaction_interval)
             }
         };
         let issuers = flags.service_account_issuer;
@@ -504,7 +504,8 @@ mod tests {
         assert!(config.allow_privileged && !config.anonymous_auth);
         assert_eq!(config.limits.request_timeout, Duration::from_secs(30));
         assert_eq!((config.service_node_ports, config.verbosity), ((30000, 30010), 4));
-        assert!(matches!(&config.store, StoreConfig::Etcd(o) if o.endpoints.len() == 2));
+        assert!(matches!(&config.store, StoreConfig::Etcd(o, keep)
+            if o.endpoints.len() == 2 && *keep == Duration::from_secs(300)));
     }
 
     #[test]

@@ -29,6 +29,7 @@ use crate::authentication::x509::{ChainVerifier, X509};
 use crate::authentication::{Authenticator, Clock, TokenAuthenticator};
 use crate::authorization::{self, Authorizer, escalation};
 use crate::bootstrap;
+use crate::compaction;
 use crate::drain::Drained;
 use crate::options::{Config, StoreConfig};
 use crate::reader::{Caches, Reader};
@@ -178,6 +179,12 @@ impl Server {
         for cache in api.catalog().caches() {
             tasks.spawn(cache.run(stop_caches.clone()));
         }
+        // The embedded store compacts itself.
+        if let StoreConfig::Etcd(_, interval) = config.store
+            && !interval.is_zero()
+        {
+            tasks.spawn(compaction::run(api.store.clone(), interval, shutdown.clone()));
+        }
         let advertised = SocketAddr::new(advertise(&config, address.ip()), address.port());
         let settings = bootstrap::Settings::new(&config, advertised);
         let bootstrapping = shutdown.clone();
@@ -239,7 +246,7 @@ async fn open_store(
             let store = opening.await??;
             Ok((store.clone(), Some(store)))
         }
-        StoreConfig::Etcd(options) => {
+        StoreConfig::Etcd(options, _) => {
             let etcd = etcd::Etcd::connect(options.clone()).await.context("etcd")?;
             Ok((etcd, None))
         }

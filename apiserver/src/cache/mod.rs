@@ -1,11 +1,12 @@
 //! The watch caches: one for each prefix of the store.
 //!
 //! A cache holds the present state as an ordered [`Tree`] whose copies are cheap, and the newest
-//! events for watches that resume. It is fed by one list and one watch of the store. What it
-//! has delivered to its watchers is always exactly what happened up to [`State::revision`].
+//! events for watches that resume, those of shortly before its first list included. It is fed by
+//! one list and one watch of the store. What it has delivered to its watchers is always exactly what happened up to [`State::revision`].
 
 pub mod event;
 pub mod object;
+mod recall;
 pub mod splice;
 pub mod tree;
 mod watchers;
@@ -22,6 +23,8 @@ use store::{Change, ListRequest, SharedStore, StoreError, WatchEvent};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use recall::recall;
+
 pub use event::{Event, EventType};
 pub use object::{Cached, Codec, Index};
 pub use tree::Tree;
@@ -33,6 +36,9 @@ const KEEP_EVENTS: Duration = Duration::from_secs(75);
 /// Events kept whatever their age, and at most.
 const MIN_EVENTS: usize = 100;
 const MAX_EVENTS: usize = 20_000;
+/// Stored bytes of the objects in the events kept, at most; what was made of them is a few times
+/// as large.
+const MAX_EVENT_BYTES: usize = 16 << 20;
 /// Consistent cuts remembered for the pages of lists that are under way.
 const MAX_CUTS: usize = 32;
 /// Objects in one page of the initial list from the store.
@@ -58,7 +64,30 @@ struct State {
     /// All events above `floor` are in the ring.
     floor: u64,
     ring: VecDeque<(Instant, Arc<Event>)>,
+    /// Stored bytes of the objects in `ring`.
+    ring_bytes: usize,
     watchers: Watchers,
+}
+
+impl State {
+    fn keep(&mut self, now: Instant, event: Arc<Event>) {
+        self.ring_bytes += event.object().stored().len();
+        self.ring.push_back((now, event));
+    }
+
+    /// Forgets events that are too old, or too many.
+    fn forget(&mut self, now: Instant) {
+        while let Some((at, event)) = self.ring.front() {
+            let wanted = self.ring.len() <= MIN_EVENTS || now.duration_since(*at) < KEEP_EVENTS;
+            let fits = self.ring.len() <= MAX_EVENTS && self.ring_bytes <= MAX_EVENT_BYTES;
+            if wanted && fits {
+                break;
+            }
+            self.floor = event.revision();
+            self.ring_bytes -= event.object().stored().len();
+            self.ring.pop_front();
+        }
+    }
 }
 
 /// Why a cache cannot answer.
@@ -96,6 +125,7 @@ impl Cache {
             changed: 0,
             floor: 0,
             ring: VecDeque::new(),
+            ring_bytes: 0,
             watchers: Watchers::default(),
         };
         Arc::new(Self {
@@ -286,12 +316,23 @@ impl Cache {
             }
         }
         let revision = revision.unwrap_or(0);
+        let recalled = match self.is_ready() {
+            true => None,
+            false => recall(&*self.store, &self.prefix, revision, |kv| self.cached(kv)).await,
+        };
         let mut state = self.state.write();
         // What happened between the old state and this one is not known event by event.
         state.watchers.close_all();
         state.ring.clear();
+        state.ring_bytes = 0;
         state.objects = Tree::from_sorted(objects);
         (state.revision, state.changed, state.floor) = (revision, revision, revision);
+        if let Some(recalled) = recalled {
+            let now = Instant::now();
+            state.floor = recalled.floor;
+            recalled.events.into_iter().for_each(|event| state.keep(now, Arc::new(event)));
+            state.forget(now);
+        }
         drop(state);
         self.reached.send_replace(revision);
         Ok(())
@@ -358,16 +399,9 @@ impl Cache {
             let event = Arc::new(event);
             state.changed = event.revision();
             state.watchers.deliver(&event, &self.codec);
-            state.ring.push_back((now, event));
+            state.keep(now, event);
         }
-        while state.ring.len() > MIN_EVENTS {
-            let Some((at, event)) = state.ring.front() else { break };
-            if state.ring.len() <= MAX_EVENTS && now.duration_since(*at) < KEEP_EVENTS {
-                break;
-            }
-            state.floor = event.revision();
-            state.ring.pop_front();
-        }
+        state.forget(now);
         state.revision = revision;
         drop(state);
         self.reached.send_replace(revision);

@@ -1,5 +1,6 @@
 //! Time to live by leases, one for many keys, since granting is a write of its own.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use etcd_client::LeaseClient;
@@ -18,8 +19,8 @@ const KEYS: u32 = 1000;
 
 pub(super) struct Leases {
     client: LeaseClient,
-    /// All keys with a time to live have the same one, so one lease is enough.
-    current: Mutex<Option<Lease>>,
+    /// The newest lease for each time to live, of which a cluster has few.
+    current: Mutex<BTreeMap<Duration, Lease>>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -44,14 +45,15 @@ fn reuse(ttl: Duration) -> Duration {
 
 impl Leases {
     pub(super) fn new(client: LeaseClient) -> Self {
-        Leases { client, current: Mutex::new(None) }
+        Leases { client, current: Mutex::default() }
     }
 
     /// A lease under which a key lives for `ttl` or a little longer.
     pub(super) async fn get(&self, ttl: Duration, patience: Duration) -> Result<i64, StoreError> {
         let mut current = self.current.lock().await;
         let now = Instant::now();
-        if let Some(lease) = current.as_mut().filter(|lease| lease.suits(ttl, now)) {
+        current.retain(|_, lease| lease.ends > now);
+        if let Some(lease) = current.get_mut(&ttl).filter(|lease| lease.suits(ttl, now)) {
             lease.n_keys += 1;
             return Ok(lease.id);
         }
@@ -64,13 +66,13 @@ impl Leases {
             .map_err(|_| StoreError::Unavailable("etcd granted no lease in time".into()))?
             .map_err(read_error)?;
         let ends = now + Duration::from_secs(seconds.unsigned_abs());
-        *current = Some(Lease { id: granted.id(), ends, n_keys: 1 });
+        current.insert(ttl, Lease { id: granted.id(), ends, n_keys: 1 });
         Ok(granted.id())
     }
 
-    /// The lease that was given out last does not exist any more.
-    pub(super) async fn forget(&self) {
-        *self.current.lock().await = None;
+    /// A lease that was given out does not exist any more.
+    pub(super) async fn forget(&self, id: i64) {
+        self.current.lock().await.retain(|_, lease| lease.id != id);
     }
 }
 

@@ -353,11 +353,13 @@ impl Store for Etcd {
             match self.change(&key, at, put).await {
                 Ok(outcome) => return Ok(outcome),
                 // The lease ran out, or etcd was restored from a time before it.
-                Err(error) if !retried && lease.is_some() && lease_is_gone(&error) => {
-                    retried = true;
-                    self.leases.forget().await;
-                }
-                Err(error) => return Err(write_error(error)),
+                Err(error) => match lease {
+                    Some(id) if !retried && lease_is_gone(&error) => {
+                        retried = true;
+                        self.leases.forget(id).await;
+                    }
+                    _ => return Err(write_error(error)),
+                },
             }
         }
     }
