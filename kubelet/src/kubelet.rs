@@ -24,7 +24,7 @@ use crate::eviction::Evictions;
 use crate::images::Images;
 use crate::node::machine::Machine;
 use crate::pod::env::Missing;
-use crate::pod::resources::CpuSettings;
+use crate::pod::resources::Limiting;
 use crate::probe::Prober;
 use crate::quantity::List;
 use crate::runtime::Cri;
@@ -110,11 +110,12 @@ impl Kubelet {
         self.events.event(about, kind, reason, message);
     }
 
-    pub fn cpu(&self) -> CpuSettings {
-        CpuSettings {
+    pub fn limiting(&self) -> Limiting {
+        Limiting {
             enforce_quota: self.config.cpu_cfs_quota,
             period: i64::try_from(self.config.cpu_cfs_quota_period.0.as_micros())
                 .unwrap_or(100_000),
+            group_oom: self.cgroups.is_v2(),
         }
     }
 

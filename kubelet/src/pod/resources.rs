@@ -96,19 +96,22 @@ pub fn oom_score_adj(pod: &Pod, container: &Container, memory_capacity: i64) -> 
     }
 }
 
-/// How the kubelet is set up to limit CPUs.
+/// How the kubelet is set up to limit containers.
 #[derive(Clone, Copy, Debug)]
-pub struct CpuSettings {
+pub struct Limiting {
     pub enforce_quota: bool,
     /// Microseconds.
     pub period: i64,
+    /// Processes of a container end together when its memory is short; cgroup v2 can do that, and
+    /// upstream does it there (`singleProcessOOMKill`).
+    pub group_oom: bool,
 }
 
 /// The limits of a container's cgroup.
 pub fn container_resources(
     pod: &Pod,
     container: &Container,
-    cpu: CpuSettings,
+    how: Limiting,
     memory_capacity: i64,
 ) -> LinuxContainerResources {
     let resources = container.resources.as_ref();
@@ -126,9 +129,12 @@ pub fn container_resources(
         oom_score_adj: oom_score_adj(pod, container, memory_capacity),
         ..LinuxContainerResources::default()
     };
-    if cpu.enforce_quota {
-        result.cpu_period = cpu.period;
-        result.cpu_quota = quota(limit, cpu.period);
+    if how.enforce_quota {
+        result.cpu_period = how.period;
+        result.cpu_quota = quota(limit, how.period);
+    }
+    if how.group_oom {
+        result.unified.insert("memory.oom.group".to_owned(), "1".to_owned());
     }
     result
 }
@@ -191,7 +197,7 @@ pub struct PodLimits {
 }
 
 /// Computes the limits of a pod's cgroup. A limit holds only if every container has one.
-pub fn pod_limits(pod: &Pod, cpu: CpuSettings) -> PodLimits {
+pub fn pod_limits(pod: &Pod, how: Limiting) -> PodLimits {
     let requests = pod_total(pod, |r| r.requests.as_ref());
     let limits = pod_total(pod, |r| r.limits.as_ref());
     let pod_level = spec(pod).resources.as_ref().and_then(|r| r.limits.as_ref());
@@ -204,12 +210,12 @@ pub fn pod_limits(pod: &Pod, cpu: CpuSettings) -> PodLimits {
     };
     let milli_limit = limits.get("cpu").copied().unwrap_or(0);
     let milli_request = requests.get("cpu").copied().unwrap_or(milli_limit);
-    let quota = (cpu.enforce_quota && limited("cpu")).then(|| quota(milli_limit, cpu.period));
+    let quota = (how.enforce_quota && limited("cpu")).then(|| quota(milli_limit, how.period));
     let memory = limited("memory").then(|| limits.get("memory").copied().unwrap_or(0) / 1000);
     if qos_class(pod) == "BestEffort" {
         return PodLimits { shares: MIN_SHARES, ..PodLimits::default() };
     }
-    PodLimits { shares: shares(milli_request), quota, period: cpu.period, memory }
+    PodLimits { shares: shares(milli_request), quota, period: how.period, memory }
 }
 
 #[cfg(test)]

@@ -51,7 +51,7 @@ pub fn sandbox_config(
             ),
         );
     }
-    let limits = resources::pod_limits(pod, k.cpu());
+    let limits = resources::pod_limits(pod, k.limiting());
     let class = resources::qos_class(pod);
     let facts = sandbox::Facts {
         attempt,
@@ -318,7 +318,7 @@ async fn container_config(
             .ok_or_else(|| format!("unable to find target container {}", options.target_id))?;
         options.target_id.clone_from(&target.id);
     }
-    let resources = resources::container_resources(pod, wanted, k.cpu(), k.machine.memory);
+    let resources = resources::container_resources(pod, wanted, k.limiting(), k.machine.memory);
     let reference = image.reference.clone();
     Ok(container::config(
         pod,
@@ -357,7 +357,7 @@ pub async fn resize(
     set(&widest)?;
     for update in updates {
         let Some(container) = crate::objects::find_container(pod, &update.name) else { continue };
-        let linux = resources::container_resources(pod, &container, k.cpu(), k.machine.memory);
+        let linux = resources::container_resources(pod, &container, k.limiting(), k.machine.memory);
         let request = cri::UpdateContainerResourcesRequest {
             container_id: update.id.clone(),
             linux: Some(linux),

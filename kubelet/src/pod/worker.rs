@@ -300,7 +300,7 @@ impl Worker {
             return Err(RETRY);
         }
         let class = resources::qos_class(pod);
-        let limits = resources::pod_limits(pod, k.cpu());
+        let limits = resources::pod_limits(pod, k.limiting());
         if let Err(error) = k.cgroups.ensure_pod(class, uid(pod), &limits) {
             let message = format!("unable to ensure pod container exists: {error:#}");
             k.event(reference(pod), true, "FailedCreatePodContainer", message);
@@ -346,7 +346,7 @@ impl Worker {
         restarts: bool,
     ) -> Result<(), Duration> {
         let k = &self.k;
-        let limits = resources::pod_limits(pod, k.cpu());
+        let limits = resources::pod_limits(pod, k.limiting());
         let before = *self.limits.lock();
         let mut result = Ok(limits);
         if !updates.is_empty() || before != Some(limits) {
@@ -354,7 +354,7 @@ impl Worker {
             let old = before.unwrap_or_else(|| {
                 let told = k.allocations.standing(pod, view).actuated;
                 let told = told.into_iter().map(|(name, told)| (name, told.resources)).collect();
-                resources::pod_limits(&resize::with(pod, &told), k.cpu())
+                resources::pod_limits(&resize::with(pod, &told), k.limiting())
             });
             result = start::resize(k, pod, view, updates, old, limits).await;
         }

@@ -139,7 +139,7 @@ fn empty_dir(
     let group = fs_group(pod);
     if memory {
         // The pod's memory limit bounds it as well, and the node's memory.
-        let limit = crate::pod::resources::pod_limits(pod, k.cpu()).memory;
+        let limit = crate::pod::resources::pod_limits(pod, k.limiting()).memory;
         let node = value(Some(&k.allocatable()), "memory");
         let size = [size, limit, node].into_iter().flatten().filter(|s| *s > 0).min();
         files::tmpfs(&path, size, 0o1777).map_err(|e| text(&e))?;
