@@ -36,9 +36,9 @@ pub struct Args {
 
 pub fn main(args: &Args) -> anyhow::Result<()> {
     component::logs::init(0);
-    let layout = &args.layout;
-    let record: Option<Record> =
-        fs::read_to_string(layout.record()).ok().and_then(|text| serde_json::from_str(&text).ok());
+    let text = fs::read_to_string(args.layout.record());
+    let record: Option<Record> = text.ok().and_then(|text| serde_json::from_str(&text).ok());
+    let layout = record.as_ref().map_or(&args.layout, |record| &record.layout);
     let mut wrong = Vec::new();
     let mut note = |what: &str, result: anyhow::Result<()>| {
         if let Err(error) = result {

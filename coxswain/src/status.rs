@@ -41,7 +41,7 @@ pub fn main(args: &Args) -> anyhow::Result<()> {
     }
     let mut lines = processes(&record);
     let api = async {
-        tokio::time::timeout(PATIENCE, cluster(&args.layout))
+        tokio::time::timeout(PATIENCE, cluster(&record.layout))
             .await
             .unwrap_or_else(|_| bail!("no answer within {} s", PATIENCE.as_secs()))
     };

@@ -90,6 +90,8 @@ pub struct Args {
 /// What runs, for `status` and `down`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Record {
+    /// As it was started: who asks later may have other flags.
+    pub layout: Layout,
     pub up: Process,
     /// Network namespace of the control plane and the first node; empty for the host's.
     pub netns: String,
@@ -259,6 +261,7 @@ impl Plan {
             kubelet_dir: node.kubelet_dir.clone(),
         });
         let record = Record {
+            layout: layout.clone(),
             up: Process::own()?,
             netns: main.clone(),
             server: self.server(),
