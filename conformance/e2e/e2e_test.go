@@ -4,15 +4,20 @@
 // adds what the harness needs: -results FILE appends one line of JSON for each
 // spec as it starts and as it ends, from every parallel process, so that a run
 // can be watched, resumed after a kill, and reported without scraping its
-// output; -images prints the images that the suite names, -list-specs each
-// spec's name and labels.
+// output; -test-limit ends each spec that takes longer, -long FILE names those
+// that are to start first; -images prints the images that the suite names,
+// -list-specs each spec's name and labels. Where upstream's flag
+// -progress-report-url asks for it, progress is posted there.
 package e2e
 
 import (
+	"bytes"
 	"encoding/json"
 	"flag"
 	"fmt"
+	"net/http"
 	"os"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -91,6 +96,8 @@ func TestMain(m *testing.M) {
 	config.CopyFlags(config.Flags, flag.CommandLine)
 	framework.RegisterCommonFlags(flag.CommandLine)
 	framework.RegisterClusterFlags(flag.CommandLine)
+	limit := flag.Duration("test-limit", 0, "end a spec that takes longer than this as failed; 0 for no limit")
+	long := flag.String("long", "", "file of names, one a line: these specs start before others, the first of them first")
 	flag.StringVar(&resultsFile, "results", "", "append a line of JSON to this file as each spec starts and ends")
 	showVersion := flag.Bool("version", false, "print the version of the suite and exit")
 	showImages := flag.Bool("images", false, "print id and name of each image that the suite names and exit")
@@ -123,6 +130,9 @@ func TestMain(m *testing.M) {
 		if root := framework.TestContext.RepoRoot; root != "" {
 			testfiles.AddFileSource(testfiles.RootFileSource{Root: root})
 		}
+		if err := decorate(*limit, *long); err != nil {
+			fatal(err)
+		}
 		follow()
 		os.Exit(m.Run())
 	}
@@ -132,6 +142,50 @@ func TestMain(m *testing.M) {
 // TestE2E runs the specs that the flags select.
 func TestE2E(t *testing.T) {
 	upstream.RunE2ETests(t)
+}
+
+// decorate gives each spec its limit of time and its place in the order. It
+// must be called before Ginkgo builds the suite's tree, which happens as the
+// test runs.
+func decorate(limit time.Duration, long string) error {
+	var first []string
+	if long != "" {
+		text, err := os.ReadFile(long)
+		if err != nil {
+			return err
+		}
+		first = strings.Split(strings.TrimSpace(string(text)), "\n")
+	}
+	ginkgo.AddTreeConstructionNodeArgsTransformer(func(node types.NodeType, _ ginkgo.Offset, text string, args []any) (string, []any, []error) {
+		if node != types.NodeTypeIt {
+			return text, args, nil
+		}
+		if limit > 0 && takesContext(args) {
+			args = append(args, ginkgo.SpecTimeout(limit))
+		}
+		// A node knows only the last part of its spec's name.
+		if i := slices.IndexFunc(first, func(name string) bool { return strings.HasSuffix(name, " "+text) }); i >= 0 {
+			args = append(args, ginkgo.SpecPriority(len(first)-i))
+		}
+		return text, args, nil
+	})
+	return nil
+}
+
+// takesContext tells whether a node's body can be told to end, and has no
+// limit of its own.
+func takesContext(args []any) bool {
+	context := false
+	for _, arg := range args {
+		switch arg.(type) {
+		case ginkgo.SpecTimeout, ginkgo.NodeTimeout:
+			return false
+		}
+		if t := reflect.TypeOf(arg); t != nil && t.Kind() == reflect.Func && t.NumIn() > 0 && t.NumOut() == 0 {
+			context = true
+		}
+	}
+	return context
 }
 
 // follow registers what writes the events. It must be called after the
@@ -160,6 +214,9 @@ func follow() {
 			Process:  ginkgo.GinkgoParallelProcess(),
 			Location: report.FailureLocation().String(),
 		}
+		if report.State == types.SpecStateTimedout {
+			e.Message = "time limit: " + e.Message
+		}
 		if report.Failed() {
 			out := report.CapturedStdOutErr + report.CapturedGinkgoWriterOutput
 			if len(out) > logTail {
@@ -170,6 +227,54 @@ func follow() {
 			e.Location = ""
 		}
 		write(e)
+	})
+	if url := framework.TestContext.ProgressReportURL; url != "" {
+		post(url)
+	}
+}
+
+// progress is what upstream's suite posts to a progress URL.
+type progress struct {
+	Message   string   `json:"msg"`
+	Total     int      `json:"total"`
+	Completed int      `json:"completed"`
+	Skipped   int      `json:"skipped"`
+	Failed    int      `json:"failed"`
+	Failures  []string `json:"failures,omitempty"`
+}
+
+// post reports to a URL as specs end: each parallel process on its own. What
+// does not arrive is no failure of the suite.
+func post(url string) {
+	now := progress{}
+	client := http.Client{Timeout: 10 * time.Second}
+	send := func(message string) {
+		now.Message = message
+		body, err := json.Marshal(now)
+		if err != nil {
+			return
+		}
+		if answer, err := client.Post(url, "application/json", bytes.NewReader(body)); err == nil {
+			answer.Body.Close()
+		}
+	}
+	ginkgo.ReportBeforeSuite(func(report ginkgo.Report) {
+		now.Total = report.PreRunStats.SpecsThatWillRun
+		send("Test Suite starting")
+	})
+	ginkgo.ReportAfterEach(func(report ginkgo.SpecReport) {
+		switch {
+		case report.State.Is(types.SpecStateSkipped | types.SpecStatePending):
+			now.Skipped++
+			return
+		case report.Failed():
+			now.Failed++
+			now.Failures = append(now.Failures, report.FullText())
+			send("FAILED " + report.FullText())
+		default:
+			now.Completed++
+			send("PASSED " + report.FullText())
+		}
 	})
 }
 

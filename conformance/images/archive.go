@@ -86,29 +86,85 @@ func nameAnnotations(name string) object {
 	}
 }
 
-// renameArchive copies an OCI archive of one image under another name.
-func renameArchive(from, to, name string) error {
+// readArchive is the files of an archive by name.
+func readArchive(from string) (map[string][]byte, error) {
 	file, err := os.Open(from)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer file.Close()
 	files := map[string][]byte{}
 	for r := tar.NewReader(file); ; {
 		header, err := r.Next()
 		if err == io.EOF {
-			break
+			return files, nil
 		} else if err != nil {
-			return fmt.Errorf("%s: %w", from, err)
+			return nil, fmt.Errorf("%s: %w", from, err)
 		}
 		if header.Typeflag != tar.TypeReg {
 			continue
 		}
 		data, err := io.ReadAll(r)
 		if err != nil {
-			return fmt.Errorf("%s: %w", from, err)
+			return nil, fmt.Errorf("%s: %w", from, err)
 		}
 		files[header.Name] = data
+	}
+}
+
+// descriptor names a blob of an archive.
+type descriptor struct {
+	Digest string `json:"digest"`
+}
+
+// readLayers is the layers of an archive's one image, the first one first.
+func readLayers(from string) ([][]byte, error) {
+	files, err := readArchive(from)
+	if err != nil {
+		return nil, err
+	}
+	blob := func(d descriptor) ([]byte, error) {
+		data, ok := files["blobs/"+strings.Replace(d.Digest, ":", "/", 1)]
+		if sum := fmt.Sprintf("sha256:%x", sha256.Sum256(data)); !ok || sum != d.Digest {
+			return nil, fmt.Errorf("%s: blob %s is missing or wrong", from, d.Digest)
+		}
+		return data, nil
+	}
+	var index struct {
+		Manifests []descriptor `json:"manifests"`
+	}
+	if err := json.Unmarshal(files["index.json"], &index); err != nil {
+		return nil, fmt.Errorf("%s: index.json: %w", from, err)
+	}
+	if len(index.Manifests) != 1 {
+		return nil, fmt.Errorf("%s has %d images", from, len(index.Manifests))
+	}
+	data, err := blob(index.Manifests[0])
+	if err != nil {
+		return nil, err
+	}
+	var manifest struct {
+		Layers []descriptor `json:"layers"`
+	}
+	if err := json.Unmarshal(data, &manifest); err != nil {
+		return nil, fmt.Errorf("%s: manifest: %w", from, err)
+	}
+	var layers [][]byte
+	for _, d := range manifest.Layers {
+		layer, err := blob(d)
+		if err != nil {
+			return nil, err
+		}
+		layers = append(layers, layer)
+	}
+	return layers, nil
+}
+
+// renameArchive copies an OCI archive of one image under another name.
+func renameArchive(from, to, name string) error {
+	files, err := readArchive(from)
+	if err != nil {
+		return err
 	}
 	var index map[string]any
 	if err := json.Unmarshal(files["index.json"], &index); err != nil {

@@ -4,10 +4,17 @@
 // of programs that conformance/build makes, as images.yaml describes.
 //
 //	e2e.test -images | images -out DIR -base DIR [-only NAMES] [-check]
+//
+// An archive that is there stays while its recipe and the programs in it are
+// the same. With -check each image is unpacked from its archive and its check
+// run, also of those that are there already.
 package main
 
 import (
 	"bufio"
+	"bytes"
+	"crypto/sha256"
+	"encoding/json"
 	"flag"
 	"fmt"
 	"maps"
@@ -40,6 +47,7 @@ type recipe struct {
 	User       string            `json:"user"`
 	Ports      []string          `json:"ports"`
 	Check      []string          `json:"check"`
+	Absent     string            `json:"absent"`
 }
 
 // builder holds what is the same for all images.
@@ -49,6 +57,8 @@ type builder struct {
 	// the archives that the cluster itself needs.
 	here, work, base string
 	layers           map[string][]byte
+	// programs that were built, by name.
+	programs map[string]string
 }
 
 func main() {
@@ -69,7 +79,8 @@ func main() {
 	if err != nil {
 		fail(err)
 	}
-	b := builder{here: root, work: filepath.Join(root, ".build"), base: *base, layers: map[string][]byte{}}
+	b := builder{here: root, work: filepath.Join(root, ".build"), base: *base,
+		layers: map[string][]byte{}, programs: map[string]string{}}
 	if err := yaml.UnmarshalStrict(text, &b.recipes); err != nil {
 		fail(fmt.Errorf("images.yaml: %w", err))
 	}
@@ -84,30 +95,25 @@ func main() {
 	lines := bufio.NewScanner(os.Stdin)
 	for lines.Scan() {
 		name := lines.Text()
-		entry := b.entry(name)
-		if wanted != nil && !slices.Contains(wanted, entry) {
-			continue
-		}
-		if entry == "" {
-			fmt.Printf("missing  %s\n", name)
-			continue
-		}
-		path := filepath.Join(*out, strings.NewReplacer("/", "_", ":", "-").Replace(name)+".tar")
-		if _, err := os.Stat(path); err == nil {
-			fmt.Printf("present  %s\n", name)
-			continue
-		}
-		err := b.build(name, entry, path)
-		if err == nil && *check {
-			err = b.check(entry)
-		}
-		if err != nil {
-			fmt.Printf("failed   %s: %v\n", name, err)
-			os.Remove(path)
+		entry, why := b.entry(name)
+		switch {
+		case wanted != nil && !slices.Contains(wanted, entry):
+		case why != "":
+			fmt.Printf("absent   %s: %s\n", name, why)
+		case entry == "":
+			fmt.Printf("missing  %s: images.yaml says nothing of it\n", name)
 			failed = true
-			continue
+		default:
+			path := filepath.Join(*out, strings.NewReplacer("/", "_", ":", "-").Replace(name)+".tar")
+			what, err := b.provide(name, entry, path, *check)
+			if err != nil {
+				fmt.Printf("failed   %s: %v\n", name, err)
+				os.Remove(path)
+				failed = true
+				continue
+			}
+			fmt.Printf("%-8s %s\n", what, name)
 		}
-		fmt.Printf("built    %s\n", name)
 	}
 	if failed {
 		os.Exit(1)
@@ -115,19 +121,97 @@ func main() {
 }
 
 // entry is the recipe of an image's full name; empty when there is none. Only
-// a repository's last part decides, so that no registry is named here; images
-// below another image's name (volume/nfs) have none.
-func (b *builder) entry(image string) string {
-	// Their pull has to fail: for lack of credentials, or of a registry.
-	if strings.Contains(image, "authenticated") || strings.Contains(image, "invalid") {
-		return ""
+// a repository's last part decides, so that no registry is named here. When a
+// part of the name is that of an absent entry, why is its reason.
+func (b *builder) entry(image string) (entry, why string) {
+	parts := strings.Split(image, "/")
+	last := len(parts) - 1
+	parts[last], _, _ = strings.Cut(parts[last], ":")
+	for _, part := range parts {
+		if r := b.recipes[part]; r.Absent != "" {
+			return part, r.Absent
+		}
 	}
-	name := image[strings.LastIndex(image, "/")+1:]
-	name, _, _ = strings.Cut(name, ":")
-	if r, ok := b.recipes[name]; ok && !r.Internal {
-		return name
+	if r, ok := b.recipes[parts[last]]; ok && !r.Internal {
+		return parts[last], ""
 	}
-	return ""
+	return "", ""
+}
+
+// provide builds the image unless it is there as the recipe now has it.
+func (b *builder) provide(name, entry, path string, check bool) (what string, err error) {
+	stamp := path + ".recipe"
+	key, err := b.key(name, entry)
+	if err != nil {
+		return "", err
+	}
+	what = "present"
+	have, _ := os.ReadFile(stamp) // None is as good as another.
+	_, missing := os.Stat(path)
+	fresh := missing != nil || string(have) != key
+	if fresh {
+		what = "built"
+		os.Remove(stamp)
+		if err := b.build(name, entry, path); err != nil {
+			return "", err
+		}
+	}
+	if check {
+		what += ", checked"
+		if err := b.check(entry, path); err != nil {
+			return "", err
+		}
+	}
+	if fresh {
+		err = os.WriteFile(stamp, []byte(key), 0o644)
+	}
+	return what, err
+}
+
+// key stands for all that an image is made of: the recipes of its layers, and
+// the programs in them.
+func (b *builder) key(name, entry string) (string, error) {
+	sum := sha256.New()
+	fmt.Fprintln(sum, name)
+	for _, part := range b.chain(entry) {
+		r := b.recipes[part]
+		text, err := json.Marshal(r)
+		if err != nil {
+			return "", err
+		}
+		sum.Write(text)
+		programs := slices.Collect(maps.Values(r.Programs))
+		if r.Busybox {
+			programs = append(programs, "busybox")
+		}
+		slices.Sort(programs)
+		for _, program := range programs {
+			path, err := b.program(program)
+			if err != nil {
+				return "", err
+			}
+			info, err := os.Stat(path)
+			if err != nil {
+				return "", err
+			}
+			fmt.Fprintln(sum, program, info.Size(), info.ModTime().UnixNano())
+		}
+	}
+	return fmt.Sprintf("%x\n", sum.Sum(nil)), nil
+}
+
+// program is the path of a program that conformance/build makes.
+func (b *builder) program(name string) (string, error) {
+	if path, ok := b.programs[name]; ok {
+		return path, nil
+	}
+	build := exec.Command(filepath.Join(b.here, "build"), name)
+	build.Stderr = os.Stderr
+	if err := build.Run(); err != nil {
+		return "", fmt.Errorf("build %s: %w", name, err)
+	}
+	b.programs[name] = filepath.Join(b.work, "bin", name)
+	return b.programs[name], nil
 }
 
 func (b *builder) build(name, entry, path string) error {
@@ -171,7 +255,11 @@ func (b *builder) layer(entry string) ([]byte, error) {
 		t.folder(path, mode)
 	}
 	if r.Busybox {
-		if err := t.busybox(); err != nil {
+		path, err := b.program("busybox")
+		if err != nil {
+			return nil, err
+		}
+		if err := t.busybox(path); err != nil {
 			return nil, err
 		}
 	}
@@ -185,12 +273,11 @@ func (b *builder) layer(entry string) ([]byte, error) {
 		}
 	}
 	for path, program := range r.Programs {
-		build := exec.Command(filepath.Join(b.here, "build"), program)
-		build.Stderr = os.Stderr
-		if err := build.Run(); err != nil {
-			return nil, fmt.Errorf("build %s: %w", program, err)
+		from, err := b.program(program)
+		if err != nil {
+			return nil, err
 		}
-		if err := t.file(path, filepath.Join(b.work, "bin", program), 0o755); err != nil {
+		if err := t.file(path, from, 0o755); err != nil {
 			return nil, err
 		}
 	}
@@ -225,8 +312,8 @@ func (b *builder) layer(entry string) ([]byte, error) {
 	return layer, nil
 }
 
-// check unpacks the entry's layers and runs its command in them.
-func (b *builder) check(entry string) error {
+// check unpacks an image and runs the entry's command in it.
+func (b *builder) check(entry, path string) error {
 	command := b.recipes[entry].Check
 	if len(command) == 0 {
 		return nil
@@ -236,9 +323,13 @@ func (b *builder) check(entry string) error {
 		return err
 	}
 	defer os.RemoveAll(root)
-	for _, part := range b.chain(entry) {
+	layers, err := readLayers(path)
+	if err != nil {
+		return err
+	}
+	for _, layer := range layers {
 		untar := exec.Command("tar", "-x", "-C", root)
-		untar.Stdin = strings.NewReader(string(b.layers[part]))
+		untar.Stdin = bytes.NewReader(layer)
 		if out, err := untar.CombinedOutput(); err != nil {
 			return fmt.Errorf("unpack: %s", out)
 		}

@@ -49,15 +49,11 @@ func (t tree) file(path, from string, mode int64) error {
 	return err
 }
 
-// busybox adds this machine's static busybox and a link for each applet.
-func (t tree) busybox() error {
-	program, err := exec.LookPath("busybox")
-	if err != nil {
-		return err
-	}
+// busybox adds the program and a link for each applet.
+func (t tree) busybox(program string) error {
 	applets, err := exec.Command(program, "--list").Output()
 	if err != nil {
-		return err
+		return fmt.Errorf("busybox --list: %w", err)
 	}
 	for _, applet := range strings.Fields(string(applets)) {
 		t.add("bin/"+applet, node{mode: 0o777, link: "busybox"})

@@ -46,7 +46,7 @@ type options struct {
 	conformance, list, again, only          bool
 	procs                                   int
 	pid                                     int
-	limit                                   time.Duration
+	limit, testLimit                        time.Duration
 	extra                                   []string
 }
 
@@ -68,10 +68,22 @@ func main() {
 	flag.BoolVar(&o.again, "again", false, "when resuming, run those that failed once more")
 	flag.IntVar(&o.procs, "procs", 4, "tests at a time, where they allow it")
 	flag.DurationVar(&o.limit, "limit", 24*time.Hour, "end the run after this long; what is left counts as not run")
+	flag.DurationVar(&o.testLimit, "test-limit", 15*time.Minute, "end a test that takes longer, as failed, and go on")
 	flag.StringVar(&o.record, "record", "", "write the numbers to RESULTS.md under this heading")
+	swaps := flag.String("swaps", "", "run nothing; collect the clusters of mixed components below this folder")
+	against := flag.String("compare", "", "run nothing; compare the run in --out with this JUnit file of upstream's")
 	flag.Parse()
 	o.extra = flag.Args()
-	green, err := run(o)
+	var green bool
+	var err error
+	switch {
+	case *swaps != "":
+		green, err = recordSwaps(*swaps, o)
+	case *against != "":
+		green, err = compare(*against, o)
+	default:
+		green, err = run(o)
+	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(2)
@@ -110,47 +122,19 @@ func run(o options) (green bool, err error) {
 		Version: strings.TrimSpace(string(version)),
 		file:    filepath.Join(o.out, "events.jsonl"),
 		log:     o.clusterLog,
+		usual:   usualSeconds(o),
+		procs:   o.procs,
 		chosen:  chosen,
 		byName:  map[string]*test{},
 	}
 	if err := r.load(o.again); err != nil {
 		return false, err
 	}
-	stop := make(chan os.Signal, 1)
-	signal.Notify(stop, os.Interrupt, syscall.SIGTERM)
-	deadline := time.Now().Add(o.limit)
-
-	var parallel, serial []spec
-	done := 0
-	for _, s := range chosen {
-		if t := r.byName[s.Name]; t != nil && t.done() {
-			done++
-			continue
-		}
-		if s.is("Serial") {
-			serial = append(serial, s)
-		} else {
-			parallel = append(parallel, s)
-		}
-	}
-	if o.only {
-		parallel, serial = nil, nil
-	}
-	fmt.Printf("%s: %d tests selected, %d done before, %d to run %d at a time, %d alone\n",
-		r.Version, len(chosen), done, len(parallel), o.procs, len(serial))
-	begun := time.Now()
-	for _, phase := range []struct {
-		specs []spec
-		procs int
-	}{{parallel, min(o.procs, len(parallel))}, {serial, 1}} {
-		if len(phase.specs) == 0 || r.Stopped || o.only {
-			continue
-		}
-		if err := ginkgo(o, r, phase.specs, phase.procs, stop, deadline); err != nil {
+	if !o.only {
+		if err := runAll(o, r); err != nil {
 			return false, err
 		}
 	}
-	r.WallSeconds += time.Since(begun).Seconds()
 	if err := r.finish(o); err != nil {
 		return false, err
 	}
@@ -160,6 +144,33 @@ func run(o options) (green bool, err error) {
 	}
 	fmt.Printf("report: %s\n", filepath.Join(o.out, "report.html"))
 	return r.green(), nil
+}
+
+// runAll runs what is left of the selection: first what may run in parallel,
+// then the tests that must be alone.
+func runAll(o options, r *results) error {
+	stop := make(chan os.Signal, 1)
+	signal.Notify(stop, os.Interrupt, syscall.SIGTERM)
+	s := suite{o: o, r: r, stop: stop, deadline: time.Now().Add(o.limit)}
+	parallel, serial := r.left()
+	fmt.Printf("%s: %d tests selected, %d done before, %d to run %d at a time, %d alone\n",
+		r.Version, len(r.chosen), len(r.chosen)-len(parallel)-len(serial), len(parallel), o.procs, len(serial))
+	if len(parallel)+len(serial) == 0 {
+		return nil
+	}
+	if err := r.begin(o.procs); err != nil {
+		return err
+	}
+	begun := time.Now()
+	if err := s.phase(parallel, o.procs); err != nil {
+		return err
+	}
+	if err := s.phase(serial, 1); err != nil {
+		return err
+	}
+	last := &r.Parts[len(r.Parts)-1]
+	last.Seconds = time.Since(begun).Seconds()
+	return nil
 }
 
 // specs lists the whole suite; the list is kept beside the binary.
@@ -250,76 +261,4 @@ func choose(all []spec, o options) ([]spec, error) {
 		}
 	}
 	return chosen, nil
-}
-
-// ginkgo runs the specs and follows them until all processes have ended.
-func ginkgo(o options, r *results, specs []spec, procs int, stop <-chan os.Signal, deadline time.Time) error {
-	var patterns []string
-	for _, s := range specs {
-		patterns = append(patterns, regexp.QuoteMeta(s.Name))
-	}
-	// Anchored, so that the long pattern costs little for the others.
-	focus := "^Kubernetes e2e suite (?:" + strings.Join(patterns, "|") + ")$"
-	suite := filepath.Join(o.bin, "e2e.test")
-	var args []string
-	if o.netns != "" {
-		args = append(args, "nsenter", "--net=/run/netns/"+o.netns)
-	}
-	if procs > 1 {
-		args = append(args, filepath.Join(o.bin, "ginkgo"), fmt.Sprintf("--procs=%d", procs),
-			"--no-color", "--timeout=24h", "--poll-progress-after=0s", "--focus="+focus, suite, "--")
-	} else {
-		args = append(args, suite, "--ginkgo.no-color", "--ginkgo.timeout=24h", "--ginkgo.focus="+focus)
-	}
-	args = append(args, "--kubeconfig="+o.kubeconfig, "--provider=skeleton", "--results="+r.file,
-		"--kubectl-path="+filepath.Join(o.bin, "kubectl"), "--disable-log-dump", "--report-dir=",
-		"--dump-logs-on-failure=false")
-	args = append(args, o.extra...)
-
-	out, err := os.OpenFile(filepath.Join(o.out, "ginkgo.log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
-	if err != nil {
-		return err
-	}
-	defer out.Close()
-	command := exec.Command(args[0], args[1:]...)
-	command.Stdout, command.Stderr = out, out
-	command.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	if err := command.Start(); err != nil {
-		return err
-	}
-	ended := make(chan error, 1)
-	go func() { ended <- command.Wait() }()
-
-	r.phase(len(specs), procs)
-	tick := time.NewTicker(500 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		select {
-		case err := <-ended:
-			r.follow()
-			// 1 says that tests failed, which the events say too.
-			if exit, ok := err.(*exec.ExitError); err != nil && (!ok || exit.ExitCode() != 1) && !r.Stopped {
-				r.Crashed = append(r.Crashed, fmt.Sprintf("the suite itself: %v", err))
-			}
-			r.interrupted()
-			return nil
-		case <-stop:
-			r.stop("interrupted")
-			syscall.Kill(-command.Process.Pid, syscall.SIGINT)
-		case <-tick.C:
-			r.follow()
-			if !r.Stopped && time.Now().After(deadline) {
-				r.stop("the time limit")
-				syscall.Kill(-command.Process.Pid, syscall.SIGINT)
-			}
-			if o.pid != 0 && !r.Stopped && syscall.Kill(o.pid, 0) != nil {
-				r.Crashed = append(r.Crashed, "the cluster's process ended")
-				r.stop("the cluster is gone")
-				syscall.Kill(-command.Process.Pid, syscall.SIGKILL)
-			}
-			if r.Stopped && time.Since(r.stoppedAt) > time.Minute {
-				syscall.Kill(-command.Process.Pid, syscall.SIGKILL)
-			}
-		}
-	}
 }

@@ -6,6 +6,7 @@ import (
 	"encoding/xml"
 	"fmt"
 	"html/template"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
@@ -162,27 +163,46 @@ type recorded struct {
 	Version     string   `json:"version"`
 	Date        string   `json:"date"`
 	WallSeconds float64  `json:"wallSeconds"`
-	Procs       int      `json:"procs"`
-	Crashed     []string `json:"crashed"`
-	Rows        []row    `json:"rows"`
+	Procs       int      `json:"procs,omitempty"`
+	Parts       []part   `json:"parts,omitempty"`
+	Crashed     []string `json:"crashed,omitempty"`
+	Rows        []row    `json:"rows,omitempty"`
 	// Failed has the failures' names with the first line of each message.
-	Failed map[string]string `json:"failed"`
+	Failed map[string]string `json:"failed,omitempty"`
+	// Again has what passed only when it was run again, with its first failure.
+	Again map[string]string `json:"again,omitempty"`
+	// Seconds is how long each test that passed took.
+	Seconds map[string]float64 `json:"seconds,omitempty"`
+	// Swaps and Compared are there when the heading is about them instead.
+	Swaps    []swapped `json:"swaps,omitempty"`
+	Compared *compared `json:"compared,omitempty"`
+}
+
+// home is the conformance folder: the programs are in .build/bin below it.
+func home(o options) string {
+	bin, err := filepath.Abs(o.bin)
+	if err != nil {
+		bin = o.bin
+	}
+	return filepath.Dir(filepath.Dir(bin))
 }
 
 // record keeps the numbers of the conformance tests, all of them: one that was
 // not selected counts as not run.
 func record(r *results, all []spec, o options) error {
-	bin, err := filepath.Abs(o.bin)
-	if err != nil {
-		return err
-	}
-	home := filepath.Dir(filepath.Dir(bin)) // conformance/.build/bin
 	byName := map[string]*test{}
 	for _, t := range r.Tests {
 		byName[t.Name] = t
 	}
 	kept := recorded{Title: o.record, Version: r.Version, Date: time.Now().UTC().Format("2006-01-02 15:04"),
-		WallSeconds: r.WallSeconds, Procs: o.procs, Crashed: r.Crashed, Failed: map[string]string{}}
+		WallSeconds: r.WallSeconds, Procs: o.procs, Parts: r.Parts, Crashed: r.Crashed,
+		Failed: map[string]string{}, Again: map[string]string{}, Seconds: map[string]float64{}}
+	for _, p := range r.Parts {
+		kept.Date = p.Begun.Format("2006-01-02 15:04")
+		if len(r.Parts) == 1 && p.Procs > 0 {
+			kept.Procs = p.Procs
+		}
+	}
 	var tests []*test
 	for _, s := range all {
 		if !s.is("Conformance") {
@@ -193,12 +213,23 @@ func record(r *results, all []spec, o options) error {
 			t = &test{Name: s.Name, State: notRun}
 		}
 		tests = append(tests, t)
-		if t.State == failed {
-			kept.Failed[t.Name] = reason(t.Message, home, o.kubeconfig)
+		switch {
+		case t.State == failed:
+			kept.Failed[t.Name] = reason(t.Message, home(o), o.kubeconfig)
+		case t.State == passed:
+			kept.Seconds[t.Name] = math.Round(t.Seconds*10) / 10
+			if len(t.Earlier) > 0 {
+				kept.Again[t.Name] = reason(t.Earlier[0], home(o), o.kubeconfig)
+			}
 		}
 	}
 	kept.Rows = rows(tests)
-	folder := filepath.Join(home, "results")
+	return keep(kept, o)
+}
+
+// keep writes a heading's numbers, and RESULTS.md anew.
+func keep(kept recorded, o options) error {
+	folder := filepath.Join(home(o), "results")
 	if err := os.MkdirAll(folder, 0o755); err != nil {
 		return err
 	}
@@ -206,11 +237,11 @@ func record(r *results, all []spec, o options) error {
 	if err != nil {
 		return err
 	}
-	file := strings.ReplaceAll(strings.ToLower(o.record), " ", "-") + ".json"
+	file := strings.ReplaceAll(strings.ToLower(kept.Title), " ", "-") + ".json"
 	if err := os.WriteFile(filepath.Join(folder, file), append(data, '\n'), 0o644); err != nil {
 		return err
 	}
-	return resultsPage(folder, filepath.Join(home, "RESULTS.md"))
+	return resultsPage(folder, filepath.Join(home(o), "RESULTS.md"))
 }
 
 // reason is a failure's first line, without what only this machine knows.
@@ -243,8 +274,15 @@ func resultsPage(folder, to string) error {
 		if err := json.Unmarshal(data, &k); err != nil {
 			return fmt.Errorf("%s: %w", file, err)
 		}
-		fmt.Fprintf(&b, "\n## %s\n\nSuite %s, %s UTC, %s with %d tests at a time.\n\n", k.Title, k.Version, k.Date,
-			time.Duration(k.WallSeconds*1e9).Round(time.Second), k.Procs)
+		switch {
+		case k.Swaps != nil:
+			k.writeSwaps(&b)
+			continue
+		case k.Compared != nil:
+			k.writeCompared(&b)
+			continue
+		}
+		fmt.Fprintf(&b, "\n## %s\n\nSuite %s, %s UTC, %s.%s\n\n", k.Title, k.Version, k.Date, wall(k), parts(k.Parts))
 		b.WriteString("| group | passed | failed | skipped | not run | of |\n| --- | ---: | ---: | ---: | ---: | ---: |\n")
 		for _, r := range k.Rows {
 			fmt.Fprintf(&b, "| %s | %d | %d | %d | %d | %d |\n", r.Sig, r.Passed, r.Failed, r.Skipped, r.NotRun, r.Total)
@@ -255,14 +293,50 @@ func resultsPage(folder, to string) error {
 				fmt.Fprintf(&b, "- `%s`\n", line)
 			}
 		}
-		if len(k.Failed) > 0 {
-			b.WriteString("\nFailed:\n\n")
-			for _, name := range sortedKeys(k.Failed) {
-				fmt.Fprintf(&b, "- %s: `%s`\n", name, strings.ReplaceAll(k.Failed[name], "`", "'"))
-			}
-		}
+		list(&b, "Failed", k.Failed)
+		list(&b, "Passed only when run again; failed at first with", k.Again)
 	}
 	return os.WriteFile(to, []byte(b.String()), 0o644)
+}
+
+// wall is the time that the run took, and how many tests ran at a time.
+func wall(k recorded) string {
+	text := seconds(k.WallSeconds)
+	if len(k.Parts) < 2 {
+		text += fmt.Sprintf(" with %d tests at a time", k.Procs)
+	}
+	return text
+}
+
+func seconds(n float64) string {
+	return time.Duration(n * float64(time.Second)).Round(time.Second).String()
+}
+
+// parts tells of a run that was resumed when that was, and how much ran then.
+func parts(all []part) string {
+	if len(all) < 2 {
+		return ""
+	}
+	var texts []string
+	for _, p := range all {
+		text := fmt.Sprintf("%s %d tests in %s", p.Begun.UTC().Format("2006-01-02 15:04"), p.Ended, seconds(p.Seconds))
+		if p.Procs > 0 {
+			text += fmt.Sprintf(", %d at a time", p.Procs)
+		}
+		texts = append(texts, text)
+	}
+	return fmt.Sprintf(" In %d parts: %s.", len(all), strings.Join(texts, "; "))
+}
+
+// list adds a list of tests with a message of each.
+func list(b *strings.Builder, title string, tests map[string]string) {
+	if len(tests) == 0 {
+		return
+	}
+	fmt.Fprintf(b, "\n%s:\n\n", title)
+	for _, name := range sortedKeys(tests) {
+		fmt.Fprintf(b, "- %s: `%s`\n", name, strings.ReplaceAll(tests[name], "`", "'"))
+	}
 }
 
 func sortedKeys(m map[string]string) []string {

@@ -15,16 +15,29 @@ import (
 	"time"
 )
 
-// event is a line that e2e.test appends to its results file, which documents it.
+// event is a line of the results file. e2e.test, which documents them, appends
+// "start" and "end" of tests; the runner "part", as it begins to run tests, and
+// the end of a test whose process was ended.
 type event struct {
 	Event    string    `json:"event"`
-	Name     string    `json:"name"`
+	Name     string    `json:"name,omitempty"`
 	Time     time.Time `json:"time"`
-	State    string    `json:"state"`
-	Seconds  float64   `json:"seconds"`
-	Message  string    `json:"message"`
-	Location string    `json:"location"`
-	Log      string    `json:"log"`
+	State    string    `json:"state,omitempty"`
+	Seconds  float64   `json:"seconds,omitempty"`
+	Message  string    `json:"message,omitempty"`
+	Location string    `json:"location,omitempty"`
+	Log      string    `json:"log,omitempty"`
+	Procs    int       `json:"procs,omitempty"`
+}
+
+// part is one stretch of a run: a run that is resumed has several.
+type part struct {
+	Begun   time.Time `json:"begun"`
+	Seconds float64   `json:"seconds"`
+	// Procs is how many tests ran at a time; 0 when that was not noted.
+	Procs int `json:"procs"`
+	// Ended is how many tests ended in it.
+	Ended int `json:"ended"`
 }
 
 // test is what is known of one test.
@@ -38,8 +51,11 @@ type test struct {
 	// logged meanwhile about the test's namespace, or simply last.
 	Log        string `json:"log,omitempty"`
 	ClusterLog string `json:"clusterLog,omitempty"`
+	// Earlier has how the test failed before it was run again.
+	Earlier []string `json:"earlier,omitempty"`
 
 	logStart int64
+	began    time.Time
 }
 
 // States of a test; whatever else Ginkgo says counts as failed.
@@ -56,58 +72,103 @@ func (t *test) done() bool {
 	return t.State == passed || t.State == failed || t.State == skipped
 }
 
+// pause is how long after any event a new part has begun also when none was
+// noted: longer than a test may take.
+const pause = 25 * time.Minute
+
 // results is a run: what report.json has.
 type results struct {
 	Version     string   `json:"version"`
 	WallSeconds float64  `json:"wallSeconds"`
+	Parts       []part   `json:"parts"`
 	Crashed     []string `json:"crashed"`
 	Stopped     bool     `json:"stopped"`
 	Tests       []*test  `json:"tests"`
 
-	file, log    string
-	offset       int64
-	chosen       []spec
-	byName       map[string]*test
-	stoppedAt    time.Time
-	quiet        bool
-	began        time.Time
-	total, ended int
-	failures     int
-	procs        int
+	file, log string
+	offset    int64
+	chosen    []spec
+	byName    map[string]*test
+	stoppedAt time.Time
+	// quiet while events of an earlier part are read again.
+	quiet bool
+	procs int
+	usual map[string]float64
+	said  time.Time
+	// latest is the time of the last event.
+	latest time.Time
 }
 
-// load reads what an earlier part of this run left; with again, those that
-// failed are forgotten.
+// load reads what earlier parts of this run left: what ran is in the events,
+// report.json adds what only the runner knew. With again, those that failed
+// are to run once more.
 func (r *results) load(again bool) error {
+	r.quiet = true
+	r.follow()
+	r.quiet = false
 	old, err := os.ReadFile(filepath.Join(filepath.Dir(r.file), "report.json"))
 	if err == nil {
 		var before results
 		if err := json.Unmarshal(old, &before); err != nil {
 			return fmt.Errorf("report.json: %w", err)
 		}
-		r.WallSeconds, r.Crashed = before.WallSeconds, before.Crashed
-		for _, t := range before.Tests {
-			if t.done() {
-				r.byName[t.Name] = t
-			}
-		}
+		r.remember(&before)
 	} else if !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	r.quiet = true
-	r.follow()
-	r.quiet = false
 	for name, t := range r.byName {
-		if !t.done() || again && t.State == failed {
-			delete(r.byName, name)
+		switch {
+		case again && t.State == failed:
+			r.byName[name] = &test{Name: name, State: notRun, Earlier: append(t.Earlier, firstLines(t.Message, 1))}
+		case !t.done():
+			// It ran when all was killed.
+			r.byName[name] = &test{Name: name, State: notRun, Earlier: t.Earlier}
 		}
 	}
 	return nil
 }
 
-// phase begins a part of the run, for the progress lines.
-func (r *results) phase(total, procs int) {
-	r.began, r.total, r.procs, r.ended = time.Now(), total, procs, 0
+// remember takes from an earlier report what the events do not tell.
+func (r *results) remember(before *results) {
+	r.Crashed = before.Crashed
+	for _, old := range before.Tests {
+		if t := r.byName[old.Name]; t != nil && t.State == old.State && t.Seconds == old.Seconds {
+			t.ClusterLog = old.ClusterLog
+		}
+	}
+	for i, p := range before.Parts {
+		if i < len(r.Parts) {
+			r.Parts[i].Seconds = p.Seconds
+		}
+	}
+}
+
+// begin notes in the events that a part of the run begins.
+func (r *results) begin(procs int) error {
+	r.follow()
+	return r.write(event{Event: "part", Time: time.Now().UTC(), Procs: procs})
+}
+
+// write appends to the events, which are taken in at once.
+func (r *results) write(e event) error {
+	line, err := json.Marshal(e)
+	if err != nil {
+		return err
+	}
+	file, err := os.OpenFile(r.file, os.O_APPEND|os.O_CREATE|os.O_RDWR, 0o644)
+	if err != nil {
+		return err
+	}
+	defer file.Close()
+	// A process that was killed may have left half a line.
+	if info, err := file.Stat(); err == nil && info.Size() > r.offset {
+		line = append([]byte("\n"), line...)
+	}
+	if _, err := file.Write(append(line, '\n')); err != nil {
+		return err
+	}
+	r.follow()
+	return nil
 }
 
 // follow takes in what was appended to the results file since the last call.
@@ -139,17 +200,27 @@ func (r *results) follow() {
 }
 
 func (r *results) take(e event) {
-	if e.Event == "start" {
-		r.byName[e.Name] = &test{Name: e.Name, State: running, logStart: size(r.log)}
+	if e.Event == "part" || len(r.Parts) == 0 || e.Time.Sub(r.latest) > pause {
+		r.Parts = append(r.Parts, part{Begun: e.Time, Procs: e.Procs})
+	}
+	r.latest = e.Time
+	now := &r.Parts[len(r.Parts)-1]
+	now.Seconds = e.Time.Sub(now.Begun).Seconds()
+	if e.Event == "part" {
 		return
 	}
 	t := r.byName[e.Name]
 	if t == nil {
-		t = &test{Name: e.Name, logStart: size(r.log)}
+		t = &test{Name: e.Name, State: notRun}
 		r.byName[e.Name] = t
 	}
-	if r.quiet && t.done() && t.State != running && t.ClusterLog != "" {
-		return // report.json has it, with the cluster's log.
+	if e.Event == "start" {
+		earlier := t.Earlier
+		if t.State == failed {
+			earlier = append(earlier, firstLines(t.Message, 1))
+		}
+		r.byName[e.Name] = &test{Name: e.Name, State: running, Earlier: earlier, began: e.Time, logStart: size(r.log)}
+		return
 	}
 	t.State, t.Seconds, t.Message, t.Location, t.Log = e.State, e.Seconds, e.Message, e.Location, e.Log
 	switch e.State {
@@ -160,20 +231,14 @@ func (r *results) take(e event) {
 	default:
 		t.State = failed
 	}
+	now.Ended++
 	if r.quiet {
 		return
 	}
-	r.ended++
 	if t.State == failed {
-		r.failures++
 		t.ClusterLog = clusterTail(r.log, t.logStart, t.Log)
 	}
-	left := time.Duration(float64(time.Since(r.began)) / float64(r.ended) * float64(r.total-r.ended))
-	fmt.Printf("[%d/%d, %d failed, end %s] %-7s %6.1fs %s\n", r.ended, r.total, r.failures,
-		time.Now().Add(left).UTC().Format("15:04"), t.State, t.Seconds, t.Name)
-	if t.State == failed {
-		fmt.Printf("    %s\n", firstLines(t.Message, 3))
-	}
+	r.say(t, time.Now())
 }
 
 func (r *results) stop(why string) {
@@ -183,26 +248,42 @@ func (r *results) stop(why string) {
 	}
 }
 
-// interrupted settles what was running when the suite's processes ended.
-func (r *results) interrupted() {
-	for _, t := range r.byName {
-		if t.State != running {
-			continue
-		}
-		if r.Stopped {
+// interrupted settles what was running when the suite's processes ended: those
+// that were stuck have failed, and so has what ran when a process ended by
+// itself; when the runner ended the processes, all others run again.
+func (r *results) interrupted(stuck map[string]bool, limit time.Duration) error {
+	for _, t := range r.over(time.Now(), 0) {
+		switch {
+		case stuck[t.Name]:
+			if err := r.fail(t, fmt.Sprintf("time limit: it did not end after %s, nor when told to", limit)); err != nil {
+				return err
+			}
+		case r.Stopped, len(stuck) > 0:
 			t.State = notRun
-			continue
+		default:
+			if err := r.fail(t, "the suite's process ended while this test ran"); err != nil {
+				return err
+			}
 		}
-		t.State = failed
-		t.Message = "the suite's process ended while this test ran"
 	}
+	return nil
+}
+
+// fail ends a test in the place of its process.
+func (r *results) fail(t *test, message string) error {
+	now := time.Now().UTC()
+	return r.write(event{Event: "end", Name: t.Name, Time: now, State: failed,
+		Seconds: now.Sub(t.began).Seconds(), Message: message})
 }
 
 var panicLine = regexp.MustCompile(`panicked at|^panic: |SIGSEGV|fatal runtime error`)
 
 // finish fills in the tests that were not run, and what crashed.
 func (r *results) finish(o options) error {
-	r.Tests = nil
+	r.Tests, r.WallSeconds = nil, 0
+	for _, p := range r.Parts {
+		r.WallSeconds += p.Seconds
+	}
 	for _, s := range r.chosen {
 		if r.byName[s.Name] == nil {
 			r.byName[s.Name] = &test{Name: s.Name, State: notRun}
