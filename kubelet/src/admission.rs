@@ -10,6 +10,7 @@ use crate::kubelet::Kubelet;
 use crate::objects::{is_static, is_terminal_phase, namespace, spec, status, uid};
 use crate::pod::resources::pod_total;
 use crate::pod::status::Waiting;
+use crate::pressure;
 use crate::quantity::{List, amount};
 use crate::sysctl;
 
@@ -45,6 +46,7 @@ impl Admission {
                 .map(|p| k.allocations.effective(&k.root, p))
                 .collect();
             let others: Vec<&Pod> = others.iter().map(|p| &**p).collect();
+            pressure::admits(&k.pressure.borrow(), pod)?;
             fits_system(pod, &k.node_labels(), k.runtime.lock().supplemental_groups)?;
             sysctl::check(pod, &k.config.allowed_unsafe_sysctls, &k.machine.kernel)?;
             fits(pod, &others, &k.allocatable())?;

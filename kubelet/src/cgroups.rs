@@ -179,6 +179,17 @@ impl Cgroups {
         }
     }
 
+    /// The processes of a pod.
+    pub fn processes(&self, qos: &str, uid: &str) -> u64 {
+        let path = self.path(&pod_names(&self.root, self.per_qos, qos, uid));
+        let mut folders = self.directories(&path).into_iter();
+        let counted = folders.find_map(|(controller, folder)| {
+            matches!(controller, "pids" | "").then(|| folder.join("pids.current"))
+        });
+        let text = counted.and_then(|file| std::fs::read_to_string(file).ok());
+        text.and_then(|text| text.trim().parse().ok()).unwrap_or(0)
+    }
+
     fn create(&self, names: &[String]) -> anyhow::Result<()> {
         for depth in 1..=names.len() {
             let path = self.path(&names[..depth]);

@@ -10,35 +10,61 @@ use k8s_openapi::api::core::v1::{Container, Pod};
 use parking_lot::Mutex;
 
 use crate::kubelet::Kubelet;
-use crate::objects::{is_static, is_terminal_phase, spec, status, uid};
+use crate::objects::{describe, is_static, is_terminal_phase, spec, status, uid};
 use crate::pod::resources::pod_total;
 use crate::pod::sandbox::log_directory;
 use crate::quantity::{amount, binary};
-use crate::stats;
+use crate::stats::{self, PodUsage};
 use crate::volumes::volume_directory;
 
 /// Usage is looked at this often (upstream's).
 const PERIOD: Duration = Duration::from_secs(10);
 const STORAGE: &str = "ephemeral-storage";
-/// The seconds that an evicted pod has to end.
+/// The seconds that a pod has to end which must go at once.
 pub const GRACE: i64 = 1;
 
-/// The pods that have to go, with the messages for their statuses, until their workers take note.
+/// Why a pod has to go, and how fast.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Eviction {
+    /// For the pod's status.
+    pub message: String,
+    /// Seconds that it has to end, at most.
+    pub grace: i64,
+}
+
+/// The pods that have to go, until their workers take note.
 #[derive(Default)]
-pub struct Evictions(Mutex<HashMap<String, String>>);
+pub struct Evictions(Mutex<HashMap<String, Eviction>>);
 
 impl Evictions {
-    /// Whether a pod has to go: the message.
-    pub fn take(&self, uid: &str) -> Option<String> {
+    /// A pod, by its uid, has to go.
+    pub fn add(&self, uid: &str, eviction: Eviction) {
+        self.0.lock().insert(uid.to_owned(), eviction);
+    }
+
+    /// Whether a pod has to go.
+    pub fn take(&self, uid: &str) -> Option<Eviction> {
         self.0.lock().remove(uid)
     }
 }
 
 /// What a pod uses of the disk, in bytes: by volume, and by container its writable layer and logs.
 #[derive(Clone, Debug, Default)]
-struct Used {
+pub struct Used {
     volumes: BTreeMap<String, u64>,
     containers: BTreeMap<String, u64>,
+}
+
+impl Used {
+    fn sum(&self) -> u64 {
+        self.containers.values().chain(self.volumes.values()).sum()
+    }
+}
+
+impl From<Used> for PodUsage {
+    fn from(used: Used) -> Self {
+        Self { total: used.sum(), containers: used.containers }
+    }
 }
 
 fn limit(container: &Container) -> Option<i64> {
@@ -73,7 +99,7 @@ fn exceeds(pod: &Pod, used: &Used) -> Option<String> {
         }
     }
     let total = pod_total(pod, |r| r.limits.as_ref()).get(STORAGE).map_or(0, |milli| milli / 1000);
-    let all: u64 = used.containers.values().chain(used.volumes.values()).sum();
+    let all = used.sum();
     let every = spec(pod).containers.iter().all(|c| limit(c).is_some());
     if every && total > 0 && bytes(all) > total {
         return Some(format!(
@@ -129,6 +155,25 @@ fn measure(root: &Path, logs: &Path, pod: &Pod, layers: &BTreeMap<String, u64>) 
     used
 }
 
+/// What pods use of the disk, by uid. `layers`: their writable layers, by container.
+pub async fn disk(
+    k: &Kubelet,
+    pods: &[Arc<Pod>],
+    layers: HashMap<String, BTreeMap<String, u64>>,
+) -> HashMap<String, Used> {
+    let (root, logs, pods) = (k.root.clone(), k.logs.clone(), pods.to_vec());
+    // Walking through directories takes its time.
+    let measured = tokio::task::spawn_blocking(move || {
+        let none = BTreeMap::new();
+        let one = |pod: &Arc<Pod>| {
+            let layers = layers.get(uid(pod)).unwrap_or(&none);
+            (uid(pod).to_owned(), measure(&root, &logs, pod, layers))
+        };
+        pods.iter().map(one).collect()
+    });
+    measured.await.unwrap_or_default()
+}
+
 /// Watches the pods' usage until shutdown.
 pub async fn run(k: Arc<Kubelet>) {
     loop {
@@ -153,20 +198,14 @@ pub async fn run(k: Arc<Kubelet>) {
                 continue;
             }
         };
-        let (root, logs) = (k.root.clone(), k.logs.clone());
-        // Walking through directories takes its time.
-        let measured = tokio::task::spawn_blocking(move || {
-            let none = BTreeMap::new();
-            let judged = limited.into_iter().filter_map(|pod| {
-                let used = measure(&root, &logs, &pod, layers.get(uid(&pod)).unwrap_or(&none));
-                exceeds(&pod, &used).map(|why| (uid(&pod).to_owned(), why))
-            });
-            judged.collect::<Vec<_>>()
-        });
-        for (uid, why) in measured.await.unwrap_or_default() {
-            tracing::info!(uid, why, "pod evicted");
-            k.evictions.0.lock().insert(uid.clone(), why);
-            k.wake(&uid);
+        let used = disk(&k, &limited, layers).await;
+        for pod in &limited {
+            let Some(message) = used.get(uid(pod)).and_then(|used| exceeds(pod, used)) else {
+                continue;
+            };
+            tracing::info!(pod = describe(pod), message, "pod evicted");
+            k.evictions.add(uid(pod), Eviction { message, grace: GRACE });
+            k.wake(uid(pod));
         }
     }
 }

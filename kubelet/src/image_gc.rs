@@ -2,7 +2,7 @@
 //! been used for too long.
 
 use std::collections::{BTreeSet, HashMap};
-use std::path::Path;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -102,6 +102,22 @@ pub async fn run(k: Arc<Kubelet>) {
     }
 }
 
+/// Where the runtime keeps images, when it tells.
+pub async fn place(k: &Kubelet) -> Option<PathBuf> {
+    let info = k.cri.image_fs_info(cri::ImageFsInfoRequest::default()).await.ok()?;
+    let mount = info.image_filesystems.first()?.fs_id.as_ref()?;
+    Some(PathBuf::from(&mount.mountpoint))
+}
+
+/// Removes all images that nobody uses, since the disk runs short.
+///
+/// # Errors
+/// The runtime's.
+pub async fn reclaim(k: &Kubelet) -> Result<(), crate::runtime::RuntimeError> {
+    let all = Policy { high: 0, low: 0, min_age: Duration::ZERO, max_age: Some(Duration::ZERO) };
+    collect(k, all, &mut HashMap::new()).await
+}
+
 async fn collect(
     k: &Kubelet,
     policy: Policy,
@@ -125,16 +141,12 @@ async fn collect(
             unused.push(Candidate { id: image.id.clone(), size: image.size, seen: *entry });
         }
     }
-    let info = k.cri.image_fs_info(cri::ImageFsInfoRequest::default()).await?;
-    let mount = info.image_filesystems.first().and_then(|f| f.fs_id.clone());
-    let path = mount.map(|m| m.mountpoint).unwrap_or_default();
-    let room = nix::sys::statvfs::statvfs(Path::new(&path)).map_or(
-        Room { capacity: 0, available: 0 },
-        |s| Room {
+    let path = place(k).await.unwrap_or_default();
+    let room =
+        nix::sys::statvfs::statvfs(&path).map_or(Room { capacity: 0, available: 0 }, |s| Room {
             capacity: s.blocks() * s.fragment_size(),
             available: s.blocks_available() * s.fragment_size(),
-        },
-    );
+        });
     for id in choose(unused, room, policy, now) {
         tracing::info!(image = id, "unused image removed");
         let image = Some(cri::ImageSpec { image: id, ..cri::ImageSpec::default() });

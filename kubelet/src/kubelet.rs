@@ -25,6 +25,7 @@ use crate::images::Images;
 use crate::node::machine::Machine;
 use crate::pod::env::Missing;
 use crate::pod::resources::Limiting;
+use crate::pressure::{Pressure, Threshold};
 use crate::probe::Prober;
 use crate::quantity::List;
 use crate::runtime::Cri;
@@ -75,6 +76,9 @@ pub struct Kubelet {
     pub admission: Admission,
     pub allocations: Allocations,
     pub evictions: Evictions,
+    /// What of the node must stay free.
+    pub thresholds: Vec<Threshold>,
+    pub pressure: Pressure,
     pub wakers: Mutex<HashMap<String, Arc<Notify>>>,
     pub health: watch::Sender<RuntimeHealth>,
     pub runtime: Mutex<RuntimeFeatures>,
@@ -125,7 +129,7 @@ impl Kubelet {
 
     /// What pods may use of this machine.
     pub fn allocatable(&self) -> List {
-        crate::node::status::allocatable(&self.config, &self.machine)
+        crate::node::status::allocatable(&self.config, &self.machine, &self.thresholds)
     }
 
     /// The node's labels, empty without an API server.

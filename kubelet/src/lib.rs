@@ -30,6 +30,7 @@ mod objects;
 mod options;
 mod pleg;
 mod pod;
+mod pressure;
 mod probe;
 mod quantity;
 mod rate;

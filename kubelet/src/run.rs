@@ -29,7 +29,7 @@ use crate::rate::Bucket;
 use crate::runtime::Cri;
 use crate::runtime::views::Views;
 use crate::static_pods::{Known, StaticPods};
-use crate::{eviction, gc, image_gc, node, options, pleg, server};
+use crate::{eviction, gc, image_gc, node, options, pleg, pressure, server};
 
 /// The first pause before a container that failed is started again, and the longest.
 const CRASH_BACKOFF: Duration = Duration::from_secs(10);
@@ -62,6 +62,7 @@ pub async fn run(options: options::Options, shutdown: CancellationToken) -> anyh
     tasks.spawn(node::lease::keep(Arc::clone(&k)));
     tasks.spawn(gc::run(Arc::clone(&k)));
     tasks.spawn(eviction::run(Arc::clone(&k)));
+    tasks.spawn(pressure::run(Arc::clone(&k)));
     tasks.spawn(image_gc::run(Arc::clone(&k)));
     tasks.spawn(follow_node(Arc::clone(&k)));
 
@@ -266,6 +267,8 @@ fn build(
         tokens: crate::tokens::Tokens::default(),
         admission: crate::admission::Admission::default(),
         evictions: crate::eviction::Evictions::default(),
+        thresholds: config.thresholds().map_err(anyhow::Error::msg)?,
+        pressure: pressure::Pressure::default(),
         allocations: crate::allocation::Allocations::default(),
         wakers: parking_lot::Mutex::default(),
         health: watch::channel(RuntimeHealth {

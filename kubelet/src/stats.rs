@@ -3,8 +3,10 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write;
 use std::path::Path;
+use std::sync::Arc;
 
 use k8s_cri::v1 as cri;
+use k8s_openapi::api::core::v1::Pod;
 use serde_json::{Value, json};
 
 use crate::kubelet::Kubelet;
@@ -150,6 +152,37 @@ async fn containers(k: &Kubelet) -> Result<Vec<ContainerUsage>, RuntimeError> {
         });
     }
     Ok(result)
+}
+
+/// What a pod uses of a resource that runs short.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PodUsage {
+    pub total: u64,
+    /// By container, where that is known.
+    pub containers: BTreeMap<String, u64>,
+}
+
+/// The memory that pods use, by uid.
+///
+/// # Errors
+/// The runtime's.
+pub async fn memory(k: &Kubelet) -> Result<HashMap<String, PodUsage>, RuntimeError> {
+    let mut by_pod: HashMap<String, PodUsage> = HashMap::new();
+    for container in containers(k).await? {
+        let pod = by_pod.entry(container.uid).or_default();
+        pod.total += container.usage.working_set;
+        pod.containers.insert(container.name, container.usage.working_set);
+    }
+    Ok(by_pod)
+}
+
+/// The processes of pods, by uid.
+pub fn processes(k: &Kubelet, pods: &[Arc<Pod>]) -> HashMap<String, PodUsage> {
+    let one = |pod: &Arc<Pod>| {
+        let total = k.cgroups.processes(qos_class(pod), uid(pod));
+        (uid(pod).to_owned(), PodUsage { total, containers: BTreeMap::new() })
+    };
+    pods.iter().map(one).collect()
 }
 
 /// The bytes in the writable layers of containers, by the pod's uid and the container's name.

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::duration::GoDuration;
+use crate::pressure::{self, Threshold};
 
 /// Fields of which upstream takes an empty value for the default.
 const EMPTY_IS_DEFAULT: &[&str] = &[
@@ -22,6 +23,8 @@ const EMPTY_IS_DEFAULT: &[&str] = &[
     "containerLogMaxSize",
     "containerRuntimeEndpoint",
     "eventBurst",
+    "evictionHard",
+    "evictionPressureTransitionPeriod",
     "fileCheckFrequency",
     "healthzBindAddress",
     "imageMinimumGCAge",
@@ -197,6 +200,16 @@ pub struct KubeletConfiguration {
     #[serde(rename = "failCgroupV1")]
     pub fail_cgroup_v1: bool,
     pub crash_loop_back_off: CrashLoopBackOff,
+    /// `None`: upstream's default.
+    pub eviction_hard: Option<BTreeMap<String, String>>,
+    pub eviction_soft: BTreeMap<String, String>,
+    pub eviction_soft_grace_period: BTreeMap<String, String>,
+    pub eviction_pressure_transition_period: GoDuration,
+    /// Seconds.
+    pub eviction_max_pod_grace_period: i32,
+    pub eviction_minimum_reclaim: BTreeMap<String, String>,
+    /// What `eviction_hard` does not name has its default still.
+    pub merge_default_eviction_settings: bool,
 }
 
 impl Default for KubeletConfiguration {
@@ -261,6 +274,13 @@ impl Default for KubeletConfiguration {
             allowed_unsafe_sysctls: Vec::new(),
             fail_cgroup_v1: true,
             crash_loop_back_off: CrashLoopBackOff::default(),
+            eviction_hard: None,
+            eviction_soft: BTreeMap::new(),
+            eviction_soft_grace_period: BTreeMap::new(),
+            eviction_pressure_transition_period: GoDuration::secs(300),
+            eviction_max_pod_grace_period: 0,
+            eviction_minimum_reclaim: BTreeMap::new(),
+            merge_default_eviction_settings: false,
         }
     }
 }
@@ -337,6 +357,7 @@ impl KubeletConfiguration {
             );
         }
         self.container_log_max_bytes()?;
+        self.thresholds().map_err(|error| anyhow::anyhow!("invalid configuration: {error}"))?;
         self.validate_numbers()?;
         for level in &self.enforce_node_allocatable {
             if !["pods", "none", ""].contains(&level.as_str()) {
@@ -404,6 +425,20 @@ impl KubeletConfiguration {
             (Some(true), _) | (None, None) => Some(1),
             (None, most) => most,
         }
+    }
+
+    /// What of the node must stay free.
+    ///
+    /// # Errors
+    /// Names the entry that is wrong.
+    pub fn thresholds(&self) -> Result<Vec<Threshold>, String> {
+        let mut hard = match (&self.eviction_hard, self.merge_default_eviction_settings) {
+            (None, _) | (_, true) => pressure::default_hard(),
+            _ => BTreeMap::new(),
+        };
+        hard.extend(self.eviction_hard.clone().unwrap_or_default());
+        let (soft, grace) = (&self.eviction_soft, &self.eviction_soft_grace_period);
+        pressure::parse(&hard, soft, grace, &self.eviction_minimum_reclaim)
     }
 
     /// Whether pods are held to what the node can give them in all.

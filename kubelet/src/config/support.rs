@@ -36,18 +36,6 @@ pub const UNSUPPORTED: &[Row] = &[
     ("enableProfilingHandler", EITHER),
     ("enableSystemLogHandler", EITHER),
     ("enableSystemLogQuery", &["false"]),
-    (
-        "evictionHard",
-        &[
-            r#"{"memory.available":"100Mi","nodefs.available":"10%","nodefs.inodesFree":"5%","imagefs.available":"15%","imagefs.inodesFree":"5%"}"#,
-            "{}",
-        ],
-    ),
-    ("evictionMaxPodGracePeriod", &["0"]),
-    ("evictionMinimumReclaim", NO_MAP),
-    ("evictionPressureTransitionPeriod", &["\"5m\"", "\"0s\""]),
-    ("evictionSoft", NO_MAP),
-    ("evictionSoftGracePeriod", NO_MAP),
     ("featureGates", NO_MAP),
     ("hairpinMode", &["\"promiscuous-bridge\"", "\"\""]),
     ("httpCheckFrequency", &["\"20s\"", "\"0s\""]),
@@ -76,7 +64,6 @@ pub const UNSUPPORTED: &[Row] = &[
     ("memoryManagerPolicy", &["\"None\"", "\"\""]),
     ("memorySwap.swapBehavior", &["\"\"", "\"NoSwap\""]),
     ("memoryThrottlingFactor", &["0.9"]),
-    ("mergeDefaultEvictionSettings", &["false"]),
     ("oomScoreAdj", &["-999"]),
     ("preloadedImagesVerificationAllowlist", NO_LIST),
     ("protectKernelDefaults", &["false"]),
@@ -225,12 +212,6 @@ mod tests {
                 Some("memorySwap.swapBehavior"),
             ),
             (json!({"singleProcessOOMKill": true}), Some("only the default, unset")),
-            (
-                json!({"evictionHard": {"nodefs.available": "10%", "memory.available": "100Mi",
-                "imagefs.available": "15%", "imagefs.inodesFree": "5%", "nodefs.inodesFree": "5%"}}),
-                None,
-            ),
-            (json!({"evictionHard": {"memory.available": "1Gi"}}), Some("evictionHard")),
             (json!({"maxPod": 5}), Some("strict decoding error: unknown field \"maxPod\"")),
         ] {
             match (checked(value.clone()), refused) {

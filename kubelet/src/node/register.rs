@@ -79,6 +79,7 @@ pub async fn keep(k: Arc<Kubelet>, beginning: Beginning) {
     k.event(about(&k), false, "Starting", "Starting kubelet.");
     let mut reported: Option<Instant> = None;
     let mut health = k.health.subscribe();
+    let mut pressure = k.pressure.subscribe();
     let mut was_ready: Option<bool> = None;
     loop {
         let due = reported.is_none_or(|at| at.elapsed() >= k.config.node_status_report_frequency.0);
@@ -91,6 +92,7 @@ pub async fn keep(k: Arc<Kubelet>, beginning: Beginning) {
             () = tokio::time::sleep(k.config.node_status_update_frequency.0) => {}
             // What makes the node ready or not is reported at once.
             changed = health.changed() => if changed.is_err() { return },
+            changed = pressure.changed() => if changed.is_err() { return },
             () = k.shutdown.cancelled() => return,
         }
     }

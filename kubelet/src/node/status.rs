@@ -1,6 +1,6 @@
 //! The node's status.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_cri::v1 as cri;
 use k8s_openapi::api::core::v1::{
@@ -12,13 +12,11 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use super::machine::Machine;
 use crate::config::KubeletConfiguration;
 use crate::kubelet::{Kubelet, RuntimeFeatures, RuntimeHealth};
+use crate::pressure::{Condition, Signal, Threshold, kept};
 use crate::quantity::{List, amount, binary, decimal, milli};
 
 /// Names that are listed of each image.
 const MAX_NAMES: usize = 5;
-/// What upstream's default `evictionHard` leaves free.
-const MEMORY_EVICTION: i64 = 100 << 20;
-const DISK_EVICTION_PERCENT: i64 = 10;
 
 /// What the machine has.
 pub fn capacity(config: &KubeletConfiguration, machine: &Machine) -> List {
@@ -40,7 +38,15 @@ fn max_pods(config: &KubeletConfiguration, machine: &Machine) -> i64 {
 }
 
 /// What pods may use of it: less what is reserved and what must stay free.
-pub fn allocatable(config: &KubeletConfiguration, machine: &Machine) -> List {
+pub fn allocatable(
+    config: &KubeletConfiguration,
+    machine: &Machine,
+    thresholds: &[Threshold],
+) -> List {
+    let free = |signal, capacity: i64| {
+        let kept = kept(thresholds, signal, u64::try_from(capacity).unwrap_or(0));
+        i64::try_from(kept).unwrap_or(i64::MAX)
+    };
     let reserved = |name: &str| -> i64 {
         [&config.kube_reserved, &config.system_reserved]
             .into_iter()
@@ -53,9 +59,13 @@ pub fn allocatable(config: &KubeletConfiguration, machine: &Machine) -> List {
         let left = amount(quantity).milli_value() - reserved(name);
         *quantity = match name.as_str() {
             "cpu" => milli(left.max(0)),
-            "memory" => binary((left / 1000 - MEMORY_EVICTION).max(0) / 1024 * 1024),
+            "memory" => {
+                let kept = free(Signal::MemoryAvailable, machine.memory);
+                binary((left / 1000 - kept).max(0) / 1024 * 1024)
+            }
             "ephemeral-storage" => {
-                decimal((left / 1000 * (100 - DISK_EVICTION_PERCENT) / 100).max(0))
+                let kept = free(Signal::NodefsAvailable, machine.disk);
+                decimal((left / 1000 - kept).max(0))
             }
             _ => decimal((left / 1000).max(0)),
         };
@@ -63,38 +73,17 @@ pub fn allocatable(config: &KubeletConfiguration, machine: &Machine) -> List {
     list
 }
 
-/// What the kernel says of a resource that may run short.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Pressure {
-    pub memory: bool,
-    pub disk: bool,
-    pub pids: bool,
-}
-
-impl Pressure {
-    /// Looks at what is free now, by upstream's default thresholds.
-    pub fn look(root: &std::path::Path) -> Self {
-        let memory = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-        let available = super::machine::meminfo(&memory, "MemAvailable");
-        let disk = nix::sys::statvfs::statvfs(root).is_ok_and(|s| {
-            let (free, all) = (u128::from(s.blocks_available()), u128::from(s.blocks()));
-            free * 100 < all * u128::from(DISK_EVICTION_PERCENT.unsigned_abs())
-        });
-        Self { memory: available.is_some_and(|a| a < MEMORY_EVICTION), disk, pids: false }
-    }
-}
-
 /// The conditions, with the times of those that have not changed kept.
 pub fn conditions(
     health: &RuntimeHealth,
-    pressure: Pressure,
+    pressure: &BTreeSet<Condition>,
     old: &[NodeCondition],
     now: &Time,
 ) -> Vec<NodeCondition> {
     let pressures = [
         (
             "MemoryPressure",
-            pressure.memory,
+            pressure.contains(&Condition::Memory),
             "KubeletHasInsufficientMemory",
             "kubelet has insufficient memory available",
             "KubeletHasSufficientMemory",
@@ -102,7 +91,7 @@ pub fn conditions(
         ),
         (
             "DiskPressure",
-            pressure.disk,
+            pressure.contains(&Condition::Disk),
             "KubeletHasDiskPressure",
             "kubelet has disk pressure",
             "KubeletHasNoDiskPressure",
@@ -110,7 +99,7 @@ pub fn conditions(
         ),
         (
             "PIDPressure",
-            pressure.pids,
+            pressure.contains(&Condition::Pid),
             "KubeletHasInsufficientPID",
             "kubelet has insufficient PID available",
             "KubeletHasSufficientPID",
@@ -186,13 +175,13 @@ pub async fn current(k: &Kubelet, node: &Node, now: &Time) -> NodeStatus {
     addresses.push(NodeAddress { type_: "Hostname".to_owned(), address: k.node_name.clone() });
     let m = &k.machine;
     let runtime = k.runtime.lock().clone();
-    let pressure = Pressure::look(&k.root);
+    let pressure = k.pressure.borrow().clone();
     NodeStatus {
         capacity: Some(capacity(&k.config, m)),
         allocatable: Some(k.allocatable()),
         conditions: Some(conditions(
             &health,
-            pressure,
+            &pressure,
             old.conditions.as_deref().unwrap_or_default(),
             now,
         )),
@@ -261,7 +250,7 @@ mod tests {
         let machine = Machine { cpus: 4, memory: 8 << 30, disk: 100 << 30, ..Machine::default() };
         let mut config = KubeletConfiguration::default();
         config.kube_reserved.insert("cpu".into(), "500m".into());
-        let list = allocatable(&config, &machine);
+        let list = allocatable(&config, &machine, &config.thresholds().unwrap());
         assert_eq!(list["cpu"].0, "3500m");
         assert_eq!(list["memory"].0, "8092Mi");
         assert_eq!(list["pods"].0, "110");
@@ -271,12 +260,13 @@ mod tests {
     #[test]
     fn readiness_names_every_problem_and_keeps_times() {
         let at = |s| Time(jiff::Timestamp::from_second(s).unwrap());
-        let well = conditions(&RuntimeHealth::default(), Pressure::default(), &[], &at(1));
-        let later = conditions(&RuntimeHealth::default(), Pressure::default(), &well, &at(9));
+        let none = BTreeSet::new();
+        let well = conditions(&RuntimeHealth::default(), &none, &[], &at(1));
+        let later = conditions(&RuntimeHealth::default(), &none, &well, &at(9));
         let ready = later.iter().find(|c| c.type_ == "Ready").unwrap();
         assert_eq!((ready.status.as_str(), &ready.last_transition_time), ("True", &Some(at(1))));
         let ill = RuntimeHealth { runtime: Some("a".into()), network: Some("b".into()) };
-        let ill = conditions(&ill, Pressure::default(), &later, &at(20));
+        let ill = conditions(&ill, &none, &later, &at(20));
         let ready = ill.iter().find(|c| c.type_ == "Ready").unwrap();
         assert_eq!(ready.message.as_deref(), Some("[a, b]"));
         assert_eq!(ready.last_transition_time, Some(at(20)));

@@ -19,7 +19,7 @@ use super::status::{self, Facts, Waiting};
 use super::stop::{self, Manner};
 use super::{resize, resources, sandbox};
 use crate::allocation;
-use crate::eviction;
+use crate::eviction::Eviction;
 use crate::kubelet::Kubelet;
 use crate::objects::{
     self, ephemeral_containers, host_network, init_containers, is_sidecar, is_static,
@@ -78,6 +78,8 @@ pub struct Worker {
     /// The limits that the pod's cgroup has.
     limits: Mutex<Option<resources::PodLimits>>,
     failed: Option<Waiting>,
+    /// Seconds that the pod has to end, at most, since it is evicted.
+    grace_limit: Option<i64>,
     admitted: bool,
     rejected: bool,
     /// Everything has been stopped and given back.
@@ -103,6 +105,7 @@ impl Worker {
             busy: start::Busy::default(),
             limits: Mutex::default(),
             failed: None,
+            grace_limit: None,
             admitted: false,
             rejected: false,
             ended: false,
@@ -163,12 +166,13 @@ impl Worker {
             return self.terminate(desired, pod, &view).await;
         }
         let api_phase = objects::status(pod).phase.as_deref();
-        if let Some(message) = self.k.evictions.take(&self.uid)
+        if let Some(Eviction { message, grace }) = self.k.evictions.take(&self.uid)
             && self.failed.is_none()
             && !is_terminal_phase(api_phase)
         {
             self.k.event(reference(pod), true, EVICTED, message.clone());
             self.failed = Some(Waiting { reason: EVICTED.to_owned(), message });
+            self.grace_limit = Some(grace);
         }
         if is_terminal_phase(api_phase) || self.failed.is_some() || self.over() {
             return self.finish(desired, pod, &view).await;
@@ -535,8 +539,8 @@ impl Worker {
     /// Stops the pod and gives back what it held.
     async fn end(&mut self, pod: &Pod, view: &PodView) -> Result<(), Duration> {
         let mut grace = stop::grace(pod, None, None);
-        if self.failed.as_ref().is_some_and(|why| why.reason == EVICTED) {
-            grace = grace.min(eviction::GRACE);
+        if let Some(limit) = self.grace_limit {
+            grace = grace.min(limit);
         }
         if view.is_alive()
             && let Err(error) = stop::pod(&self.k, Some(pod), view, grace, &self.hooked).await
