@@ -43,6 +43,9 @@ pub struct NodeSpec {
     pub images: PathBuf,
     pub cni_plugins: PathBuf,
     pub proxy_mode: String,
+    /// More flags of the kubelet and the proxy.
+    pub kubelet_flags: Vec<String>,
+    pub proxy_flags: Vec<String>,
 }
 
 impl NodeSpec {
@@ -147,14 +150,16 @@ pub async fn run(spec: NodeSpec, term: Term) -> anyhow::Result<()> {
     let client = client::connect(&spec.proxy_kubeconfig, "coxswain").await?;
     let network = tokio::spawn(spec.network().keep(client, term.shutdown.clone()));
     let flag = |name: &str, value: &dyn std::fmt::Display| format!("--{name}={value}");
-    let kubelet_args = vec![
+    let mut kubelet_args = vec![
         flag("config", &kubelet.display()),
         flag("kubeconfig", &spec.kubelet_kubeconfig.display()),
         flag("hostname-override", &spec.name),
         flag("node-ip", &spec.address),
         flag("root-dir", &spec.kubelet_dir.display()),
     ];
-    let proxy_args = vec![flag("config", &proxy.display())];
+    let mut proxy_args = vec![flag("config", &proxy.display())];
+    kubelet_args.extend(spec.kubelet_flags);
+    proxy_args.extend(spec.proxy_flags);
     let kubelet = component::supervise(Component::Kubelet, kubelet_args, term.clone());
     let proxy = component::supervise(Component::KubeProxy, proxy_args, term);
     let (network, (), ()) = tokio::join!(network, kubelet, proxy);

@@ -80,11 +80,27 @@ pub struct Args {
     #[arg(long)]
     images: Option<PathBuf>,
     /// More flags for a component: kube-apiserver=--v=4
-    #[arg(long = "extra", value_name = "COMPONENT=FLAG")]
-    extra: Vec<String>,
+    #[arg(long = "extra", value_name = "COMPONENT=FLAG", value_parser = extra)]
+    extra: Vec<(Component, String)>,
     /// Verbosity of the logs
     #[arg(short = 'v', default_value_t = 0)]
     v: u8,
+}
+
+/// A component and a flag for it.
+fn extra(text: &str) -> Result<(Component, String), String> {
+    let (name, flag) = text.split_once('=').ok_or("is not COMPONENT=FLAG")?;
+    let component = Component::by_name(name).ok_or_else(|| {
+        format!("{name:?} is none of {}", Component::ALL.map(Component::name).join(", "))
+    })?;
+    Ok((component, flag.to_owned()))
+}
+
+impl Args {
+    fn extra(&self, component: Component) -> Vec<String> {
+        let of = self.extra.iter().filter(|(c, _)| *c == component);
+        of.map(|(_, flag)| flag.clone()).collect()
+    }
 }
 
 /// What runs, for `status` and `down`.
@@ -224,6 +240,8 @@ impl Plan {
                 images: args.images.clone().unwrap_or_else(|| layout.images()),
                 cni_plugins: cni_plugins.clone(),
                 proxy_mode: args.proxy_mode.clone(),
+                kubelet_flags: args.extra(Component::Kubelet),
+                proxy_flags: args.extra(Component::KubeProxy),
                 name,
                 data,
             })
@@ -330,10 +348,8 @@ impl Plan {
         }
     }
 
-    fn extra(&self, component: Component) -> impl Iterator<Item = String> {
-        let prefix = format!("{}=", component.name());
-        let of = move |e: &String| e.strip_prefix(&prefix).map(str::to_owned);
-        self.args.extra.iter().filter_map(of).collect::<Vec<_>>().into_iter()
+    fn extra(&self, component: Component) -> Vec<String> {
+        self.args.extra(component)
     }
 
     fn apiserver_args(&self) -> Vec<String> {

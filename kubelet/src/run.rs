@@ -45,7 +45,8 @@ pub async fn run(options: options::Options, shutdown: CancellationToken) -> anyh
     let client = client_of(&options).await?;
     check_machine(&config)?;
     let k = Arc::new(build(&options, config, client, shutdown.clone())?);
-    let allocatable = k.allocatable();
+    // Eviction begins before the cgroup is full: its limit leaves that room too.
+    let allocatable = node::status::allocatable(&k.config, &k.machine, &[]);
     let (cpu, memory) = match k.config.enforces_pods() {
         true => (millis(Some(&allocatable), "cpu"), value(Some(&allocatable), "memory")),
         false => (Some(k.machine.cpus * 1000), None),

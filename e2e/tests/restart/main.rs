@@ -3,3 +3,4 @@
 
 mod input;
 mod kills;
+mod pressure;

@@ -172,7 +172,9 @@ pub async fn run(k: Arc<Kubelet>) {
         };
         let text = format!("Attempting to reclaim {resource}");
         k.event(node, true, "EvictionThresholdMet", text);
-        if threshold.signal.condition() == Condition::Disk {
+        // At 100 percent images are never collected.
+        let collects = k.config.image_gc_high_threshold_percent < 100;
+        if threshold.signal.condition() == Condition::Disk && collects {
             if let Err(error) = image_gc::reclaim(&k).await {
                 tracing::warn!(%error, "unused images not removed");
             }
