@@ -3,6 +3,7 @@
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
 use apimachinery::schema::Registry;
@@ -13,6 +14,7 @@ use hyper::body::Incoming;
 use rand::RngCore as _;
 use store::{SharedStore, embedded, etcd};
 use tokio::net::TcpListener;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::admission::lookup::Lookup;
@@ -40,7 +42,10 @@ use crate::verbs::{actions, reviews};
 use crate::{pipeline, tls};
 
 /// History of the embedded store is kept so long: for watches that resume and for pages.
-const KEEP_HISTORY: std::time::Duration = std::time::Duration::from_secs(300);
+const KEEP_HISTORY: Duration = Duration::from_secs(300);
+/// How long etcd may take to answer when we start, as upstream lets it.
+const ETCD_WAIT: Duration = Duration::from_secs(20);
+const ETCD_RETRY: Duration = Duration::from_millis(500);
 
 /// What tests may put in the place of what flags would make.
 #[derive(Default)]
@@ -246,10 +251,24 @@ async fn open_store(
             let store = opening.await??;
             Ok((store.clone(), Some(store)))
         }
-        StoreConfig::Etcd(options, _) => {
-            let etcd = etcd::Etcd::connect(options.clone()).await.context("etcd")?;
-            Ok((etcd, None))
+        StoreConfig::Etcd(options, _) => Ok((connect_etcd(options).await.context("etcd")?, None)),
+    }
+}
+
+/// Connects to an etcd that may be starting as well.
+async fn connect_etcd(options: &etcd::Options) -> Result<Arc<etcd::Etcd>, store::StoreError> {
+    let until = Instant::now() + ETCD_WAIT;
+    loop {
+        let error = match etcd::Etcd::connect(options.clone()).await {
+            Ok(etcd) => return Ok(etcd),
+            Err(error) => error,
+        };
+        let again = Instant::now() + ETCD_RETRY;
+        if again >= until {
+            return Err(error);
         }
+        tracing::warn!(%error, "etcd");
+        tokio::time::sleep_until(again).await;
     }
 }
 

@@ -86,6 +86,7 @@ func report(r *results, all []spec, o options) error {
 func html(r *results, path string) error {
 	t, err := template.New("page").Funcs(template.FuncMap{
 		"sig":      sigOf,
+		"parts":    parts,
 		"duration": func(s float64) string { return time.Duration(s * 1e9).Round(100 * time.Millisecond).String() },
 	}).Parse(page)
 	if err != nil {

@@ -79,6 +79,9 @@ impl Further {
             ip(&["link", "add", &outer, "type", "veth", "peer", "name", peer, "netns", space])?;
         }
         ip(&["link", "set", &outer, "master", BRIDGE, "up"])?;
+        // Where bridges pass through netfilter, a packet for the first node's address that is
+        // translated to a pod of the node it came from goes back by the port it came by.
+        ip(&["link", "set", &outer, "type", "bridge_slave", "hairpin", "on"])?;
         let address = format!("{address}/{}", self.nodes.prefix_len());
         let gateway = pki::nth_address(&self.nodes.to_string(), 1)?.to_string();
         netns::inside(&self.netns, || {
