@@ -176,6 +176,9 @@ func field(b *strings.Builder, src *source, f reflect.StructField, doc markers, 
 	if patch := f.Tag.Get("patchStrategy"); patch != "" {
 		fmt.Fprint(b, " patch=", patch)
 	}
+	if shown := shows[from+"."+f.Name]; shown != "" {
+		fmt.Fprint(b, " shows=", shown)
+	}
 	if name := goText(t); name != "" {
 		fmt.Fprint(b, " go=", name)
 	}
@@ -210,4 +213,10 @@ func protoTag(tag string) (number, name string) {
 		}
 	}
 	return parts[1], name
+}
+
+// What the API server's conversion, not the type, gives the objects in a list: version and kind.
+// Read in pkg/apis/apps/v1/conversion.go.
+var shows = map[string]string{
+	"io.k8s.api.apps.v1.StatefulSetSpec.VolumeClaimTemplates": "v1/PersistentVolumeClaim",
 }

@@ -7,7 +7,7 @@ use apimachinery::{Value, names};
 use super::cells::{age_column, column, named};
 use super::check::{At, immutable, invalid_each, legacy_cidr};
 use super::row::Rows;
-use super::{STATUS, begin, carry_on, checked, keep};
+use super::{STATUS, checked, keep};
 use crate::registry::{Context, Strategy};
 
 pub fn rows(rows: &mut Rows<'_>) {
@@ -89,14 +89,6 @@ impl Strategy for IpAddresses {
 struct ServiceCidrs;
 
 impl Strategy for ServiceCidrs {
-    fn prepare_for_create(&self, _: &Context<'_>, object: &mut Value) {
-        begin(object);
-    }
-
-    fn prepare_for_update(&self, _: &Context<'_>, object: &mut Value, old: &Value) {
-        carry_on(object, old);
-    }
-
     fn validate(&self, _: &Context<'_>, object: &Value) -> ErrorList {
         checked(object, |root, errors| cidrs(errors, root))
     }

@@ -37,6 +37,15 @@ pub(crate) fn fill(registry: &Registry, id: MessageId, map: &mut Map) {
             map.insert(field.json.clone(), zero(registry, &field.ty, field.pointer));
         }
     }
+    for &i in &*shape.shows {
+        let field = shape.slots[i as usize].field(registry);
+        let Some((version, kind)) = &field.shows else { continue };
+        let items = map.get_mut(&field.json).and_then(Value::as_array_mut);
+        for item in items.into_iter().flatten().filter_map(Value::as_object_mut) {
+            item.insert("kind".to_owned(), (**kind).into());
+            item.insert("apiVersion".to_owned(), (**version).into());
+        }
+    }
 }
 
 /// Whether Go writes a field that has this value.

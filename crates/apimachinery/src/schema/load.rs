@@ -115,6 +115,7 @@ impl<'a> Loader<'a> {
             patch_strategy: Vec::new(),
             default,
             wrapped: flags.contains('w'),
+            shows: None,
             go: None,
         };
         for option in words {
@@ -127,6 +128,10 @@ impl<'a> Loader<'a> {
                 ("key", key) => field.merge_key = Some(key.to_owned()),
                 ("patch", all) => {
                     field.patch_strategy = all.split(',').map(str::to_owned).collect();
+                }
+                ("shows", type_meta) => {
+                    let (version, kind) = type_meta.rsplit_once('/').ok_or("no version")?;
+                    field.shows = Some((version.into(), kind.into()));
                 }
                 // Words hold no spaces.
                 ("go", name) => field.go = Some(name.replace("interface{}", "interface {}").into()),

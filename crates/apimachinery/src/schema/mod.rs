@@ -65,6 +65,9 @@ pub struct Field {
     /// The list is a message of its own in protobuf, `{1: repeated}`, so that nil and empty
     /// differ there. A list that is a map's value always is one.
     pub wrapped: bool,
+    /// Version and kind that the objects in this list show, whatever they came with. (Objects
+    /// within others show none as a rule.)
+    pub shows: Option<(Box<str>, Box<str>)>,
     /// Go's name of the type where it does not follow from `ty` (`v1.DNSPolicy`), for the text of
     /// type errors. A named list or map has its own type after a `=`.
     pub go: Option<Box<str>>,

@@ -28,6 +28,8 @@ pub(crate) struct Shape {
     names: Box<[u16]>,
     /// Indexes into `slots` of the fields that JSON always shows.
     pub(crate) always: Box<[u16]>,
+    /// Indexes into `slots` of lists whose objects show their version and kind.
+    pub(crate) shows: Box<[u16]>,
     /// Indexes into the message's own fields that protobuf carries, by number.
     pub(crate) numbers: Box<[u16]>,
     /// The message as a type, for lists that have it as their element.
@@ -44,9 +46,11 @@ impl Shape {
         flatten(registry, id, &mut Vec::new(), &mut slots);
         let mut names: Vec<u16> = (0..slots.len() as u16).collect();
         names.sort_by_key(|&i| slots[i as usize].field(registry).json.as_str());
-        let always = (0..slots.len() as u16)
-            .filter(|&i| !slots[i as usize].field(registry).omitempty)
-            .collect();
+        let those = |wanted: fn(&Field) -> bool| -> Box<[u16]> {
+            (0..slots.len() as u16).filter(|&i| wanted(slots[i as usize].field(registry))).collect()
+        };
+        let always = those(|field| !field.omitempty);
+        let shows = those(|field| field.shows.is_some());
         let fields = &registry.message(id).fields;
         let mut numbers: Vec<u16> =
             (0..fields.len() as u16).filter(|&i| fields[i as usize].number != 0).collect();
@@ -55,6 +59,7 @@ impl Shape {
             slots: slots.into(),
             names: names.into(),
             always,
+            shows,
             numbers: numbers.into(),
             ty: Type::Message(id),
         }

@@ -151,7 +151,18 @@ fn list(
         if i > 0 {
             out.push(b',');
         }
-        one(registry, field, elem, *wire, depth, out)?;
+        match (&field.shows, elem) {
+            (Some((version, kind)), Type::Message(id)) => {
+                out.extend_from_slice(b"{\"kind\":");
+                gojson::string(kind, out);
+                out.extend_from_slice(b",\"apiVersion\":");
+                gojson::string(version, out);
+                let raw = scan::bytes(*wire, field)?;
+                members(registry, *id, raw, scan::deeper(depth)?, &mut false, out)?;
+                out.push(b'}');
+            }
+            _ => one(registry, field, elem, *wire, depth, out)?,
+        }
     }
     out.push(b']');
     Ok(())
