@@ -3,7 +3,6 @@ package main
 import (
 	"archive/tar"
 	"bytes"
-	"crypto/sha256"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -13,6 +12,7 @@ import (
 )
 
 const (
+	layout       = `{"imageLayoutVersion":"1.0.0"}`
 	searchPath   = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 	typeIndex    = "application/vnd.oci.image.index.v1+json"
 	typeManifest = "application/vnd.oci.image.manifest.v1+json"
@@ -29,9 +29,9 @@ func writeArchive(to, name string, r recipe, layers [][]byte) error {
 	var described []object
 	blobs := map[string][]byte{}
 	put := func(mediaType string, data []byte) object {
-		sum := fmt.Sprintf("%x", sha256.Sum256(data))
-		blobs["blobs/sha256/"+sum] = data
-		return object{"mediaType": mediaType, "digest": "sha256:" + sum, "size": len(data)}
+		digest := digestOf(data)
+		blobs[blobPath(digest)] = data
+		return object{"mediaType": mediaType, "digest": digest, "size": len(data)}
 	}
 	for _, layer := range layers {
 		d := put(typeLayer, layer)
@@ -75,7 +75,7 @@ func writeArchive(to, name string, r recipe, layers [][]byte) error {
 		return err
 	}
 	blobs["index.json"] = index
-	blobs["oci-layout"] = []byte(`{"imageLayoutVersion":"1.0.0"}`)
+	blobs["oci-layout"] = []byte(layout)
 	return writeTar(to, blobs)
 }
 
@@ -124,8 +124,8 @@ func readLayers(from string) ([][]byte, error) {
 		return nil, err
 	}
 	blob := func(d descriptor) ([]byte, error) {
-		data, ok := files["blobs/"+strings.Replace(d.Digest, ":", "/", 1)]
-		if sum := fmt.Sprintf("sha256:%x", sha256.Sum256(data)); !ok || sum != d.Digest {
+		data, ok := files[blobPath(d.Digest)]
+		if !ok || digestOf(data) != d.Digest {
 			return nil, fmt.Errorf("%s: blob %s is missing or wrong", from, d.Digest)
 		}
 		return data, nil

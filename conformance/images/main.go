@@ -3,7 +3,7 @@
 // prints (e2e.test -images, on standard input), made of Debian's packages and
 // of programs that conformance/build makes, as images.yaml describes.
 //
-//	e2e.test -images | images -out DIR -base DIR [-only NAMES] [-check]
+//	e2e.test -images | images -out DIR -base DIR [-only NAMES] [-check] [-pull]
 //
 // An archive that is there stays while its recipe and the programs in it are
 // the same. With -check each image is unpacked from its archive and its check
@@ -59,6 +59,8 @@ type builder struct {
 	layers           map[string][]byte
 	// programs that were built, by name.
 	programs map[string]string
+	// registries to pull from first; nil for none.
+	registries *registries
 }
 
 func main() {
@@ -66,6 +68,7 @@ func main() {
 	out := flag.String("out", "", "folder for the archives")
 	base := flag.String("base", "", "folder with the archives that the cluster itself needs, such as the pause image")
 	only := flag.String("only", "", "comma-separated names of entries; all others stay away")
+	real := flag.Bool("pull", false, "use the registries' own images where a registry can be reached")
 	check := flag.Bool("check", false, "unpack each image and run its check")
 	flag.Parse()
 	if *out == "" {
@@ -81,6 +84,9 @@ func main() {
 	}
 	b := builder{here: root, work: filepath.Join(root, ".build"), base: *base,
 		layers: map[string][]byte{}, programs: map[string]string{}}
+	if *real {
+		b.registries = newRegistries()
+	}
 	if err := yaml.UnmarshalStrict(text, &b.recipes); err != nil {
 		fail(fmt.Errorf("images.yaml: %w", err))
 	}
@@ -141,6 +147,9 @@ func (b *builder) entry(image string) (entry, why string) {
 // provide builds the image unless it is there as the recipe now has it.
 func (b *builder) provide(name, entry, path string, check bool) (what string, err error) {
 	stamp := path + ".recipe"
+	if b.registries != nil && b.registries.reach(name) {
+		return b.pull(name, path, stamp)
+	}
 	key, err := b.key(name, entry)
 	if err != nil {
 		return "", err
@@ -166,6 +175,20 @@ func (b *builder) provide(name, entry, path string, check bool) (what string, er
 		err = os.WriteFile(stamp, []byte(key), 0o644)
 	}
 	return what, err
+}
+
+// pull gets the registry's own image, once.
+func (b *builder) pull(name, path, stamp string) (what string, err error) {
+	const pulled = "pulled\n"
+	have, _ := os.ReadFile(stamp) // None is as good as another.
+	if _, missing := os.Stat(path); missing == nil && string(have) == pulled {
+		return "present", nil
+	}
+	os.Remove(stamp)
+	if err := b.registries.pull(name, path); err != nil {
+		return "", err
+	}
+	return "pulled", os.WriteFile(stamp, []byte(pulled), 0o644)
 }
 
 // key stands for all that an image is made of: the recipes of its layers, and
