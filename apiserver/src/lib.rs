@@ -24,10 +24,12 @@ pub mod registry;
 pub mod request;
 pub mod respond;
 pub mod server;
+pub mod services;
 mod special;
 mod table;
 mod tls;
 pub mod verbs;
+pub mod webhook;
 
 pub use options::Config;
 pub use server::{Overrides, Server};

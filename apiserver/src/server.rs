@@ -39,7 +39,7 @@ use crate::registry::allocate::{AddressRange, PortRange, ServiceAllocator, Store
 use crate::registry::catalog::Catalog;
 use crate::registry::kinds::{self, Deps};
 use crate::verbs::{actions, reviews};
-use crate::{pipeline, tls};
+use crate::{pipeline, tls, webhook};
 
 /// History of the embedded store is kept so long: for watches that resume and for pages.
 const KEEP_HISTORY: Duration = Duration::from_secs(300);
@@ -95,6 +95,7 @@ impl Server {
         caches.set_catalog(Arc::new(catalog));
 
         let reader: Arc<dyn Reader> = caches.clone();
+        let webhooks = Arc::new(webhook::Client::new(reader.clone(), config.routing));
         let modes: Vec<&str> = config.authorization_modes.iter().map(String::as_str).collect();
         let (chain, rbac) = authorization::chain(&modes, &reader).map_err(|e| anyhow!(e))?;
         let authorizer = overrides.authorizer.unwrap_or_else(|| Arc::new(chain));
@@ -149,6 +150,7 @@ impl Server {
             root: config.store_prefix.clone(),
             actions: actions::all(issuer),
             kubelets: tls::kubelets(&config.kubelet)?,
+            webhooks,
             documents,
             discovery: Default::default(),
             openapi: Default::default(),
