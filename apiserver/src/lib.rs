@@ -7,6 +7,8 @@ pub mod authentication;
 pub mod authorization;
 mod bootstrap;
 pub mod cache;
+pub mod cel;
+
 mod compaction;
 mod discovery;
 mod drain;
