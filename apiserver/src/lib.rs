@@ -3,6 +3,7 @@
 
 pub mod admission;
 pub mod api;
+pub mod apiextensions;
 pub mod authentication;
 pub mod authorization;
 mod bootstrap;

@@ -51,7 +51,7 @@ impl Document {
 
 /// All documents of a catalog.
 struct Built {
-    catalog: usize,
+    catalog: u64,
     v2: Document,
     /// By path below `/openapi/v3/`: `api/v1`, `apis/apps/v1`.
     v3: BTreeMap<String, Document>,
@@ -65,7 +65,7 @@ pub(crate) struct OpenApi {
 
 impl OpenApi {
     async fn get(&self, catalog: Arc<Catalog>) -> Result<Arc<Built>, ApiError> {
-        let id = Arc::as_ptr(&catalog) as usize;
+        let id = catalog.id();
         if let Some(built) = self.built.lock().as_ref().filter(|b| b.catalog == id) {
             return Ok(built.clone());
         }
@@ -115,7 +115,8 @@ fn build(catalog: &Arc<Catalog>) -> Result<Built, ApiError> {
     // Needed here only, and megabytes of text.
     let descriptions = descriptions::all();
     let mut groups: BTreeMap<String, Vec<Arc<Served>>> = BTreeMap::new();
-    for served in catalog.rows() {
+    let compiled = || catalog.rows().iter().filter(|s| s.row.custom.is_none());
+    for served in compiled() {
         let path = match &*served.row.group {
             "" => format!("api/{}", served.row.version),
             group => format!("apis/{group}/{}", served.row.version),
@@ -134,12 +135,13 @@ fn build(catalog: &Arc<Catalog>) -> Result<Built, ApiError> {
         });
         v3.insert(path.clone(), document(&made)?);
     }
-    let (paths, definitions) = describe(catalog.rows(), Edition::V2, &descriptions);
+    let rows: Vec<Arc<Served>> = compiled().cloned().collect();
+    let (paths, definitions) = describe(&rows, Edition::V2, &descriptions);
     let v2 = document(&json!({
         "swagger": "2.0", "info": info(), "paths": paths, "definitions": definitions,
         "securityDefinitions": {"BearerToken": security()}, "security": [{"BearerToken": []}],
     }))?;
-    Ok(Built { catalog: Arc::as_ptr(catalog) as usize, v2, v3 })
+    Ok(Built { catalog: catalog.id(), v2, v3 })
 }
 
 fn info() -> Value {

@@ -73,10 +73,21 @@ pub(super) async fn matching(call: &Call, served: &Arc<Served>) -> Result<Page, 
     };
     let selected = |cached: &&Arc<Cached>| select.matches(cached, &cache.codec);
     if let Some(key) = select.only(served) {
-        page.objects.extend(cut.objects.get(&key).filter(selected).cloned());
+        let found: Vec<Arc<Cached>> = cut.objects.get(&key).cloned().into_iter().collect();
+        let found = served.bring(found).await?;
+        page.objects.extend(found.iter().filter(selected).cloned());
         return Ok(page);
     }
-    let mut range = cut.objects.range(&prefix, bound);
+    // What is selected shows only once it is in the version asked for.
+    let brought = match served.may_convert() {
+        true => {
+            let stored = cut.objects.range(&prefix, bound).cloned().collect();
+            Some(Tree::from_sorted(served.bring(stored).await?))
+        }
+        false => None,
+    };
+    let objects = brought.as_ref().unwrap_or(&cut.objects);
+    let mut range = objects.range(&prefix, bound);
     let mut last = None;
     for cached in range.by_ref() {
         if selected(&cached) {
@@ -221,7 +232,9 @@ fn itself(
     let items = items.map_err(|e| unreadable(&e))?;
     let size: usize = items.iter().map(|i| i.len() + 1).sum();
     let mut out = Vec::with_capacity(size + 256);
-    let mut list = JsonList::begin(api_version, kind, Some(&served.row.kind), meta, &mut out);
+    // Custom resources repeat their kind in lists.
+    let item_kind = served.row.custom.is_none().then_some(&*served.row.kind);
+    let mut list = JsonList::begin(api_version, kind, item_kind, meta, &mut out);
     items.iter().for_each(|item| list.item(item, &mut out));
     list.end(&mut out);
     json_or_yaml(wanted, out)

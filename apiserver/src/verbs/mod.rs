@@ -30,7 +30,8 @@ use http_body_util::combinators::UnsyncBoxBody;
 
 use crate::api::Api;
 use crate::gate::Authorized;
-use crate::negotiate::{self, Offer, Wanted};
+use crate::apiextensions::Custom;
+use crate::negotiate::{self, Encoding, Offer, Shape, Wanted};
 use crate::query::Query;
 use crate::registry::catalog::Served;
 use crate::registry::{Action, Verbs};
@@ -138,6 +139,31 @@ pub async fn handle(call: Call, body: RequestBody) -> Result<Response<Body>, Api
     let Some(served) = found.filter(|s| s.fits_path(&info.namespace)).cloned() else {
         return Ok(respond::text(404, "404 page not found\n"));
     };
+    let warning = served.row.custom.as_ref().and_then(Custom::version);
+    let warning = warning.and_then(|v| v.warning.clone());
+    if served.row.custom.is_some() && !info.verb.starts_with("delete") {
+        let wanted = call.wanted(Offer::Watch).or_else(|_| call.wanted(Offer::List));
+        let protobuf = wanted.is_ok_and(|w| w.encoding == Encoding::Protobuf && w.shape == Shape::Itself);
+        if protobuf && info.subresource != "scale" {
+            return Err(read::no_protobuf());
+        }
+    }
+    let answered = verb(call, served, body).await;
+    match warning {
+        Some(warning) => answered.map(|mut response| {
+            respond::warn(response.headers_mut(), &[warning]);
+            response
+        }),
+        None => answered,
+    }
+}
+
+async fn verb(
+    call: Call,
+    served: Arc<Served>,
+    body: RequestBody,
+) -> Result<Response<Body>, ApiError> {
+    let info = call.authorized.info();
     if !info.subresource.is_empty() {
         return subresource(call, served, body).await;
     }

@@ -9,6 +9,7 @@ pub mod cells;
 pub mod check;
 pub mod config;
 pub mod coordination;
+pub mod custom_resource_definitions;
 pub mod endpoints;
 pub mod events;
 pub mod namespaces;
@@ -84,6 +85,7 @@ pub fn all(schemas: &schema::Registry, deps: &Deps) -> Vec<Resource> {
     networking::rows(&mut rows);
     policy::rows(&mut rows);
     reviews::rows(&mut rows);
+    custom_resource_definitions::rows(&mut rows);
     rows.rows
 }
 

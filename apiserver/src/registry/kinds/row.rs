@@ -53,10 +53,12 @@ impl Row {
             categories: Vec::new(),
             namespaced: true,
             message,
+            custom: None,
             storage: Storage {
                 prefix: plural.into(),
                 version: (group.into(), version.into()),
                 ttl: None,
+                json: false,
             },
             strategy: Arc::new(super::Plain),
             columns: super::cells::named([super::cells::created_at_column()]),
@@ -83,6 +85,12 @@ impl Row {
         self
     }
 
+    /// In a category of its own.
+    pub fn category(mut self, name: &'static str) -> Self {
+        self.0.categories = vec![name.into()];
+        self
+    }
+
     /// In the category `all`.
     pub fn in_all(mut self) -> Self {
         self.0.categories = vec!["all".into()];
@@ -96,6 +104,12 @@ impl Row {
 
     pub fn stored_as(mut self, group: &'static str, version: &'static str) -> Self {
         self.0.storage.version = (group.into(), version.into());
+        self
+    }
+
+    /// Stored as JSON.
+    pub fn json(mut self) -> Self {
+        self.0.storage.json = true;
         self
     }
 
@@ -140,9 +154,9 @@ impl Row {
         self.0.subresources.push(Subresource {
             name: "scale",
             action: Action::Scale {
-                spec_replicas: "spec.replicas",
-                status_replicas: "status.replicas",
-                selector,
+                spec_replicas: "spec.replicas".into(),
+                status_replicas: "status.replicas".into(),
+                selector: selector.into(),
             },
         });
         self
