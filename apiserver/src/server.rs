@@ -18,7 +18,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::admission::lookup::Lookup;
-use crate::admission::plugins;
+use crate::admission::{self, Plugin, plugins};
 use crate::api::{Api, Identity, InFlight};
 use crate::authentication::bootstrap_token::BootstrapTokens;
 use crate::authentication::keys::{self, SigningKey, VerifyingKey};
@@ -122,7 +122,7 @@ impl Server {
             disable: config.disable_admission_plugins.clone(),
             not_ready_toleration_seconds: config.not_ready_toleration_seconds,
             unreachable_toleration_seconds: config.unreachable_toleration_seconds,
-            others: Vec::new(),
+            others: dynamic_admission(&caches, &webhooks, &authorizer),
         })?;
         if let Some(rbac) = rbac {
             plugins.push(Arc::new(escalation::Plugin::new(rbac, authorizer.clone())));
@@ -198,6 +198,7 @@ impl Server {
         {
             tasks.spawn(compaction::run(api.store.clone(), interval, shutdown.clone()));
         }
+        tasks.spawn(admission::policy::typecheck::run(api.clone(), shutdown.clone()));
         let advertised = SocketAddr::new(advertise(&config, address.ip()), address.port());
         let settings = bootstrap::Settings::new(&config, advertised);
         let bootstrapping = shutdown.clone();
@@ -238,6 +239,25 @@ impl Server {
         }
         Ok(())
     }
+}
+
+/// The plugins whose rules are objects.
+fn dynamic_admission(
+    caches: &Arc<Caches>,
+    client: &Arc<webhook::Client>,
+    authorizer: &Arc<dyn Authorizer>,
+) -> Vec<Arc<dyn Plugin>> {
+    let shared = Arc::new(admission::webhook::Shared {
+        caches: caches.clone(),
+        lookup: Lookup { reader: caches.clone(), live: Some(caches.clone()) },
+        client: client.clone(),
+        authorizer: authorizer.clone(),
+    });
+    vec![
+        Arc::new(admission::webhook::Mutating::new(shared.clone())),
+        Arc::new(admission::policy::ValidatingPolicies::new(shared.clone())),
+        Arc::new(admission::webhook::Validating::new(shared)),
+    ]
 }
 
 async fn open_store(

@@ -46,6 +46,15 @@ pub const POLICY_BUDGET: u64 = 10_000_000;
 /// Cost of all match conditions of one webhook, for one request.
 pub const MATCH_CONDITIONS_BUDGET: u64 = 2_500_000;
 
+/// Whether a name can be a variable's.
+pub fn is_identifier(name: &str) -> bool {
+    let fits = |c: char| c == '_' || c.is_ascii_alphanumeric();
+    !name.is_empty()
+        && !name.starts_with(|c: char| c.is_ascii_digit())
+        && name.chars().all(fits)
+        && !lexer::RESERVED.iter().chain(&lexer::KEYWORDS).any(|r| *r == name)
+}
+
 /// The property name that an identifier of an expression stands for: names that CEL does not take
 /// as identifiers are written escaped (upstream: `cel/escaping.go`).
 pub fn unescape(name: &str) -> Option<String> {

@@ -4,6 +4,8 @@
 //! Rules and messages are those of k8s.io/kubernetes `pkg/apis/*` (defaults, validation),
 //! `pkg/registry/*` (strategies) and `pkg/printers` (tables).
 
+mod admission_policies;
+pub mod admissionregistration;
 pub mod apps;
 pub mod cells;
 pub mod check;
@@ -84,6 +86,7 @@ pub fn all(schemas: &schema::Registry, deps: &Deps) -> Vec<Resource> {
     scheduling::rows(&mut rows);
     networking::rows(&mut rows);
     policy::rows(&mut rows);
+    admissionregistration::rows(&mut rows);
     reviews::rows(&mut rows);
     custom_resource_definitions::rows(&mut rows);
     rows.rows

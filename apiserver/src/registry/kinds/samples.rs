@@ -24,6 +24,7 @@ fn workload(mut spec: Value) -> Value {
 pub fn samples() -> Vec<Sample> {
     let mut list: Vec<Sample> = core();
     list.extend(groups());
+    list.extend(admission());
     list.extend(reviews());
     for (group, version, kind, object) in &mut list {
         object["apiVersion"] = apimachinery::gvk::api_version(group, version).into();
@@ -125,6 +126,30 @@ fn groups() -> Vec<Sample> {
             }),
         ),
         (NETWORKING, "v1", "ServiceCIDR", json!({"spec": {"cidrs": ["10.250.0.0/24"]}})),
+    ]
+}
+
+fn admission() -> Vec<Sample> {
+    // They match nothing that others write.
+    let rules = json!([{"operations": ["CREATE"], "apiGroups": ["sample.example.com"],
+        "apiVersions": ["v1"], "resources": ["samples"]}]);
+    let webhooks = json!({"webhooks": [{
+        "name": "sample.example.com", "sideEffects": "None", "admissionReviewVersions": ["v1"],
+        "clientConfig": {"url": "https://sample.example.com/"}, "rules": rules,
+    }]});
+    let of = |kind, object| ("admissionregistration.k8s.io", "v1", kind, object);
+    vec![
+        of("MutatingWebhookConfiguration", webhooks.clone()),
+        of("ValidatingWebhookConfiguration", webhooks),
+        of(
+            "ValidatingAdmissionPolicy",
+            json!({"spec": {"matchConstraints": {"resourceRules": rules},
+                "validations": [{"expression": "object.spec.replicas < 5"}]}}),
+        ),
+        of(
+            "ValidatingAdmissionPolicyBinding",
+            json!({"spec": {"policyName": "sample", "validationActions": ["Deny"]}}),
+        ),
     ]
 }
 
