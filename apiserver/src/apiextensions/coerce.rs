@@ -194,7 +194,11 @@ pub enum Malformed {
 }
 
 /// Makes `metadata` of a map what its type allows; unknown fields are dropped and named.
-fn object_meta(map: &mut Map, malformed: Malformed, unknown: &mut Vec<String>) -> Result<(), String> {
+fn object_meta(
+    map: &mut Map,
+    malformed: Malformed,
+    unknown: &mut Vec<String>,
+) -> Result<(), String> {
     let Some(metadata) = map.get("metadata") else { return Ok(()) };
     let registry = Registry::builtin();
     let Some(message) = registry.by_name(OBJECT_META) else { return Ok(()) };
@@ -274,7 +278,11 @@ pub fn embedded(
                     if let Some(value) = map.get(name).filter(|v| !v.is_string()) {
                         if malformed == Malformed::Refuse {
                             let at = path.child(name);
-                            return Err(FieldError::invalid(&at, value.clone(), "must be a string"));
+                            return Err(FieldError::invalid(
+                                &at,
+                                value.clone(),
+                                "must be a string",
+                            ));
                         }
                         map.remove(name);
                     }
@@ -343,8 +351,16 @@ mod tests {
         let unknown = prune(&mut object, &schema);
         assert_eq!(
             unknown,
-            ["other", "spec.free.a.b", "spec.inner.spec.a", "spec.inner.status", "spec.list[1].b",
-             "spec.map.k.b", "spec.open.closed.b", "spec.unknown"]
+            [
+                "other",
+                "spec.free.a.b",
+                "spec.inner.spec.a",
+                "spec.inner.status",
+                "spec.list[1].b",
+                "spec.map.k.b",
+                "spec.open.closed.b",
+                "spec.unknown"
+            ]
         );
         assert_eq!(
             object,
@@ -375,8 +391,10 @@ mod tests {
                 json!({"a": null, "n": null, "gone": null, "m": {"b": 1}, "l": [{}, {"c": false}]}),
                 json!({"a": "x", "n": null, "m": {"b": 1}, "l": [{"c": true}, {"c": false}]}),
             ),
-            (json!({"am": {"k": null}, "a": "y", "n": "z", "m": {}}),
-             json!({"am": {"k": 7}, "a": "y", "n": "z", "m": {"b": 5}})),
+            (
+                json!({"am": {"k": null}, "a": "y", "n": "z", "m": {}}),
+                json!({"am": {"k": 7}, "a": "y", "n": "z", "m": {"b": 5}}),
+            ),
         ];
         for (mut object, want) in cases {
             drop_nulls(&mut object, Some(&schema));

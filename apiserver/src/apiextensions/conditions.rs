@@ -181,15 +181,14 @@ fn non_structural(crd: &Value) -> Option<Condition> {
             }
         }
     }
-    (!errors.is_empty())
-        .then(|| condition(KIND, "True", "Violations", field::aggregate(&errors)))
+    (!errors.is_empty()).then(|| condition(KIND, "True", "Violations", field::aggregate(&errors)))
 }
 
 /// Whether a group is upstream's own.
 pub fn is_protected(group: &str) -> bool {
-    ["k8s.io", "kubernetes.io"].iter().any(|own| {
-        group == *own || group.strip_suffix(own).is_some_and(|rest| rest.ends_with('.'))
-    })
+    ["k8s.io", "kubernetes.io"]
+        .iter()
+        .any(|own| group == *own || group.strip_suffix(own).is_some_and(|rest| rest.ends_with('.')))
 }
 
 /// What an annotation says of a group's approval.
@@ -348,8 +347,13 @@ mod tests {
             }
             let done = plan(&crd, &[&crd], NOW).expect("a status");
             let said = find(&done, "KubernetesAPIApprovalPolicyConformant").expect("a condition");
-            assert_eq!((said["status"].as_str(), said["reason"].as_str()), (Some(status), Some(reason)));
+            assert_eq!(
+                (said["status"].as_str(), said["reason"].as_str()),
+                (Some(status), Some(reason))
+            );
         }
-        assert!(is_protected("k8s.io") && is_protected("a.kubernetes.io") && !is_protected("ak8s.io"));
+        assert!(
+            is_protected("k8s.io") && is_protected("a.kubernetes.io") && !is_protected("ak8s.io")
+        );
     }
 }

@@ -227,8 +227,7 @@ impl Controller {
             fields: Vec::new(),
             custom: Some(definition.clone()),
         };
-        let prefix =
-            format!("{}/{}/{}/", self.api.root, definition.group, definition.names.plural);
+        let prefix = format!("{}/{}/{}/", self.api.root, definition.group, definition.names.plural);
         let cache = Cache::new(self.api.store.clone(), prefix, codec);
         let stop = self.stop_caches.child_token();
         self.tasks.spawn(cache.clone().run(stop.clone()));
@@ -252,7 +251,11 @@ async fn write_status(api: &Arc<Api>, crd: &Value) -> Option<Value> {
         // The newer state comes as an event.
         Err(ApiError::Conflict { .. }) => None,
         Err(error) => {
-            tracing::warn!(crd = object::name(crd), error = error.message(), "cannot write a status");
+            tracing::warn!(
+                crd = object::name(crd),
+                error = error.message(),
+                "cannot write a status"
+            );
             None
         }
     }
@@ -299,13 +302,16 @@ impl Cleanup {
     }
 
     async fn read(&self) -> Option<Value> {
-        let url =
-            format!("/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{}", self.name);
+        let url = format!("/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{}", self.name);
         match pipeline::local(&self.api, Method::GET, &url, None).await {
             Ok(crd) => Some(crd),
             Err(ApiError::NotFound { .. }) => None,
             Err(error) => {
-                tracing::warn!(crd = self.name, error = error.message(), "cannot read a definition");
+                tracing::warn!(
+                    crd = self.name,
+                    error = error.message(),
+                    "cannot read a definition"
+                );
                 None
             }
         }
@@ -320,7 +326,8 @@ impl Cleanup {
             Err(reason) => Step::ongoing("InstanceDeletionFailed", reason),
             Ok(0) => Step::last("InstanceDeletionCompleted", "removed all instances".to_owned()),
             Ok(_) if late => {
-                let text = "could not confirm zero CustomResources remaining: context deadline exceeded";
+                let text =
+                    "could not confirm zero CustomResources remaining: context deadline exceeded";
                 Step::ongoing("InstanceDeletionCheck", text.to_owned())
             }
             Ok(left) => {

@@ -95,7 +95,9 @@ fn shown_kind(object: &Value) -> String {
 fn read_answer(answer: &Value, version: &str, uid: &str) -> Result<Vec<Value>, String> {
     let text = |path: &[&str]| object::str_at(answer, path).to_owned();
     let expected = format!("apiextensions.k8s.io/{version}");
-    if version == "v1" && (text(&["apiVersion"]) != expected || text(&["kind"]) != "ConversionReview") {
+    if version == "v1"
+        && (text(&["apiVersion"]) != expected || text(&["kind"]) != "ConversionReview")
+    {
         return Err(format!(
             "expected webhook response of {expected}, Kind=ConversionReview, got {}",
             shown_kind(answer)
@@ -258,20 +260,44 @@ mod tests {
         };
         let cases: Vec<(Value, Result<(), &str>)> = vec![
             (with(&|_| {}), Ok(())),
-            (answer(json!({"result": {"status": "Failure", "message": "no way"}})),
-             Err("conversion webhook for g/v1, Kind=K failed: no way")),
-            (answer(json!({"result": {"status": "Failure"}})),
-             Err("conversion webhook for g/v1, Kind=K failed: response.result.status was 'Failure', not 'Success'")),
-            (answer(json!({"uid": "other"})),
-             Err("conversion webhook for g/v1, Kind=K failed: expected response.uid=\"r\", got \"other\"")),
-            (answer(json!({"result": {"status": "Success"}})),
-             Err("conversion webhook for g/v1, Kind=K returned 0 objects, expected 1")),
-            (with(&|o| o["apiVersion"] = "g/v3".into()),
-             Err("conversion webhook for g/v1, Kind=K returned invalid object at index 0: invalid groupVersion (expected g/v2, received g/v3)")),
-            (with(&|o| o["metadata"]["name"] = "b".into()),
-             Err("conversion webhook for g/v1, Kind=K returned invalid object: must have the same name: a != b")),
-            (with(&|o| o["metadata"]["labels"] = json!({"a": 1})),
-             Err("conversion webhook for g/v1, Kind=K returned invalid metadata: metadata.labels[a] must be a string, but is int64 in converted object")),
+            (
+                answer(json!({"result": {"status": "Failure", "message": "no way"}})),
+                Err("conversion webhook for g/v1, Kind=K failed: no way"),
+            ),
+            (
+                answer(json!({"result": {"status": "Failure"}})),
+                Err(
+                    "conversion webhook for g/v1, Kind=K failed: response.result.status was 'Failure', not 'Success'",
+                ),
+            ),
+            (
+                answer(json!({"uid": "other"})),
+                Err(
+                    "conversion webhook for g/v1, Kind=K failed: expected response.uid=\"r\", got \"other\"",
+                ),
+            ),
+            (
+                answer(json!({"result": {"status": "Success"}})),
+                Err("conversion webhook for g/v1, Kind=K returned 0 objects, expected 1"),
+            ),
+            (
+                with(&|o| o["apiVersion"] = "g/v3".into()),
+                Err(
+                    "conversion webhook for g/v1, Kind=K returned invalid object at index 0: invalid groupVersion (expected g/v2, received g/v3)",
+                ),
+            ),
+            (
+                with(&|o| o["metadata"]["name"] = "b".into()),
+                Err(
+                    "conversion webhook for g/v1, Kind=K returned invalid object: must have the same name: a != b",
+                ),
+            ),
+            (
+                with(&|o| o["metadata"]["labels"] = json!({"a": 1})),
+                Err(
+                    "conversion webhook for g/v1, Kind=K returned invalid metadata: metadata.labels[a] must be a string, but is int64 in converted object",
+                ),
+            ),
         ];
         for (response, want) in cases {
             let hook = Hook {

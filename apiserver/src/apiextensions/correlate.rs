@@ -20,7 +20,7 @@ pub fn item<'a>(schema: &Schema, item: &Value, old: Option<&'a Value>) -> Option
         let default = || items?.properties.get(name)?.default.clone();
         item.get(name).cloned().or_else(default)
     };
-    old?.as_array()?.iter().find(|before| {
-        schema.list_keys.iter().all(|name| key(before, name) == key(item, name))
-    })
+    old?.as_array()?
+        .iter()
+        .find(|before| schema.list_keys.iter().all(|name| key(before, name) == key(item, name)))
 }

@@ -5,12 +5,12 @@ use std::borrow::Cow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use apimachinery::Value;
 use apimachinery::codec::{DecodeError, Decoded, FieldValidation};
 use apimachinery::field::Path;
 use apimachinery::gvk::api_version;
 use apimachinery::object::{self, bool_at, get, list_at, str_at};
 use apimachinery::patch::apply::Typing;
-use apimachinery::Value;
 use jiff::Timestamp;
 use serde_json::json;
 
@@ -117,15 +117,22 @@ fn is_true(crd: &Value, kind: &str) -> bool {
 /// What a definition's resources are served by: another `spec` or other names make other rows.
 pub fn same_resources(a: &Value, b: &Value) -> bool {
     let part = |v: &Value, path: &[&str]| get(v, path).cloned().unwrap_or_default();
-    [&["metadata", "uid"][..], &["spec"], &["status", "acceptedNames"], &["status", "storedVersions"]]
-        .iter()
-        .all(|path| part(a, path) == part(b, path))
+    [
+        &["metadata", "uid"][..],
+        &["spec"],
+        &["status", "acceptedNames"],
+        &["status", "storedVersions"],
+    ]
+    .iter()
+    .all(|path| part(a, path) == part(b, path))
 }
 
 impl Definition {
     /// Reads a definition; a schema that cannot be read is none.
     pub fn read(crd: Arc<Value>, converter: &Arc<dyn Converter>) -> Self {
-        let names = Names::read(crd.get("status").and_then(|s| s.get("acceptedNames")).unwrap_or(&Value::Null));
+        let names = Names::read(
+            crd.get("status").and_then(|s| s.get("acceptedNames")).unwrap_or(&Value::Null),
+        );
         let group = str_at(&crd, &["spec", "group"]).to_owned();
         let versions: Vec<Version> = list_at(&crd, &["spec", "versions"])
             .iter()

@@ -95,7 +95,9 @@ pub fn holds(format: &str, text: &str) -> bool {
         "rgbcolor" => matches(&RGB_COLOR, text),
         "byte" => base64::engine::general_purpose::STANDARD.decode(text).is_ok(),
         "date" => text.len() == 10 && text.parse::<jiff::civil::Date>().is_ok(),
-        "duration" => crate::pipeline::go_duration(text).is_some() || matches(&DURATION, text.trim()),
+        "duration" => {
+            crate::pipeline::go_duration(text).is_some() || matches(&DURATION, text.trim())
+        }
         "datetime" => is_date_time(text),
         "k8sshortname" => apimachinery::names::dns1123_label(text).is_empty(),
         "k8slongname" => apimachinery::names::dns1123_subdomain(text).is_empty(),

@@ -14,7 +14,11 @@ enum Step {
     Every,
     /// The field wherever it is below.
     Below(String),
-    Range { start: Option<i64>, end: Option<i64>, step: i64 },
+    Range {
+        start: Option<i64>,
+        end: Option<i64>,
+        step: i64,
+    },
     Index(i64),
     Filter(Filter),
     /// Several fields at once.
@@ -87,7 +91,9 @@ impl Step {
             Self::Range { start, end, step } => {
                 let items = value.as_array().map(Vec::as_slice).unwrap_or_default();
                 let bound = |at: Option<i64>, or: usize| match at {
-                    Some(at) => place(at, items.len()).unwrap_or(if at < 0 { 0 } else { items.len() }),
+                    Some(at) => {
+                        place(at, items.len()).unwrap_or(if at < 0 { 0 } else { items.len() })
+                    }
                     None => or,
                 };
                 let (from, to) = (bound(*start, 0), bound(*end, items.len()));

@@ -5,7 +5,7 @@
 use std::collections::HashMap;
 
 use apimachinery::codec::{FieldValidation, Schema as Message, json};
-use apimachinery::field::{self, ErrorList, FieldError, Path};
+use apimachinery::field::{ErrorList, FieldError, Path};
 use apimachinery::schema::Registry;
 use apimachinery::{Map, Value, meta, names, object};
 
@@ -19,9 +19,9 @@ pub fn duplicates(value: &Value, schema: &Schema, path: &Path, errors: &mut Erro
                 Some("set") => {
                     let again = repeated(items.iter().map(Value::to_string));
                     errors.extend(
-                        again.into_iter().map(|i| {
-                            FieldError::duplicate(&path.index(i), items[i].clone())
-                        }),
+                        again
+                            .into_iter()
+                            .map(|i| FieldError::duplicate(&path.index(i), items[i].clone())),
                     );
                 }
                 Some("map") => keyed(items, schema, path, errors),
@@ -70,9 +70,10 @@ fn keyed(items: &[Value], schema: &Schema, path: &Path, errors: &mut ErrorList) 
     let keys: Vec<Value> = items
         .iter()
         .map(|item| {
-            let pairs = schema.list_keys.iter().filter_map(|key| {
-                item.get(key).map(|value| (key.clone(), value.clone()))
-            });
+            let pairs = schema
+                .list_keys
+                .iter()
+                .filter_map(|key| item.get(key).map(|value| (key.clone(), value.clone())));
             Value::Object(pairs.collect::<Map>())
         })
         .collect();
@@ -118,8 +119,10 @@ fn resource(map: &Map, path: &Path, errors: &mut ErrorList) {
             Some(Value::String(text)) if name == "kind" => {
                 let messages = names::dns1035_label(&text.to_lowercase());
                 if !messages.is_empty() {
-                    let text_of =
-                        format!("may have mixed case, but should otherwise match: {}", messages.join(","));
+                    let text_of = format!(
+                        "may have mixed case, but should otherwise match: {}",
+                        messages.join(",")
+                    );
                     errors.push(FieldError::invalid(&at, text.as_str(), text_of));
                 }
             }
@@ -141,7 +144,8 @@ fn resource(map: &Map, path: &Path, errors: &mut ErrorList) {
     match json::decode(Message { registry, message }, &text, FieldValidation::Ignore) {
         Err(error) => errors.push(FieldError::invalid(&at, metadata.clone(), error.to_string())),
         Ok(decoded) => {
-            let mut holder = Value::Object(Map::from_iter([("metadata".to_owned(), decoded.object)]));
+            let mut holder =
+                Value::Object(Map::from_iter([("metadata".to_owned(), decoded.object)]));
             if object::name(&holder).is_empty() {
                 object::set_name(&mut holder, "fakename");
             }
@@ -150,11 +154,6 @@ fn resource(map: &Map, path: &Path, errors: &mut ErrorList) {
             errors.extend(meta::validate_object_meta(&holder, namespaced, rule, &at));
         }
     }
-}
-
-/// One text of several errors, for where upstream puts them into another.
-pub fn text(errors: &[FieldError]) -> String {
-    field::aggregate(errors)
 }
 
 #[cfg(test)]
@@ -175,10 +174,7 @@ mod tests {
         let mut errors = ErrorList::new();
         duplicates(&value, &schema, &Path::new(""), &mut errors);
         let texts: Vec<String> = errors.iter().map(ToString::to_string).collect();
-        assert_eq!(
-            texts,
-            [r#"m[2]: Duplicate value: {"k":"x"}"#, r#"s[2]: Duplicate value: "a""#]
-        );
+        assert_eq!(texts, [r#"m[2]: Duplicate value: {"k":"x"}"#, r#"s[2]: Duplicate value: "a""#]);
     }
 
     #[test]

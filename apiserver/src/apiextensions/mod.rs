@@ -3,8 +3,8 @@
 //! takes them out.
 
 mod coerce;
-pub mod controller;
 pub mod conditions;
+pub mod controller;
 mod convert;
 mod correlate;
 mod definition;
@@ -78,11 +78,36 @@ impl Custom {
     /// # Errors
     /// A webhook should have done it before.
     pub fn to_storage(&self, object: &mut Value) -> Result<(), DecodeError> {
-        match self.definition.versions.iter().position(|v| v.name == self.definition.storage_version())
+        match self
+            .definition
+            .versions
+            .iter()
+            .position(|v| v.name == self.definition.storage_version())
         {
             Some(storage) => self.definition.to_version(object, storage),
             None => Ok(()),
         }
+    }
+
+    /// An object of any version of the definition in this one.
+    ///
+    /// # Errors
+    /// As the webhook fails.
+    pub async fn convert(&self, mut object: Value) -> Result<Value, ApiError> {
+        let wanted = self.definition.api_version(self.version);
+        match &self.definition.conversion {
+            Conversion::Webhook(hook) if object::str_at(&object, &["apiVersion"]) != wanted => {
+                let uid = uuid::Uuid::new_v4().to_string();
+                let converted = hook.convert(&[object], &wanted, &uid).await.map_err(failed)?;
+                object = converted.into_iter().next().unwrap_or_default();
+                self.definition.settle(&mut object).map_err(|e| failed(e.to_string()))?;
+            }
+            _ => self
+                .definition
+                .to_version(&mut object, self.version)
+                .map_err(|e| ApiError::Internal(e.to_string()))?,
+        }
+        Ok(object)
     }
 
     /// An object on its way to the store, in the version that is stored, where a webhook
@@ -187,9 +212,7 @@ pub(crate) fn row(custom: Custom) -> Resource {
         short_names: texts(&definition.names.short),
         categories: texts(&definition.names.categories),
         namespaced: definition.namespaced,
-        message: Registry::builtin()
-            .by_name(partial)
-            .unwrap_or(apimachinery::schema::MessageId(0)),
+        message: Registry::builtin().by_name(partial).unwrap_or(apimachinery::schema::MessageId(0)),
         storage: Storage {
             prefix: text(&format!("{}/{}", definition.group, definition.names.plural)),
             version: (text(&definition.group), text(definition.storage_version())),

@@ -9,7 +9,9 @@ use apimachinery::field::{ErrorKind, ErrorList, FieldError, Path};
 
 use super::correlate;
 use super::schema::{Rule, Schema};
-use crate::cel::{Activation, Budget, Env, EvalError, PER_CALL_LIMIT, Program, Structure, Type, Val};
+use crate::cel::{
+    Activation, Budget, Env, EvalError, PER_CALL_LIMIT, Program, Structure, Type, Val,
+};
 
 /// Cost of all rules of one object.
 const BUDGET: u64 = 10_000_000;
@@ -94,14 +96,18 @@ fn type_of(schema: &Schema, resource: bool, name: &str) -> Option<Type> {
                 fields.insert("apiVersion".to_owned(), Type::String);
                 fields.insert("kind".to_owned(), Type::String);
                 let metadata = ["name", "generateName"].map(|n| (n.to_owned(), Type::String));
-                let metadata =
-                    Record { name: format!("{name}.metadata"), fields: metadata.into() };
+                let metadata = Record { name: format!("{name}.metadata"), fields: metadata.into() };
                 fields.insert("metadata".to_owned(), Type::Object(Arc::new(metadata)));
             }
             Type::Object(Arc::new(Record { name: name.to_owned(), fields }))
         }
         _ => return None,
     })
+}
+
+/// The type of a whole resource.
+pub fn resource_type(schema: &Schema) -> Option<Type> {
+    type_of(schema, true, "object")
 }
 
 /// A rule that does not compile.
@@ -409,7 +415,13 @@ impl Checker {
     }
 }
 
-fn failed(compiled: &Compiled, node: &Node, path: &Path, new: &Value, detail: String) -> FieldError {
+fn failed(
+    compiled: &Compiled,
+    node: &Node,
+    path: &Path,
+    new: &Value,
+    detail: String,
+) -> FieldError {
     let path = match &compiled.path {
         Some(below) => path.child(below.as_str()),
         None => path.clone(),
@@ -467,8 +479,8 @@ pub fn field_path<'a>(
             }
             let (token, after) = after.split_once(']').ok_or_else(ended)?;
             let quoted = token.strip_prefix('\'').and_then(|t| t.strip_suffix('\''));
-            let inside = quoted
-                .ok_or_else(|| format!("expected single quoted string but got {token}"))?;
+            let inside =
+                quoted.ok_or_else(|| format!("expected single quoted string but got {token}"))?;
             name = inside.replace("\\'", "'").replace("\\\\", "\\");
             rest = after;
         } else {
@@ -497,8 +509,11 @@ mod tests {
     fn check(props: Value, new: Value, old: Option<Value>) -> Vec<String> {
         let schema = Schema::read(&json!({"type": "object", "properties": {"spec": props}}));
         let rules = Rules::new(&schema.expect("a schema")).expect("rules");
-        let errors = rules.check(&Path::new(""), &json!({"spec": new}),
-            old.map(|old| json!({"spec": old})).as_ref());
+        let errors = rules.check(
+            &Path::new(""),
+            &json!({"spec": new}),
+            old.map(|old| json!({"spec": old})).as_ref(),
+        );
         errors.iter().map(ToString::to_string).collect()
     }
 
@@ -511,27 +526,39 @@ mod tests {
         };
         let order = with(json!({"rule": "self.min <= self.max"}));
         assert_eq!(check(order.clone(), json!({"min": 1, "max": 2}), None), none);
-        assert_eq!(check(order.clone(), json!({"min": 3, "max": 2}), None),
-            ["spec: Invalid value: failed rule: self.min <= self.max"]);
-        assert_eq!(check(order.clone(), json!({"min": 3}), None),
-            [r#"spec: Invalid value: "object": no such key: max evaluating rule: self.min <= self.max"#]);
+        assert_eq!(
+            check(order.clone(), json!({"min": 3, "max": 2}), None),
+            ["spec: Invalid value: failed rule: self.min <= self.max"]
+        );
+        assert_eq!(
+            check(order.clone(), json!({"min": 3}), None),
+            [
+                r#"spec: Invalid value: "object": no such key: max evaluating rule: self.min <= self.max"#
+            ]
+        );
         // What was so before may stay.
         let bad = json!({"min": 3, "max": 2});
         assert_eq!(check(order, bad.clone(), Some(bad)), none);
         let fixed = with(json!({"rule": "self.at == oldSelf.at", "message": "is fixed",
             "fieldPath": ".at", "reason": "FieldValueForbidden"}));
         assert_eq!(check(fixed.clone(), json!({"at": "a"}), None), none);
-        assert_eq!(check(fixed, json!({"at": "a"}), Some(json!({"at": "b"}))),
-            ["spec.at: Forbidden: is fixed"]);
-        let told = with(json!({"rule": "self.min > 5", "messageExpression": "'not ' + string(self.min)"}));
+        assert_eq!(
+            check(fixed, json!({"at": "a"}), Some(json!({"at": "b"}))),
+            ["spec.at: Forbidden: is fixed"]
+        );
+        let told =
+            with(json!({"rule": "self.min > 5", "messageExpression": "'not ' + string(self.min)"}));
         assert_eq!(check(told, json!({"min": 3}), None), ["spec: Invalid value: not 3"]);
     }
 
     #[test]
     fn rules_that_do_not_compile_are_found() {
-        let schema = |rule: &str| Schema::read(&json!({"type": "object",
+        let schema = |rule: &str| {
+            Schema::read(&json!({"type": "object",
             "x-kubernetes-validations": [{"rule": rule}],
-            "properties": {"a": {"type": "string"}}})).expect("a schema");
+            "properties": {"a": {"type": "string"}}}))
+            .expect("a schema")
+        };
         assert!(compile(&schema("self.a == 'x'"), false).0.is_empty());
         assert_eq!(compile(&schema("self.a == oldSelf.a"), false).1, [true]);
         for wrong in ["self.b == 'x'", "self.a", "self.a =="] {

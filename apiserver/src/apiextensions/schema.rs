@@ -111,7 +111,8 @@ impl Schema {
         }
         let preserve = get(props, &["x-kubernetes-preserve-unknown-fields"]);
         if preserve == Some(&Value::Bool(false)) {
-            let text = "internal error: 'x-kubernetes-preserve-unknown-fields' must be true or undefined";
+            let text =
+                "internal error: 'x-kubernetes-preserve-unknown-fields' must be true or undefined";
             return Err(text.to_owned());
         }
         let mut properties = BTreeMap::new();
@@ -205,11 +206,7 @@ impl Schema {
             || self.one_of.iter().any(|s| s.any(is))
             || self.not.as_deref().is_some_and(|s| s.any(is))
             || self.properties.values().any(|s| s.any(is))
-            || self
-                .additional
-                .as_ref()
-                .and_then(|a| a.schema.as_deref())
-                .is_some_and(|s| s.any(is))
+            || self.additional.as_ref().and_then(|a| a.schema.as_deref()).is_some_and(|s| s.any(is))
     }
 }
 

@@ -31,8 +31,10 @@ impl Main {
     }
 
     fn type_meta(&self, object: &Value) -> ErrorList {
-        let wanted =
-            [("kind", self.definition.names.kind.clone()), ("apiVersion", self.definition.api_version(self.version))];
+        let wanted = [
+            ("kind", self.definition.names.kind.clone()),
+            ("apiVersion", self.definition.api_version(self.version)),
+        ];
         let mut errors = ErrorList::new();
         for (field, wanted) in wanted {
             let found = object::str_at(object, &[field]);
@@ -93,7 +95,13 @@ impl Main {
         }
     }
 
-    fn rules(&self, version: &Version, object: &Value, old: Option<&Value>, errors: &mut ErrorList) {
+    fn rules(
+        &self,
+        version: &Version,
+        object: &Value,
+        old: Option<&Value>,
+        errors: &mut ErrorList,
+    ) {
         let Some(compiled) = &version.rules else { return };
         match rules::blocked(errors) {
             Some(error) => errors.push(error),
@@ -145,7 +153,8 @@ fn scale_status(object: &Value, scale: &Scale, errors: &mut ErrorList) {
     let Some(selector) = &scale.selector else { return };
     let steps: Vec<&str> = selector.split('.').collect();
     if object::get(object, &steps).is_some_and(|v| !v.is_string()) {
-        let text = format!(".{selector} accessor error: is not of the type string, expected string");
+        let text =
+            format!(".{selector} accessor error: is not of the type string, expected string");
         errors.push(FieldError::invalid(&Path::new(&format!(".{selector}")), "", text));
     }
 }

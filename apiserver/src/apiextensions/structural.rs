@@ -93,7 +93,8 @@ fn metadata(schema: &Schema, level: Level, path: &Path, errors: &mut ErrorList) 
     let resource = level == Level::Root || schema.embedded;
     let properties = path.child("properties");
     for name in ["kind", "apiVersion"] {
-        if let Some(property) = schema.properties.get(name).filter(|p| resource && p.ty != "string") {
+        if let Some(property) = schema.properties.get(name).filter(|p| resource && p.ty != "string")
+        {
             let at = properties.key(name).child("type");
             errors.push(FieldError::invalid(&at, property.ty.as_str(), "must be string"));
         }
@@ -343,22 +344,42 @@ mod tests {
         let object = |properties: Value| json!({"type": "object", "properties": properties});
         assert_eq!(errors(object(json!({"a": {"type": "string"}}))), none);
         assert_eq!(errors(json!({})), ["s.type: Required value: must not be empty at the root"]);
-        assert_eq!(errors(json!({"type": "array", "items": {"type": "string"}})),
-            [r#"s.type: Invalid value: "array": must be object at the root"#]);
-        assert_eq!(errors(object(json!({"a": {}}))),
-            ["s.properties[a].type: Required value: must not be empty for specified object fields"]);
-        assert_eq!(errors(object(json!({"a": {"type": "array"}}))),
-            ["s.properties[a].items: Required value: must be specified"]);
-        assert_eq!(errors(object(json!({"a": {"x-kubernetes-int-or-string": true,
-            "anyOf": [{"type": "integer"}, {"type": "string"}]}}))), none);
-        assert_eq!(errors(object(json!({"a": {"type": "string", "anyOf": [{"type": "string"}]}}))),
-            ["s.properties[a].anyOf[0].type: Forbidden: must be empty to be structural"]);
-        assert_eq!(errors(json!({"type": "object", "allOf": [{"properties": {"b": {"minLength": 1}}}]})),
-            ["s.properties[b]: Required value: because it is defined in s.allOf[0].properties[b]"]);
-        assert_eq!(errors(object(json!({"metadata": {"type": "object", "properties": {
-            "name": {"type": "string", "pattern": "^a"}}}}))), none);
-        assert_eq!(errors(object(json!({"metadata": {"type": "object", "properties": {
-            "labels": {"type": "object"}}}}))).len(), 1);
+        assert_eq!(
+            errors(json!({"type": "array", "items": {"type": "string"}})),
+            [r#"s.type: Invalid value: "array": must be object at the root"#]
+        );
+        assert_eq!(
+            errors(object(json!({"a": {}}))),
+            ["s.properties[a].type: Required value: must not be empty for specified object fields"]
+        );
+        assert_eq!(
+            errors(object(json!({"a": {"type": "array"}}))),
+            ["s.properties[a].items: Required value: must be specified"]
+        );
+        assert_eq!(
+            errors(object(json!({"a": {"x-kubernetes-int-or-string": true,
+            "anyOf": [{"type": "integer"}, {"type": "string"}]}}))),
+            none
+        );
+        assert_eq!(
+            errors(object(json!({"a": {"type": "string", "anyOf": [{"type": "string"}]}}))),
+            ["s.properties[a].anyOf[0].type: Forbidden: must be empty to be structural"]
+        );
+        assert_eq!(
+            errors(json!({"type": "object", "allOf": [{"properties": {"b": {"minLength": 1}}}]})),
+            ["s.properties[b]: Required value: because it is defined in s.allOf[0].properties[b]"]
+        );
+        assert_eq!(
+            errors(object(json!({"metadata": {"type": "object", "properties": {
+            "name": {"type": "string", "pattern": "^a"}}}}))),
+            none
+        );
+        assert_eq!(
+            errors(object(json!({"metadata": {"type": "object", "properties": {
+            "labels": {"type": "object"}}}})))
+            .len(),
+            1
+        );
         assert_eq!(errors(object(json!({"a": {"type": "string", "pattern": "("}}))).len(), 1);
     }
 
@@ -375,7 +396,9 @@ mod tests {
         assert_eq!(check(json!({"type": "integer", "default": "x"})),
             [r#"s.properties[a].default: Invalid value: "string": s.properties[a].default in body must be of type integer: "string""#]
                 .map(|s| s.replace("s.properties[a].default in body", " in body")));
-        assert_eq!(check(json!({"type": "object", "default": {"b": 1}})),
-            [r#"s.properties[a].default: Invalid value: {"b":1}: must not have unknown fields"#]);
+        assert_eq!(
+            check(json!({"type": "object", "default": {"b": 1}})),
+            [r#"s.properties[a].default: Invalid value: {"b":1}: must not have unknown fields"#]
+        );
     }
 }

@@ -181,14 +181,19 @@ mod tests {
                 "args": {"type": "array", "items": {"type": "string"}}}}}}));
         let types = Types::new(&schema.expect("a schema"));
         let typing = Typing::Schema(types.typed());
-        let object = |spec: serde_json::Value| {
-            json!({"apiVersion": "g/v1", "kind": "K", "metadata": {"name": "a"}, "spec": spec})
+        let object = |spec: serde_json::Value| json!({"apiVersion": "g/v1", "kind": "K", "metadata": {"name": "a"}, "spec": spec});
+        let by = |name| Manager {
+            name,
+            subresource: "",
+            api_version: "g/v1",
+            now: "2026-01-01T00:00:00Z",
         };
-        let by = |name| Manager { name, subresource: "", api_version: "g/v1", now: "2026-01-01T00:00:00Z" };
-        let first = object(json!({"ports": [{"name": "a", "port": 1}], "args": ["x"], "free": {"b": 1}}));
+        let first =
+            object(json!({"ports": [{"name": "a", "port": 1}], "args": ["x"], "free": {"b": 1}}));
         let live = apply_typed(typing, None, &first, &by("one"), false, &[]).expect("applied");
         let second = object(json!({"ports": [{"name": "b", "port": 2}], "free": {"c": 2}}));
-        let live = apply_typed(typing, Some(&live), &second, &by("two"), false, &[]).expect("applied");
+        let live =
+            apply_typed(typing, Some(&live), &second, &by("two"), false, &[]).expect("applied");
         assert_eq!(
             live["spec"],
             json!({"ports": [{"name": "a", "port": 1}, {"name": "b", "port": 2}], "args": ["x"],

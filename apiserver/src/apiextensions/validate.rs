@@ -57,8 +57,11 @@ impl At<'_> {
     }
 
     fn wrong_type(&self, wanted: &str, value: impl Into<Value>, shown: &str) -> FieldError {
-        let text =
-            format!("{} in body must be of type {wanted}: {}", self.path, apimachinery::field::quote(shown));
+        let text = format!(
+            "{} in body must be of type {wanted}: {}",
+            self.path,
+            apimachinery::field::quote(shown)
+        );
         FieldError::type_invalid(&self.field(), value, text)
     }
 
@@ -179,7 +182,11 @@ fn string(schema: &Schema, text: &str, at: &At<'_>) -> Outcome {
 
 /// A bound as Go prints it.
 fn shown(bound: f64) -> String {
-    if bound.fract() == 0.0 && bound.abs() < 1e21 { format!("{bound:.0}") } else { bound.to_string() }
+    if bound.fract() == 0.0 && bound.abs() < 1e21 {
+        format!("{bound:.0}")
+    } else {
+        bound.to_string()
+    }
 }
 
 fn number(schema: &Schema, value: &Value, at: &At<'_>) -> Outcome {
@@ -210,8 +217,7 @@ fn number(schema: &Schema, value: &Value, at: &At<'_>) -> Outcome {
     if let Some(max) = schema.maximum
         && beyond(max, schema.exclusive_maximum, 1.0)
     {
-        let than =
-            if schema.exclusive_maximum { "less than" } else { "less than or equal to" };
+        let than = if schema.exclusive_maximum { "less than" } else { "less than or equal to" };
         all.add(at.invalid(value.clone(), &format!("should be {than} {}", shown(max))));
     }
     all
@@ -381,7 +387,8 @@ mod tests {
         let none: [&str; 0] = [];
         let int = json!({"type": "integer", "minimum": 1, "maximum": 5, "multipleOf": 2});
         let text = json!({"type": "string", "minLength": 2, "maxLength": 4, "pattern": "^a"});
-        let list = json!({"type": "array", "minItems": 1, "maxItems": 2, "items": {"type": "string"}});
+        let list =
+            json!({"type": "array", "minItems": 1, "maxItems": 2, "items": {"type": "string"}});
         let map = json!({"type": "object", "minProperties": 1, "maxProperties": 2,
             "additionalProperties": {"type": "integer"}});
         let object = json!({"type": "object", "required": ["a", "b"],
@@ -389,23 +396,53 @@ mod tests {
         let cases: &[(&Value, Value, &[&str])] = &[
             (&int, json!(4), &none),
             (&int, json!(4.0), &none),
-            (&int, json!("4"), &[r#"f: Invalid value: "string": f in body must be of type integer: "string""#]),
-            (&int, json!(null), &[r#"f: Invalid value: "null": f in body must be of type integer: "null""#]),
-            (&int, json!(0), &["f: Invalid value: 0: f in body should be greater than or equal to 1"]),
+            (
+                &int,
+                json!("4"),
+                &[r#"f: Invalid value: "string": f in body must be of type integer: "string""#],
+            ),
+            (
+                &int,
+                json!(null),
+                &[r#"f: Invalid value: "null": f in body must be of type integer: "null""#],
+            ),
+            (
+                &int,
+                json!(0),
+                &["f: Invalid value: 0: f in body should be greater than or equal to 1"],
+            ),
             (&int, json!(6), &["f: Invalid value: 6: f in body should be less than or equal to 5"]),
             (&int, json!(3), &["f: Invalid value: 3: f in body should be a multiple of 2"]),
             (&text, json!("abc"), &none),
-            (&text, json!("a"), &[r#"f: Invalid value: "a": f in body should be at least 2 chars long"#]),
+            (
+                &text,
+                json!("a"),
+                &[r#"f: Invalid value: "a": f in body should be at least 2 chars long"#],
+            ),
             (&text, json!("abcde"), &["f: Too long: may not be more than 4 bytes"]),
             (&text, json!("bc"), &[r#"f: Invalid value: "bc": f in body should match '^a'"#]),
             (&list, json!(["a"]), &none),
             (&list, json!([]), &["f: Invalid value: 0: f in body should have at least 1 items"]),
             (&list, json!(["a", "b", "c"]), &["f: Too many: 3: must have at most 2 items"]),
-            (&list, json!([1]), &[r#"f[0]: Invalid value: "integer": f[0] in body must be of type string: "integer""#]),
+            (
+                &list,
+                json!([1]),
+                &[
+                    r#"f[0]: Invalid value: "integer": f[0] in body must be of type string: "integer""#,
+                ],
+            ),
             (&map, json!({"k": 1}), &none),
-            (&map, json!({}), &["f: Invalid value: 0: f in body should have at least 1 properties"]),
+            (
+                &map,
+                json!({}),
+                &["f: Invalid value: 0: f in body should have at least 1 properties"],
+            ),
             (&map, json!({"a": 1, "b": 2, "c": 3}), &["f: Too many: 3: must have at most 2 items"]),
-            (&map, json!({"k": "x"}), &[r#"f.k: Invalid value: "string": f.k in body must be of type integer: "string""#]),
+            (
+                &map,
+                json!({"k": "x"}),
+                &[r#"f.k: Invalid value: "string": f.k in body must be of type integer: "string""#],
+            ),
             (&object, json!({"a": "x", "b": 1}), &none),
             (&object, json!({}), &["f.a: Required value", "f.b: Required value"]),
         ];
@@ -428,11 +465,19 @@ mod tests {
         assert_eq!(errors(one.clone(), json!("abcd")), none);
         assert_eq!(
             errors(one.clone(), json!("ab")),
-            [r#"<nil>: Invalid value: "": "f" must validate one and only one schema (oneOf). Found 2 valid alternatives"#]
+            [
+                r#"<nil>: Invalid value: "": "f" must validate one and only one schema (oneOf). Found 2 valid alternatives"#
+            ]
         );
         assert_eq!(errors(one, json!("bbbb")).len(), 2);
-        assert_eq!(errors(not, json!("x")), [r#"<nil>: Invalid value: "": "f" must not validate the schema (not)"#]);
-        assert_eq!(errors(choice, json!("c")), [r#"f: Unsupported value: "c": supported values: "a", "b""#]);
+        assert_eq!(
+            errors(not, json!("x")),
+            [r#"<nil>: Invalid value: "": "f" must not validate the schema (not)"#]
+        );
+        assert_eq!(
+            errors(choice, json!("c")),
+            [r#"f: Unsupported value: "c": supported values: "a", "b""#]
+        );
     }
 
     #[test]

@@ -29,8 +29,8 @@ use http::{HeaderMap, Response};
 use http_body_util::combinators::UnsyncBoxBody;
 
 use crate::api::Api;
-use crate::gate::Authorized;
 use crate::apiextensions::Custom;
+use crate::gate::Authorized;
 use crate::negotiate::{self, Encoding, Offer, Shape, Wanted};
 use crate::query::Query;
 use crate::registry::catalog::Served;
@@ -143,7 +143,8 @@ pub async fn handle(call: Call, body: RequestBody) -> Result<Response<Body>, Api
     let warning = warning.and_then(|v| v.warning.clone());
     if served.row.custom.is_some() && !info.verb.starts_with("delete") {
         let wanted = call.wanted(Offer::Watch).or_else(|_| call.wanted(Offer::List));
-        let protobuf = wanted.is_ok_and(|w| w.encoding == Encoding::Protobuf && w.shape == Shape::Itself);
+        let protobuf =
+            wanted.is_ok_and(|w| w.encoding == Encoding::Protobuf && w.shape == Shape::Itself);
         if protobuf && info.subresource != "scale" {
             return Err(read::no_protobuf());
         }

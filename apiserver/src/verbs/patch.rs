@@ -257,8 +257,7 @@ fn apply_config(
     };
     let force = input.force.unwrap_or(false);
     let typing = served.typing();
-    let mut merged =
-        apply::apply_typed(typing, live, &config, &manager, force, update.reset)?;
+    let mut merged = apply::apply_typed(typing, live, &config, &manager, force, update.reset)?;
     served.canonicalize(&mut merged).map_err(|e| ApiError::Internal(e.to_string()))?;
     Ok(merged)
 }

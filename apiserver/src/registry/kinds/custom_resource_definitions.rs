@@ -10,8 +10,8 @@ use apimachinery::{Value, names};
 use serde_json::json;
 
 use super::cells::{column, named};
-use super::row::Rows;
 use super::keep;
+use super::row::Rows;
 use crate::apiextensions::conditions::{self, Approval};
 use crate::registry::{Context, Strategy};
 
@@ -100,7 +100,11 @@ impl Strategy for Definitions {
         let name = object::name(object);
         if name != required {
             let at = Path::new("metadata").child("name");
-            errors.push(FieldError::invalid(&at, name, "must be spec.names.plural+\".\"+spec.group"));
+            errors.push(FieldError::invalid(
+                &at,
+                name,
+                "must be spec.names.plural+\".\"+spec.group",
+            ));
         }
         let options = spec::Options { ca_bundles: false, ..spec::Options::default() };
         whole(object, None, &options, &mut errors);
@@ -148,9 +152,9 @@ impl Strategy for Definitions {
     }
 
     fn begin_deletion(&self, object: &mut Value) {
-        let text = "CustomResourceDefinition marked for deletion; CustomResource deletion will begin soon";
-        let pending =
-            conditions::terminating("True", "InstanceDeletionPending", text.to_owned());
+        let text =
+            "CustomResourceDefinition marked for deletion; CustomResource deletion will begin soon";
+        let pending = conditions::terminating("True", "InstanceDeletionPending", text.to_owned());
         let now = object::deletion_timestamp(object).to_owned();
         conditions::set(object, &pending, &now);
     }

@@ -85,12 +85,6 @@ impl Row {
         self
     }
 
-    /// In a category of its own.
-    pub fn category(mut self, name: &'static str) -> Self {
-        self.0.categories = vec![name.into()];
-        self
-    }
-
     /// In the category `all`.
     pub fn in_all(mut self) -> Self {
         self.0.categories = vec!["all".into()];

@@ -52,9 +52,8 @@ fn within(props: &Value) -> Vec<(String, &Value)> {
     for name in ["not", "additionalProperties", "additionalItems", "items"] {
         match get(props, &[name]) {
             Some(inner @ Value::Object(_)) => found.push((name.to_owned(), inner)),
-            Some(Value::Array(list)) => found.extend(
-                list.iter().enumerate().map(|(i, inner)| (format!("{name}[{i}]"), inner)),
-            ),
+            Some(Value::Array(list)) => found
+                .extend(list.iter().enumerate().map(|(i, inner)| (format!("{name}[{i}]"), inner))),
             _ => {}
         }
     }
@@ -75,7 +74,9 @@ pub fn has_odd_type(props: &Value) -> bool {
 pub fn is_granular_set(props: &Value) -> bool {
     str_at(props, &["x-kubernetes-list-type"]) == "set"
         && match str_at(props, &["items", "type"]) {
-            "array" => !matches!(str_at(props, &["items", "x-kubernetes-list-type"]), "" | "atomic"),
+            "array" => {
+                !matches!(str_at(props, &["items", "x-kubernetes-list-type"]), "" | "atomic")
+            }
             "object" => str_at(props, &["items", "x-kubernetes-map-type"]) != "atomic",
             _ => false,
         }
@@ -198,17 +199,12 @@ struct Walk<'a> {
 }
 
 impl Walk<'_> {
-    fn check(
-        &self,
-        props: &Value,
-        path: &Path,
-        errors: &mut ErrorList,
-        of_rules: &mut ErrorList,
-    ) {
+    fn check(&self, props: &Value, path: &Path, errors: &mut ErrorList, of_rules: &mut ErrorList) {
         let before = errors.len();
         self.standard(props, path, errors);
         if bool_at(props, &["uniqueItems"]) {
-            let text = "uniqueItems cannot be set to true since the runtime complexity becomes quadratic";
+            let text =
+                "uniqueItems cannot be set to true since the runtime complexity becomes quadratic";
             errors.push(FieldError::forbidden(&path.child("uniqueItems"), text));
         }
         let has_properties = map(props, "properties").next().is_some();

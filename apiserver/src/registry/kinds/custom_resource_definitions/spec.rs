@@ -3,10 +3,10 @@
 
 use std::collections::BTreeSet;
 
+use apimachinery::Value;
 use apimachinery::field::{ErrorList, FieldError, Path};
 use apimachinery::names::{dns1035_label, dns1123_subdomain};
 use apimachinery::object::{bool_at, get, int_at, list_at, str_at};
-use apimachinery::Value;
 
 use super::schemas;
 use crate::apiextensions::conditions;
@@ -37,7 +37,7 @@ pub struct Options {
     /// Bundles of certificates must hold certificates.
     pub ca_bundles: bool,
     /// Versions that may keep too many selectable fields.
-    many_fields: BTreeSet<String>,
+    pub many_fields: BTreeSet<String>,
 }
 
 impl Default for Options {
@@ -112,8 +112,7 @@ pub fn check(crd: &Value, options: &Options, errors: &mut ErrorList) {
     let fields = shared(versions, "selectableFields", &at, "selectableFields");
     for (i, version) in versions.iter().enumerate() {
         let has = get(version, &["schema", "openAPIV3Schema"]).is_some();
-        let path =
-            at.child("versions").index(i).child("schema").child("openAPIV3Schema");
+        let path = at.child("versions").index(i).child("schema").child("openAPIV3Schema");
         if options.schemas && !has {
             errors.push(FieldError::required(&path, ""));
         } else if !has && !keeps && bool_at(version, &["served"]) {
@@ -165,9 +164,8 @@ pub fn check(crd: &Value, options: &Options, errors: &mut ErrorList) {
         }
     }
     names(own, &at.child("names"), errors);
-    let any_status = versions
-        .iter()
-        .any(|v| v.pointer("/subresources/status").is_some_and(|s| !s.is_null()));
+    let any_status =
+        versions.iter().any(|v| v.pointer("/subresources/status").is_some_and(|s| !s.is_null()));
     if let Some(value) = schema.value {
         schemas::check(Some(value), any_status, options, &schema.at, errors);
     }
@@ -454,7 +452,10 @@ fn webhook_url(text: &str, at: &Path, errors: &mut ErrorList) {
 fn webhook_service(service: &Value, at: &Path, errors: &mut ErrorList) {
     for name in ["name", "namespace"] {
         if str_at(service, &[name]).is_empty() {
-            errors.push(FieldError::required(&at.child(name), &*format!("service {name} is required")));
+            errors.push(FieldError::required(
+                &at.child(name),
+                &*format!("service {name} is required"),
+            ));
         }
     }
     if let Some(port) = int_at(service, &["port"]).filter(|p| !(1..=65535).contains(p)) {
