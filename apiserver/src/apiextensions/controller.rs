@@ -16,6 +16,7 @@ use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use super::Custom;
 use super::conditions::{self, CLEANUP, Condition};
 use super::convert::{Converter, Webhooks};
 use super::definition::{Definition, same_resources};
@@ -48,6 +49,8 @@ impl State {
 struct Running {
     definition: Arc<Definition>,
     rows: Vec<Arc<Served>>,
+    /// The version that is stored, which need not be served.
+    stored: Arc<Served>,
     /// Ends its cache.
     stop: CancellationToken,
 }
@@ -160,12 +163,9 @@ impl Controller {
             let held = object::finalizers(crd).any(|f| f == CLEANUP);
             let uid = object::uid(crd).to_owned();
             if deleted && held && self.cleaning.insert(uid.clone()) {
-                let served = self.running.get(object::name(crd)).map(|r| r.rows.clone());
-                let cleanup = Cleanup {
-                    api: self.api.clone(),
-                    name: object::name(crd).to_owned(),
-                    rows: served.unwrap_or_default(),
-                };
+                let served = self.running.get(object::name(crd)).map(|r| r.stored.clone());
+                let cleanup =
+                    Cleanup { api: self.api.clone(), name: object::name(crd).to_owned(), served };
                 let (cleaned, done) = (self.cleaned.clone(), self.done.clone());
                 let shutdown = self.shutdown.clone();
                 self.tasks.spawn(async move {
@@ -183,7 +183,7 @@ impl Controller {
 
     /// Makes the catalog that of these definitions.
     fn serve(&mut self, crds: &[Arc<Value>]) {
-        let mut changed = false;
+        let (mut changed, mut ending) = (false, Vec::new());
         let established: BTreeMap<&str, &Arc<Value>> = crds
             .iter()
             .filter(|crd| conditions::is_true(crd, "Established"))
@@ -194,7 +194,7 @@ impl Controller {
                 .get(name.as_str())
                 .is_some_and(|crd| same_resources(&running.definition.source, crd));
             if !stays {
-                running.stop.cancel();
+                ending.push(running.stop.clone());
                 changed = true;
             }
             stays
@@ -215,6 +215,8 @@ impl Controller {
             let catalog = self.api.catalog().with_custom(rows);
             self.api.caches.set_catalog(Arc::new(catalog));
         }
+        // Who comes now finds the new rows; who watches the old ones is to come again.
+        ending.iter().for_each(CancellationToken::cancel);
         while self.tasks.try_join_next().is_some() {}
     }
 
@@ -231,11 +233,13 @@ impl Controller {
         let cache = Cache::new(self.api.store.clone(), prefix, codec);
         let stop = self.stop_caches.child_token();
         self.tasks.spawn(cache.clone().run(stop.clone()));
-        let rows = definition.versions.iter().enumerate().filter(|(_, v)| v.served);
-        let rows = rows
-            .map(|(i, _)| Arc::new(Served::custom(definition.clone(), i, cache.clone())))
-            .collect();
-        Running { definition, rows, stop }
+        let row = |i| Arc::new(Served::custom(definition.clone(), i, cache.clone()));
+        let served = definition.versions.iter().enumerate().filter(|(_, v)| v.served);
+        let rows: Vec<Arc<Served>> = served.map(|(i, _)| row(i)).collect();
+        let is_stored = |s: &&Arc<Served>| s.row.custom.as_ref().is_some_and(Custom::is_stored);
+        let stored = rows.iter().find(is_stored).cloned();
+        let stored = stored.unwrap_or_else(|| row(definition.storage()));
+        Running { definition, rows, stored, stop }
     }
 }
 
@@ -265,7 +269,8 @@ async fn write_status(api: &Arc<Api>, crd: &Value) -> Option<Value> {
 struct Cleanup {
     api: Arc<Api>,
     name: String,
-    rows: Vec<Arc<Served>>,
+    /// `None`: it never was in service.
+    served: Option<Arc<Served>>,
 }
 
 impl Cleanup {
@@ -318,7 +323,7 @@ impl Cleanup {
     }
 
     async fn step(&self, crd: &Value, late: bool) -> Step {
-        let Some(served) = self.rows.first() else {
+        let Some(served) = &self.served else {
             let text = "resource was never established".to_owned();
             return Step::last("NeverEstablished", text);
         };
@@ -340,12 +345,13 @@ impl Cleanup {
     }
 
     /// Deletes the objects, namespace by namespace, and says how many remain.
-    async fn delete_all(&self, served: &Served) -> Result<usize, String> {
+    async fn delete_all(&self, served: &Arc<Served>) -> Result<usize, String> {
         let root = format!("/apis/{}", served.api_version);
         let plural = &served.row.plural;
         let listed = async || -> Result<Vec<Value>, String> {
             let url = format!("{root}/{plural}");
-            match pipeline::local(&self.api, Method::GET, &url, None).await {
+            let served = Some(served.clone());
+            match pipeline::local_on(&self.api, served, Method::GET, &url, None).await {
                 Ok(list) => Ok(list_at(&list, &["items"]).to_vec()),
                 Err(error) => Err(format!("could not list instances: {}", error.message())),
             }
@@ -361,7 +367,9 @@ impl Cleanup {
                 "" => format!("{root}/{plural}"),
                 namespace => format!("{root}/namespaces/{namespace}/{plural}"),
             };
-            if let Err(error) = pipeline::local(&self.api, Method::DELETE, &url, None).await {
+            let deleting =
+                pipeline::local_on(&self.api, Some(served.clone()), Method::DELETE, &url, None);
+            if let Err(error) = deleting.await {
                 return Err(format!("could not issue all deletes: {}", error.message()));
             }
         }

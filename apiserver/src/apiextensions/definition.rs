@@ -187,6 +187,11 @@ impl Definition {
         self.versions.get(self.storage).map_or("", |v| v.name.as_str())
     }
 
+    /// The index of the version that is stored.
+    pub fn storage(&self) -> usize {
+        self.storage
+    }
+
     pub fn is_storage(&self, version: usize) -> bool {
         self.storage == version
     }

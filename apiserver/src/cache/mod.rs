@@ -296,7 +296,7 @@ impl Cache {
             () = shutdown.cancelled() => {}
             () = feeding => {}
         }
-        self.state.write().watchers.close_all();
+        self.state.write().watchers.end();
     }
 
     /// Replaces the state by a list from the store.
