@@ -10,6 +10,7 @@ use component::leader::LeaderFlags;
 use ipnet::IpNet;
 
 use crate::controllers::ipam::Range;
+use crate::known::Choice;
 use crate::unsupported::Unsupported;
 
 #[derive(Clone, Debug, clap::Parser)]
@@ -52,7 +53,7 @@ pub struct Options {
     pub cluster_signing_key_file: Option<PathBuf>,
     /// Controllers to run: `*`, names, or `-name` to leave one out
     #[arg(long, value_delimiter = ',', default_value = "*", allow_hyphen_values = true)]
-    pub controllers: Vec<String>,
+    pub controllers: Vec<Choice>,
     #[command(flatten)]
     pub leader: LeaderFlags,
     /// URL of the API server, over what the kubeconfig says
@@ -132,12 +133,14 @@ impl Options {
 
     /// Whether a controller is to run.
     pub fn enabled(&self, name: &str) -> bool {
+        debug_assert!(matches!(name.parse(), Ok(Choice::Run(known)) if known == name), "{name}");
         let mut enabled = false;
-        for entry in &self.controllers {
-            match entry.strip_prefix('-') {
-                Some(left_out) if left_out == name => return false,
-                Some(_) => {}
-                None => enabled |= entry == "*" || entry == name,
+        for choice in &self.controllers {
+            match choice {
+                Choice::LeaveOut(left_out) if *left_out == name => return false,
+                Choice::LeaveOut(_) => {}
+                Choice::All => enabled = true,
+                Choice::Run(chosen) => enabled |= *chosen == name,
             }
         }
         enabled
@@ -185,6 +188,7 @@ mod tests {
             ("--feature-gates=X=true", "--feature-gates=X=true: not supported"),
             ("--concurent-gc-syncs=20", "unknown flag: --concurent-gc-syncs"),
             ("--node-monitor-period=5", "missing unit in duration"),
+            ("--controllers=*,jobs", "\"jobs\" is not in the list of known controllers"),
         ] {
             let error = parse(&[arg]).expect_err(arg);
             assert!(error.contains(wanted), "{error}");
