@@ -120,11 +120,11 @@ impl Cluster {
         kill_and_wait(process["pid"].as_i64().context("a pid")?)
     }
 
-    /// Kills the process of a further node.
+    /// The process of a further node.
     ///
     /// # Errors
-    /// It does not run.
-    pub fn kill_node(&self, node: &str) -> anyhow::Result<()> {
+    /// Processes cannot be listed.
+    pub fn node_process(&self, node: &str) -> anyhow::Result<Option<i64>> {
         let netns = format!("{}-{node}", self.settings.name);
         let is_it = |pid: &i64| {
             let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
@@ -133,7 +133,15 @@ impl Cluster {
         };
         let all = std::fs::read_dir("/proc")?.flatten();
         let mut pids = all.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-        kill_and_wait(pids.find(is_it).with_context(|| format!("{node} does not run"))?)
+        Ok(pids.find(is_it))
+    }
+
+    /// Kills the process of a further node.
+    ///
+    /// # Errors
+    /// It does not run.
+    pub fn kill_node(&self, node: &str) -> anyhow::Result<()> {
+        kill_and_wait(self.node_process(node)?.with_context(|| format!("{node} does not run"))?)
     }
 
     /// Stops the cluster and removes all of it.

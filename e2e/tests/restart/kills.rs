@@ -133,6 +133,7 @@ fn survive(cluster: &Cluster, arguments: &[&str]) -> anyhow::Result<()> {
 #[test]
 fn a_killed_cluster_on_the_embedded_store_comes_back() -> anyhow::Result<()> {
     Cluster::purge()?;
+    let others = spaces()?;
     let arguments = ["--nodes", "2"];
     let cluster = Cluster::start(&arguments)?;
     survive(&cluster, &arguments)?;
@@ -154,7 +155,27 @@ fn a_killed_cluster_on_the_embedded_store_comes_back() -> anyhow::Result<()> {
     after.retain(|pod, _| before.contains_key(pod));
     ensure!(after == before, "the same containers: {after:?}, before: {before:?}");
     drop(ns);
-    Cluster::purge()
+
+    // Nothing stays of pods whose containerd is dead when the cluster is removed.
+    cluster.kill()?;
+    eventually("a further node ends with the first", SOON, || {
+        ensure!(cluster.node_process("node-2")?.is_none(), "it runs");
+        Ok(())
+    })?;
+    for node in ["node", "node-2"] {
+        cluster.kill_containerd(node)?;
+    }
+    Cluster::purge()?;
+    let left = spaces()?;
+    ensure!(left.is_subset(&others), "left behind: {:?}", left.difference(&others));
+    Ok(())
+}
+
+/// The network namespaces of pods.
+fn spaces() -> anyhow::Result<BTreeSet<String>> {
+    let all = std::fs::read_dir("/run/netns").into_iter().flatten().flatten();
+    let names = all.map(|entry| entry.file_name().to_string_lossy().into_owned());
+    Ok(names.filter(|name| name.starts_with("cni-")).collect())
 }
 
 /// etcd on the loopback of the cluster's network namespace.
