@@ -24,6 +24,8 @@ use crate::up::{NodeRecord, Record};
 
 /// How long a process may take to end well.
 const GRACE: Duration = Duration::from_secs(30);
+/// How long a containerd may take to recover its pods.
+const RECOVERY: Duration = Duration::from_secs(10);
 /// How long a pod may take to be taken down.
 const POD_GRACE: Duration = Duration::from_secs(20);
 
@@ -151,7 +153,15 @@ async fn remove_pods(socket: &Path) -> anyhow::Result<()> {
     let endpoint = tonic::transport::Endpoint::from_static("http://containerd");
     let channel = endpoint.connect_with_connector(connector).await.context("containerd")?;
     let mut cri = RuntimeServiceClient::new(channel);
-    let sandboxes = cri.list_pod_sandbox(ListPodSandboxRequest::default()).await?.into_inner();
+    // One that has just been started answers before it knows its pods.
+    let deadline = Instant::now() + RECOVERY;
+    let sandboxes = loop {
+        match cri.list_pod_sandbox(ListPodSandboxRequest::default()).await {
+            Ok(answer) => break answer.into_inner(),
+            Err(error) if Instant::now() > deadline => return Err(error.into()),
+            Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+        }
+    };
     let removals = sandboxes.items.into_iter().map(|sandbox| {
         let mut cri = cri.clone();
         tokio::time::timeout(POD_GRACE, async move {
