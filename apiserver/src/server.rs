@@ -116,6 +116,7 @@ impl Server {
             reader,
             live: Some(caches.clone()),
             authorizer: authorizer.clone(),
+            quotas: Some(caches.clone()),
             clock: clock.clone(),
             enable: config.enable_admission_plugins.clone(),
             disable: config.disable_admission_plugins.clone(),

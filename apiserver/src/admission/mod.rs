@@ -1,6 +1,7 @@
 //! What may be written: plugins that change or refuse objects on their way to the store.
 
 pub mod certificates;
+pub mod limit_ranger;
 pub mod lookup;
 pub mod namespace_lifecycle;
 pub mod node_restriction;
@@ -9,6 +10,7 @@ pub mod plugins;
 pub mod pod_security;
 pub mod pods;
 pub mod priority;
+pub mod resource_quota;
 pub mod runtime_class;
 pub mod service_account;
 pub mod storage;

@@ -16,7 +16,7 @@ mod select;
 mod tunnel;
 mod update;
 mod watch;
-mod write;
+pub(crate) mod write;
 
 use std::sync::Arc;
 

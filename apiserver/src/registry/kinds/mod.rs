@@ -5,12 +5,15 @@
 //! `pkg/registry/*` (strategies) and `pkg/printers` (tables).
 
 pub mod apps;
+pub mod batch;
 pub mod cells;
 pub mod check;
 pub mod config;
 pub mod coordination;
 pub mod endpoints;
 pub mod events;
+pub mod ingress;
+pub mod limits;
 pub mod namespaces;
 pub mod networking;
 pub mod nodes;
@@ -23,6 +26,8 @@ pub mod reviews;
 pub mod row;
 pub mod scheduling;
 pub mod services;
+pub mod storage;
+pub mod volumes;
 
 #[cfg(test)]
 mod corpus;
@@ -75,13 +80,18 @@ pub fn all(schemas: &schema::Registry, deps: &Deps) -> Vec<Resource> {
     services::rows(&mut rows, deps);
     endpoints::rows(&mut rows);
     config::rows(&mut rows);
+    limits::rows(&mut rows);
+    volumes::rows(&mut rows);
     events::rows(&mut rows, deps);
     coordination::rows(&mut rows);
     apps::rows(&mut rows, deps);
     replication::rows(&mut rows, deps);
+    batch::rows(&mut rows, deps);
     rbac::rows(&mut rows);
     scheduling::rows(&mut rows);
     networking::rows(&mut rows);
+    ingress::rows(&mut rows);
+    storage::rows(&mut rows);
     policy::rows(&mut rows);
     reviews::rows(&mut rows);
     rows.rows

@@ -24,6 +24,8 @@ fn workload(mut spec: Value) -> Value {
 pub fn samples() -> Vec<Sample> {
     let mut list: Vec<Sample> = core();
     list.extend(groups());
+    list.extend(jobs());
+    list.extend(storage());
     list.extend(reviews());
     for (group, version, kind, object) in &mut list {
         object["apiVersion"] = apimachinery::gvk::api_version(group, version).into();
@@ -49,6 +51,21 @@ fn core() -> Vec<Sample> {
             "Endpoints",
             json!({"subsets": [
             {"addresses": [{"ip": "10.0.0.1"}], "ports": [{"port": 80}]}]}),
+        ),
+        v1("LimitRange", json!({"spec": {"limits": [{"type": "Container", "max": {"cpu": "2"}}]}})),
+        v1("ResourceQuota", json!({"spec": {"hard": {"count/samples.example.com": "5"}}})),
+        v1(
+            "PersistentVolume",
+            json!({"spec": {
+                "accessModes": ["ReadWriteOnce"], "capacity": {"storage": "1Gi"},
+                "hostPath": {"path": "/sample"},
+            }}),
+        ),
+        v1(
+            "PersistentVolumeClaim",
+            json!({"spec": {
+                "accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}},
+            }}),
         ),
         v1("ConfigMap", json!({"data": {"key": "value"}})),
         v1("Secret", json!({"data": {"key": "dmFsdWU="}})),
@@ -124,7 +141,54 @@ fn groups() -> Vec<Sample> {
                 "spec": {"parentRef": {"resource": "services", "namespace": "default", "name": "sample"}},
             }),
         ),
+        (
+            NETWORKING,
+            "v1",
+            "Ingress",
+            json!({"spec": {"defaultBackend": {"service":
+                {"name": "sample", "port": {"number": 80}}}}}),
+        ),
+        (NETWORKING, "v1", "IngressClass", json!({"spec": {"controller": "example.com/ingress"}})),
+        (NETWORKING, "v1", "NetworkPolicy", json!({"spec": {"podSelector": {}}})),
         (NETWORKING, "v1", "ServiceCIDR", json!({"spec": {"cidrs": ["10.250.0.0/24"]}})),
+    ]
+}
+
+fn jobs() -> Vec<Sample> {
+    let mut template = template();
+    template["spec"]["restartPolicy"] = "Never".into();
+    let job = json!({"template": template});
+    vec![
+        ("batch", "v1", "Job", json!({"spec": job})),
+        (
+            "batch",
+            "v1",
+            "CronJob",
+            json!({"spec": {"schedule": "0 0 * * *", "jobTemplate": {"spec": job}}}),
+        ),
+    ]
+}
+
+fn storage() -> Vec<Sample> {
+    let v1 = |kind, object| ("storage.k8s.io", "v1", kind, object);
+    vec![
+        v1("StorageClass", json!({"provisioner": "example.com/sample"})),
+        v1(
+            "VolumeAttachment",
+            json!({"spec": {"attacher": "driver.example.com", "nodeName": "sample",
+                "source": {"persistentVolumeName": "sample"}}}),
+        ),
+        v1(
+            "CSINode",
+            json!({"spec": {"drivers": [{"name": "driver.example.com", "nodeID": "sample",
+                "topologyKeys": ["example.com/zone"]}]}}),
+        ),
+        v1("CSIDriver", json!({"spec": {"attachRequired": false}})),
+        v1("CSIStorageCapacity", json!({"storageClassName": "sample", "capacity": "1Gi"})),
+        v1(
+            "VolumeAttributesClass",
+            json!({"driverName": "driver.example.com", "parameters": {"iops": "100"}}),
+        ),
     ]
 }
 
