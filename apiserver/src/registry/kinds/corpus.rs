@@ -79,7 +79,7 @@ fn create(row: &Resource, sent: &Value) -> Result<Value, Vec<String>> {
     }
     errors.extend(row.strategy.validate(&context(), &object));
     if errors.is_empty() {
-        return Ok(object);
+        return Ok(read_back(row, object));
     }
     Err(texts(&errors))
 }
@@ -138,9 +138,21 @@ fn update(row: &Resource, case: &Value) -> Result<Value, Vec<String>> {
     strategy.prepare_for_update(&context, &mut object, &old);
     codec::canonicalize(schema, &mut object).unwrap();
     match strategy.validate_update(&context, &object, &old) {
-        errors if errors.is_empty() => Ok(object),
+        errors if errors.is_empty() => Ok(read_back(row, object)),
         errors => Err(texts(&errors)),
     }
+}
+
+/// What is read of an object that was stored in another version.
+fn read_back(row: &Resource, mut object: Value) -> Value {
+    let (group, version) = &row.storage.version;
+    if (group, version) != (&row.group, &row.version) {
+        row.strategy.to_storage(&mut object);
+        row.strategy.to_served(&mut object);
+        let schema = Schema { registry: schema::Registry::builtin(), message: row.message };
+        codec::canonicalize(schema, &mut object).unwrap();
+    }
+    object
 }
 
 /// A JSON merge patch.

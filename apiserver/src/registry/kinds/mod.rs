@@ -5,13 +5,17 @@
 //! `pkg/registry/*` (strategies) and `pkg/printers` (tables).
 
 pub mod apps;
+pub mod autoscaling;
 pub mod batch;
 pub mod cells;
+pub mod certificates;
 pub mod check;
 pub mod config;
 pub mod coordination;
+pub mod devices;
 pub mod endpoints;
 pub mod events;
+pub mod flowcontrol;
 pub mod ingress;
 pub mod limits;
 pub mod namespaces;
@@ -92,6 +96,10 @@ pub fn all(schemas: &schema::Registry, deps: &Deps) -> Vec<Resource> {
     networking::rows(&mut rows);
     ingress::rows(&mut rows);
     storage::rows(&mut rows);
+    autoscaling::rows(&mut rows);
+    certificates::rows(&mut rows);
+    flowcontrol::rows(&mut rows);
+    devices::rows(&mut rows);
     policy::rows(&mut rows);
     reviews::rows(&mut rows);
     rows.rows

@@ -7,6 +7,14 @@ use serde_json::json;
 /// Group, version and kind, and an object without namespace (the test chooses one).
 pub type Sample = (&'static str, &'static str, &'static str, Value);
 
+/// A certificate request, signed by a key that nobody has.
+const REQUEST: &str = "LS0tLS1CRUdJTiBDRVJUSUZJQ0FURSBSRVFVRVNULS0tLS0KTUlIS01ITUNBUUF3RVRFUE1BMEdBMVVFQXd3R2My\
+    RnRjR3hsTUZrd0V3WUhLb1pJemowQ0FRWUlLb1pJemowRApBUWNEUWdBRUNiQkw1Nm84UXlzdDd5cVJRS0pGNGN3\
+    Q2xpZ05nNE1xcDFSd25OMklEMVJxUGE4K1VJUWFiQitJCjBxcEFmYm5SdHpTYmwreFB2Z1cwd3VUNW40SmdQYUFB\
+    TUFvR0NDcUdTTTQ5QkFNQ0EwY0FNRVFDSVFEWm1IdGcKK2x0MkozRkNvTkdlc3dUcUZDaFNXUXNXWWZ6a1owU29a\
+    cEF2UGdJZllBYjNBTXZ6SjBLZVFjSWhucWdYS0d4QQpGbFVJbDN1YzlJbXpNM0Jqa0E9PQotLS0tLUVORCBDRVJU\
+    SUZJQ0FURSBSRVFVRVNULS0tLS0K";
+
 fn template() -> Value {
     json!({
         "metadata": {"labels": {"app": "sample"}},
@@ -26,6 +34,7 @@ pub fn samples() -> Vec<Sample> {
     list.extend(groups());
     list.extend(jobs());
     list.extend(storage());
+    list.extend(others());
     list.extend(reviews());
     for (group, version, kind, object) in &mut list {
         object["apiVersion"] = apimachinery::gvk::api_version(group, version).into();
@@ -188,6 +197,77 @@ fn storage() -> Vec<Sample> {
         v1(
             "VolumeAttributesClass",
             json!({"driverName": "driver.example.com", "parameters": {"iops": "100"}}),
+        ),
+    ]
+}
+
+fn others() -> Vec<Sample> {
+    const FLOW: &str = "flowcontrol.apiserver.k8s.io";
+    const DEVICES: &str = "resource.k8s.io";
+    let target = json!({"apiVersion": "apps/v1", "kind": "Deployment", "name": "sample"});
+    let claim = json!({"devices": {"requests": [
+        {"name": "one", "exactly": {"deviceClassName": "sample"}}]}});
+    let everything =
+        json!({"verbs": ["*"], "apiGroups": ["*"], "resources": ["*"], "clusterScope": true});
+    vec![
+        (
+            "autoscaling",
+            "v2",
+            "HorizontalPodAutoscaler",
+            json!({"spec": {"maxReplicas": 3, "scaleTargetRef": target}}),
+        ),
+        (
+            "autoscaling",
+            "v1",
+            "HorizontalPodAutoscaler",
+            json!({
+                "metadata": {"name": "sample-v1"},
+                "spec": {"maxReplicas": 3, "scaleTargetRef": target},
+            }),
+        ),
+        (
+            "certificates.k8s.io",
+            "v1",
+            "CertificateSigningRequest",
+            json!({"spec": {
+                "request": REQUEST, "signerName": "example.com/sample", "usages": ["client auth"],
+            }}),
+        ),
+        (
+            FLOW,
+            "v1",
+            "FlowSchema",
+            json!({"spec": {
+                "priorityLevelConfiguration": {"name": "sample"},
+                "rules": [{
+                    "subjects": [{"kind": "User", "user": {"name": "sample"}}],
+                    "resourceRules": [everything],
+                }],
+            }}),
+        ),
+        (
+            FLOW,
+            "v1",
+            "PriorityLevelConfiguration",
+            json!({"spec": {"type": "Limited", "limited": {"limitResponse": {"type": "Reject"}}}}),
+        ),
+        (
+            DEVICES,
+            "v1",
+            "DeviceClass",
+            json!({"spec": {"selectors": [{"cel": {"expression": "true"}}]}}),
+        ),
+        (DEVICES, "v1", "ResourceClaim", json!({"spec": claim})),
+        (DEVICES, "v1", "ResourceClaimTemplate", json!({"spec": {"spec": claim}})),
+        (
+            DEVICES,
+            "v1",
+            "ResourceSlice",
+            json!({"spec": {
+                "driver": "driver.example.com", "nodeName": "sample",
+                "pool": {"name": "sample", "resourceSliceCount": 1},
+                "devices": [{"name": "one", "attributes": {"model": {"string": "sample"}}}],
+            }}),
         ),
     ]
 }
