@@ -22,6 +22,7 @@ use crate::registry::catalog::{Catalog, Served};
 use crate::verbs::actions::PostAction;
 use crate::verbs::connect::Kubelets;
 use crate::verbs::reviews::Answerer;
+use crate::webhook;
 
 /// Who tells users apart.
 pub enum Identity {
@@ -102,6 +103,8 @@ pub struct Api {
     /// What answers objects that are created and never stored.
     pub answerers: HashMap<GroupVersionKind, Arc<dyn Answerer>>,
     pub kubelets: Kubelets,
+    /// Calls what others registered.
+    pub webhooks: Arc<webhook::Client>,
     /// Documents served as they stand: path, media type, bytes.
     pub documents: Vec<(&'static str, &'static str, bytes::Bytes)>,
     pub(crate) in_flight: InFlight,

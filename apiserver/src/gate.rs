@@ -6,7 +6,7 @@ use apimachinery::status::ApiError;
 use apimachinery::{Value, object};
 use http::HeaderMap;
 
-use crate::admission::{Attributes, Operation};
+use crate::admission::{Attributes, Operation, Reinvocation};
 use crate::api::Api;
 use crate::authentication::{AUTHENTICATED, UNAUTHENTICATED, User, service_account};
 use crate::authorization::{self, Authorizer, Decision};
@@ -221,6 +221,7 @@ impl Admission<'_> {
             old,
             options: self.options,
             dry_run: self.dry_run,
+            reinvocation: None,
         }
     }
 
@@ -234,13 +235,16 @@ impl Admission<'_> {
         old: Option<&Value>,
         warnings: &mut Vec<String>,
     ) -> Result<(), ApiError> {
-        let attributes = self.attributes(old);
-        for plugin in &self.api.plugins {
-            if plugin.handles(self.operation) {
+        let reinvocation = Reinvocation::default();
+        let attributes = Attributes { reinvocation: Some(&reinvocation), ..self.attributes(old) };
+        loop {
+            for plugin in self.api.plugins.iter().filter(|p| p.handles(self.operation)) {
                 plugin.mutate(&attributes, Some(object), warnings).await?;
             }
+            if !reinvocation.is_wanted() {
+                return Ok(());
+            }
         }
-        Ok(())
     }
 
     /// The last gate before the store.

@@ -7,6 +7,8 @@ pub mod authentication;
 pub mod authorization;
 mod bootstrap;
 pub mod cache;
+pub mod cel;
+
 mod compaction;
 mod discovery;
 mod drain;
@@ -24,10 +26,12 @@ pub mod registry;
 pub mod request;
 pub mod respond;
 pub mod server;
+pub mod services;
 mod special;
 mod table;
 mod tls;
 pub mod verbs;
+pub mod webhook;
 
 pub use options::Config;
 pub use server::{Overrides, Server};

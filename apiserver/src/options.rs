@@ -12,6 +12,7 @@ use ipnet::IpNet;
 
 use crate::api::Limits;
 use crate::pipeline::go_duration;
+use crate::services::Routing;
 
 /// Flags that upstream has and that change nothing here, with the reason. They are accepted so
 /// that command lines need not be changed.
@@ -34,7 +35,6 @@ pub const NO_OPS: &[(&str, &str)] = &[
     ("profiling", "there is no Go runtime"),
     ("enable-priority-and-fairness", "requests are limited by --max-requests-inflight"),
     ("enable-garbage-collector", "finalizers of garbage collection are always kept"),
-    ("enable-aggregator-routing", "services are reached by their endpoints"),
     ("delete-collection-workers", "eight deletions run at the same time"),
     ("feature-gates", "features are those that are on by default in this release"),
     ("emulated-version", "only this release is served"),
@@ -188,6 +188,9 @@ struct Flags {
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true",
         default_value_t = false, action = ArgAction::Set)]
     enable_bootstrap_token_auth: bool,
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true",
+        default_value_t = false, action = ArgAction::Set)]
+    enable_aggregator_routing: bool,
     #[arg(long, default_value_t = 400)]
     max_requests_inflight: usize,
     #[arg(long, default_value_t = 200)]
@@ -295,6 +298,8 @@ pub struct Config {
     pub kubelet: KubeletConfig,
     pub request_header: RequestHeaderConfig,
     pub proxy_client: Option<(PathBuf, PathBuf)>,
+    /// How webhooks and aggregated servers are reached.
+    pub routing: Routing,
     pub allow_privileged: bool,
     pub anonymous_auth: bool,
     pub enable_bootstrap_token_auth: bool,
@@ -389,6 +394,10 @@ impl Config {
                 extra_prefixes: flags.requestheader_extra_headers_prefix,
             },
             proxy_client,
+            routing: match flags.enable_aggregator_routing {
+                true => Routing::Endpoints,
+                false => Routing::Cluster,
+            },
             allow_privileged: flags.allow_privileged,
             anonymous_auth: flags.anonymous_auth,
             enable_bootstrap_token_auth: flags.enable_bootstrap_token_auth,
@@ -432,6 +441,7 @@ impl Config {
             },
             request_header: RequestHeaderConfig::default(),
             proxy_client: None,
+            routing: Routing::Cluster,
             allow_privileged: true,
             anonymous_auth: true,
             enable_bootstrap_token_auth: false,

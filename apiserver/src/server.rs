@@ -18,7 +18,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::admission::lookup::Lookup;
-use crate::admission::plugins;
+use crate::admission::{self, Plugin, plugins};
 use crate::api::{Api, Identity, InFlight};
 use crate::authentication::bootstrap_token::BootstrapTokens;
 use crate::authentication::keys::{self, SigningKey, VerifyingKey};
@@ -39,7 +39,7 @@ use crate::registry::allocate::{AddressRange, PortRange, ServiceAllocator, Store
 use crate::registry::catalog::Catalog;
 use crate::registry::kinds::{self, Deps};
 use crate::verbs::{actions, reviews};
-use crate::{pipeline, tls};
+use crate::{pipeline, tls, webhook};
 
 /// History of the embedded store is kept so long: for watches that resume and for pages.
 const KEEP_HISTORY: Duration = Duration::from_secs(300);
@@ -95,6 +95,7 @@ impl Server {
         caches.set_catalog(Arc::new(catalog));
 
         let reader: Arc<dyn Reader> = caches.clone();
+        let webhooks = Arc::new(webhook::Client::new(reader.clone(), config.routing));
         let modes: Vec<&str> = config.authorization_modes.iter().map(String::as_str).collect();
         let (chain, rbac) = authorization::chain(&modes, &reader).map_err(|e| anyhow!(e))?;
         let authorizer = overrides.authorizer.unwrap_or_else(|| Arc::new(chain));
@@ -122,7 +123,7 @@ impl Server {
             disable: config.disable_admission_plugins.clone(),
             not_ready_toleration_seconds: config.not_ready_toleration_seconds,
             unreachable_toleration_seconds: config.unreachable_toleration_seconds,
-            others: Vec::new(),
+            others: dynamic_admission(&caches, &webhooks, &authorizer),
         })?;
         if let Some(rbac) = rbac {
             plugins.push(Arc::new(escalation::Plugin::new(rbac, authorizer.clone())));
@@ -150,6 +151,7 @@ impl Server {
             root: config.store_prefix.clone(),
             actions: actions::all(issuer),
             kubelets: tls::kubelets(&config.kubelet)?,
+            webhooks,
             documents,
             discovery: Default::default(),
             openapi: Default::default(),
@@ -191,6 +193,7 @@ impl Server {
         {
             tasks.spawn(compaction::run(api.store.clone(), interval, shutdown.clone()));
         }
+        tasks.spawn(admission::policy::typecheck::run(api.clone(), shutdown.clone()));
         let advertised = SocketAddr::new(advertise(&config, address.ip()), address.port());
         let settings = bootstrap::Settings::new(&config, advertised);
         let bootstrapping = shutdown.clone();
@@ -231,6 +234,25 @@ impl Server {
         }
         Ok(())
     }
+}
+
+/// The plugins whose rules are objects.
+fn dynamic_admission(
+    caches: &Arc<Caches>,
+    client: &Arc<webhook::Client>,
+    authorizer: &Arc<dyn Authorizer>,
+) -> Vec<Arc<dyn Plugin>> {
+    let shared = Arc::new(admission::webhook::Shared {
+        caches: caches.clone(),
+        lookup: Lookup { reader: caches.clone(), live: Some(caches.clone()) },
+        client: client.clone(),
+        authorizer: authorizer.clone(),
+    });
+    vec![
+        Arc::new(admission::webhook::Mutating::new(shared.clone())),
+        Arc::new(admission::policy::ValidatingPolicies::new(shared.clone())),
+        Arc::new(admission::webhook::Validating::new(shared)),
+    ]
 }
 
 async fn open_store(

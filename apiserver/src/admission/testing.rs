@@ -65,6 +65,7 @@ impl Write<'_> {
             old: self.old.as_ref(),
             options: &Value::Null,
             dry_run: false,
+            reinvocation: None,
         };
         let mut warnings = Vec::new();
         let mut object = self.object.clone();

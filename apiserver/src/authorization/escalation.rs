@@ -238,6 +238,7 @@ mod tests {
             old,
             options: &Value::Null,
             dry_run: false,
+            reinvocation: None,
         };
         plugin.mutate(&attributes, Some(&mut object), &mut Vec::new()).await
     }

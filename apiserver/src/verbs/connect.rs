@@ -25,6 +25,7 @@ use crate::reader::Reader as _;
 use crate::registry::Connect;
 use crate::registry::catalog::Served;
 use crate::respond::{self, Body};
+use crate::services;
 
 /// How kubelets are reached.
 pub struct Kubelets {
@@ -333,29 +334,8 @@ fn service_proxy(call: &Call, service: &Value) -> Result<Target, ApiError> {
         ApiError::ServiceUnavailable(format!("no service port {port:?} found for service {name:?}"))
     };
     let port_name = object::str_at(wanted.ok_or_else(missing)?, &["name"]);
-    let resource = GroupResource::new("discovery.k8s.io", "endpointslices");
-    let mut candidates: Vec<(String, u16)> = Vec::new();
-    for slice in call.api.caches.list(&resource, call.namespace()) {
-        if object::label(&slice, "kubernetes.io/service-name") != Some(name) {
-            continue;
-        }
-        let port = object::list_at(&slice, &["ports"])
-            .iter()
-            .find(|p| object::str_at(p, &["name"]) == port_name)
-            .and_then(|p| object::int_at(p, &["port"]))
-            .and_then(|p| u16::try_from(p).ok());
-        let Some(port) = port else { continue };
-        for endpoint in object::list_at(&slice, &["endpoints"]) {
-            let ready = object::get(endpoint, &["conditions", "ready"]).and_then(Value::as_bool);
-            if ready == Some(false) {
-                continue;
-            }
-            let addresses = object::list_at(endpoint, &["addresses"]);
-            if let Some(address) = addresses.first().and_then(Value::as_str) {
-                candidates.push((address.to_owned(), port));
-            }
-        }
-    }
+    let caches = &*call.api.caches;
+    let candidates = services::ready_endpoints(caches, call.namespace(), name, port_name);
     let Some((host, port)) = candidates.choose(&mut rand::rng()).cloned() else {
         return Err(ApiError::ServiceUnavailable(format!(
             "no endpoints available for service {name:?}"

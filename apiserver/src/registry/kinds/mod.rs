@@ -4,6 +4,8 @@
 //! Rules and messages are those of k8s.io/kubernetes `pkg/apis/*` (defaults, validation),
 //! `pkg/registry/*` (strategies) and `pkg/printers` (tables).
 
+mod admission_policies;
+pub mod admissionregistration;
 pub mod apps;
 pub mod autoscaling;
 pub mod batch;
@@ -101,6 +103,7 @@ pub fn all(schemas: &schema::Registry, deps: &Deps) -> Vec<Resource> {
     flowcontrol::rows(&mut rows);
     devices::rows(&mut rows);
     policy::rows(&mut rows);
+    admissionregistration::rows(&mut rows);
     reviews::rows(&mut rows);
     rows.rows
 }

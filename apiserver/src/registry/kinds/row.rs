@@ -89,6 +89,12 @@ impl Row {
         self
     }
 
+    /// In a category of that name.
+    pub fn category(mut self, name: &'static str) -> Self {
+        self.0.categories.push(name.into());
+        self
+    }
+
     pub fn prefix(mut self, prefix: &'static str) -> Self {
         self.0.storage.prefix = prefix.into();
         self

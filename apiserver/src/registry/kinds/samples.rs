@@ -35,6 +35,7 @@ pub fn samples() -> Vec<Sample> {
     list.extend(jobs());
     list.extend(storage());
     list.extend(others());
+    list.extend(admission());
     list.extend(reviews());
     for (group, version, kind, object) in &mut list {
         object["apiVersion"] = apimachinery::gvk::api_version(group, version).into();
@@ -268,6 +269,30 @@ fn others() -> Vec<Sample> {
                 "pool": {"name": "sample", "resourceSliceCount": 1},
                 "devices": [{"name": "one", "attributes": {"model": {"string": "sample"}}}],
             }}),
+        ),
+    ]
+}
+
+fn admission() -> Vec<Sample> {
+    // They match nothing that others write.
+    let rules = json!([{"operations": ["CREATE"], "apiGroups": ["sample.example.com"],
+        "apiVersions": ["v1"], "resources": ["samples"]}]);
+    let webhooks = json!({"webhooks": [{
+        "name": "sample.example.com", "sideEffects": "None", "admissionReviewVersions": ["v1"],
+        "clientConfig": {"url": "https://sample.example.com/"}, "rules": rules,
+    }]});
+    let of = |kind, object| ("admissionregistration.k8s.io", "v1", kind, object);
+    vec![
+        of("MutatingWebhookConfiguration", webhooks.clone()),
+        of("ValidatingWebhookConfiguration", webhooks),
+        of(
+            "ValidatingAdmissionPolicy",
+            json!({"spec": {"matchConstraints": {"resourceRules": rules},
+                "validations": [{"expression": "object.spec.replicas < 5"}]}}),
+        ),
+        of(
+            "ValidatingAdmissionPolicyBinding",
+            json!({"spec": {"policyName": "sample", "validationActions": ["Deny"]}}),
         ),
     ]
 }
