@@ -119,6 +119,7 @@ async fn place(semaphore: Option<&Semaphore>) -> Result<Option<SemaphorePermit<'
         _ => Err(ApiError::TooManyRequests {
             message: "Too many requests, please try again later.".to_owned(),
             retry_after_seconds: 1,
+            cause: None,
         }),
     }
 }

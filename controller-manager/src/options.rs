@@ -62,6 +62,9 @@ pub struct Options {
     /// Serve /debug/pprof: there is none, whatever this says
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide = true)]
     pub profiling: Option<bool>,
+    /// Addresses of each subset of an Endpoints object that are mirrored (1 to 1000)
+    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u16).range(1..=1000))]
+    pub mirroring_max_endpoints_per_subset: u16,
     /// Prefix length of a node's range (IPv4)
     #[arg(long, default_value_t = 0)]
     pub node_cidr_mask_size: u8,

@@ -4,6 +4,7 @@ pub mod actions;
 pub mod connect;
 mod create;
 mod delete;
+mod eviction;
 mod input;
 mod list;
 mod list_options;
