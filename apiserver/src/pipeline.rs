@@ -23,7 +23,7 @@ use crate::query::Query;
 use crate::request::RequestInfo;
 use crate::respond::{self, Body};
 use crate::verbs::{self, Call, RequestBody};
-use crate::{authorization, special};
+use crate::{aggregation, authorization, special};
 
 /// A request that finds no place waits so long for one.
 const QUEUE: Duration = Duration::from_secs(10);
@@ -149,15 +149,9 @@ async fn answer(
     let limit = timeout(api, &query);
     let call = Call { api: api.clone(), parts, query, authorized };
     if long {
-        return verbs::handle(call, body).await;
+        return handle(call, body).await;
     }
-    let handling = async move {
-        if call.authorized.info().is_resource {
-            verbs::handle(call, body).await
-        } else {
-            special::handle(call, body).await
-        }
-    };
+    let handling = handle(call, body);
     // What has begun is finished, though the client leaves.
     let handling: Pin<Box<dyn Future<Output = _> + Send>> = if reads {
         Box::pin(handling)
@@ -181,6 +175,19 @@ async fn answer(
         *response.body_mut() = respond::body(Bytes::new());
     }
     Ok(response)
+}
+
+/// Finds who answers: another server, a verb, or a document.
+async fn handle(call: Call, body: RequestBody) -> Result<Response<Body>, ApiError> {
+    let info = call.authorized.info();
+    if let Some(remote) = call.api.aggregation.of_path(&info.path) {
+        return aggregation::proxy(call, &remote, body).await;
+    }
+    if info.is_resource {
+        verbs::handle(call, body).await
+    } else {
+        special::handle(call, body).await
+    }
 }
 
 /// The client may ask for less time than the server gives.

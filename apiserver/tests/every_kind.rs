@@ -77,6 +77,7 @@ async fn walk(f: &Fixture, row: &Resource, sample: Value) {
     let created = created.json();
     let name = created["metadata"]["name"].as_str().expect("a name").to_owned();
     let url = format!("{collection}/{name}");
+    let created = settled(f, what, &url, created).await;
     assert_eq!(f.post(&collection, &with_name(&sample, &name)).await.code, 409, "{what}");
 
     let mut watch =
@@ -132,6 +133,20 @@ async fn walk(f: &Fixture, row: &Resource, sample: Value) {
         );
         f.delete(&path).await.expect(200);
     }
+}
+
+/// The object once the server itself, which keeps the status of some, has written it.
+async fn settled(f: &Fixture, what: &str, url: &str, created: Value) -> Value {
+    let done = |o: &Value| match what {
+        "ValidatingAdmissionPolicy" => o["status"]["observedGeneration"].is_number(),
+        "APIService" => o["status"]["conditions"].is_array(),
+        _ => true,
+    };
+    let mut object = created;
+    while !done(&object) {
+        object = f.get(url).await.expect(200);
+    }
+    object
 }
 
 fn with_name(sample: &Value, name: &str) -> Value {

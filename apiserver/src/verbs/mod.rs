@@ -14,7 +14,7 @@ pub mod reviews;
 mod rewrite;
 mod scale;
 mod select;
-mod tunnel;
+pub(crate) mod tunnel;
 mod update;
 mod watch;
 pub(crate) mod write;

@@ -33,7 +33,7 @@ const HOP: [HeaderName; 7] = [
 ];
 
 /// Where a connection goes.
-pub(super) struct Target {
+pub(crate) struct Target {
     pub host: String,
     pub port: u16,
     /// `None`: plain.
@@ -42,7 +42,16 @@ pub(super) struct Target {
     pub path: String,
 }
 
-trait Stream2: AsyncRead + AsyncWrite + Send + Unpin {}
+/// How a request is made to someone who trusts us to speak for users.
+#[derive(Default)]
+pub(crate) struct Identity {
+    /// Whom the other's certificate must name; else the host.
+    pub server_name: Option<String>,
+    /// Headers in the place of all that begin as they do: `X-Remote-*`.
+    pub headers: HeaderMap,
+}
+
+pub(crate) trait Stream2: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream2 for T {}
 
 fn unreachable(target: &Target, why: &dyn std::fmt::Display) -> ApiError {
@@ -52,7 +61,14 @@ fn unreachable(target: &Target, why: &dyn std::fmt::Display) -> ApiError {
     ))
 }
 
-async fn dial(target: &Target) -> Result<Box<dyn Stream2>, ApiError> {
+/// A connection to a target, whose certificate names it by its host, or as said.
+///
+/// # Errors
+/// 503
+pub(crate) async fn dial(
+    target: &Target,
+    server_name: Option<&str>,
+) -> Result<Box<dyn Stream2>, ApiError> {
     let host = target.host.trim_matches(['[', ']']);
     let connecting = TcpStream::connect((host, target.port));
     let tcp = match tokio::time::timeout(CONNECT, connecting).await {
@@ -62,7 +78,8 @@ async fn dial(target: &Target) -> Result<Box<dyn Stream2>, ApiError> {
     };
     let _ = tcp.set_nodelay(true);
     let Some(config) = &target.tls else { return Ok(Box::new(tcp)) };
-    let name = ServerName::try_from(host.to_owned()).map_err(|e| unreachable(target, &e))?;
+    let name = server_name.unwrap_or(host).to_owned();
+    let name = ServerName::try_from(name).map_err(|e| unreachable(target, &e))?;
     let connector = tokio_rustls::TlsConnector::from(config.clone());
     match tokio::time::timeout(CONNECT, connector.connect(name, tcp)).await {
         Ok(Ok(tls)) => Ok(Box::new(tls)),
@@ -98,7 +115,20 @@ pub(super) async fn forward(
     target: &Target,
     request_body: RequestBody,
 ) -> Result<Response<Body>, ApiError> {
-    let stream = dial(target).await?;
+    forward_as(call, target, &Identity::default(), request_body).await
+}
+
+/// As [`forward`], with the user in headers.
+///
+/// # Errors
+/// As [`forward`].
+pub(crate) async fn forward_as(
+    call: &mut Call,
+    target: &Target,
+    identity: &Identity,
+    request_body: RequestBody,
+) -> Result<Response<Body>, ApiError> {
+    let stream = dial(target, identity.server_name.as_deref()).await?;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
         .await
         .map_err(|e| unreachable(target, &e))?;
@@ -108,7 +138,19 @@ pub(super) async fn forward(
         }
     });
     let upgrade = is_upgrade(&call.parts.headers);
-    let request = outgoing(call, target, upgrade, request_body)?;
+    let mut request = outgoing(call, target, upgrade, request_body)?;
+    if !identity.headers.is_empty() {
+        let headers = request.headers_mut();
+        // Nobody says for himself who he is.
+        let claimed: Vec<HeaderName> =
+            headers.keys().filter(|n| n.as_str().starts_with("x-remote-")).cloned().collect();
+        claimed.into_iter().for_each(|name| {
+            headers.remove(name);
+        });
+        for (name, value) in &identity.headers {
+            headers.append(name, value.clone());
+        }
+    }
     let mut answer = sender.send_request(request).await.map_err(|e| unreachable(target, &e))?;
     if upgrade && answer.status() == StatusCode::SWITCHING_PROTOCOLS {
         let theirs = hyper::upgrade::on(&mut answer);

@@ -6,6 +6,7 @@
 
 mod admission_policies;
 pub mod admissionregistration;
+pub mod apiregistration;
 pub mod apps;
 pub mod autoscaling;
 pub mod batch;
@@ -104,6 +105,7 @@ pub fn all(schemas: &schema::Registry, deps: &Deps) -> Vec<Resource> {
     devices::rows(&mut rows);
     policy::rows(&mut rows);
     admissionregistration::rows(&mut rows);
+    apiregistration::rows(&mut rows);
     reviews::rows(&mut rows);
     rows.rows
 }

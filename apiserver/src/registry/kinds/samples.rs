@@ -283,6 +283,15 @@ fn admission() -> Vec<Sample> {
     }]});
     let of = |kind, object| ("admissionregistration.k8s.io", "v1", kind, object);
     vec![
+        (
+            "apiregistration.k8s.io",
+            "v1",
+            "APIService",
+            json!({"metadata": {"name": "v1.sample.example.com"},
+                "spec": {"group": "sample.example.com", "version": "v1",
+                    "groupPriorityMinimum": 100, "versionPriority": 100,
+                    "service": {"namespace": "default", "name": "sample"}}}),
+        ),
         of("MutatingWebhookConfiguration", webhooks.clone()),
         of("ValidatingWebhookConfiguration", webhooks),
         of(
