@@ -10,6 +10,7 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use crate::admission::Plugin;
+use crate::aggregation::Aggregation;
 use crate::authentication::union::Union;
 use crate::authentication::{Authenticator, Clock, Credentials, Rejected, User};
 use crate::authorization::Authorizer;
@@ -103,6 +104,8 @@ pub struct Api {
     /// What answers objects that are created and never stored.
     pub answerers: HashMap<GroupVersionKind, Arc<dyn Answerer>>,
     pub kubelets: Kubelets,
+    /// The API servers behind this one.
+    pub aggregation: Arc<Aggregation>,
     /// Calls what others registered.
     pub webhooks: Arc<webhook::Client>,
     /// Documents served as they stand: path, media type, bytes.

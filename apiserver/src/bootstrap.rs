@@ -2,6 +2,8 @@
 //! (upstream: `controlplane/controller/{systemnamespaces,kubernetesservice}`,
 //! `rbac/rest/storage_rbac.go`, `clusterauthenticationtrust`).
 
+mod flow;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -107,6 +109,7 @@ async fn keep(api: &Arc<Api>, settings: &Settings, first: bool) -> Result<(), Ap
     if first && settings.rbac {
         keep_policy(api).await?;
     }
+    flow::keep(api).await?;
     keep_trust(api, settings).await?;
     keep_service(api, settings).await?;
     let Some(leases) = leases(api, settings) else { return Ok(()) };

@@ -2,6 +2,7 @@
 //! verbs work from.
 
 pub mod admission;
+pub mod aggregation;
 pub mod api;
 pub mod apiextensions;
 pub mod authentication;

@@ -24,7 +24,7 @@ use crate::registry::catalog::Served;
 use crate::request::RequestInfo;
 use crate::respond::{self, Body};
 use crate::verbs::{self, Call, RequestBody};
-use crate::{authorization, special};
+use crate::{aggregation, authorization, special};
 
 /// A request that finds no place waits so long for one.
 const QUEUE: Duration = Duration::from_secs(10);
@@ -120,6 +120,7 @@ async fn place(semaphore: Option<&Semaphore>) -> Result<Option<SemaphorePermit<'
         _ => Err(ApiError::TooManyRequests {
             message: "Too many requests, please try again later.".to_owned(),
             retry_after_seconds: 1,
+            cause: None,
         }),
     }
 }
@@ -149,15 +150,9 @@ async fn answer(
     let limit = timeout(api, &query);
     let call = Call { api: api.clone(), parts, query, authorized };
     if long {
-        return verbs::handle(call, body).await;
+        return handle(call, body).await;
     }
-    let handling = async move {
-        if call.authorized.info().is_resource {
-            verbs::handle(call, body).await
-        } else {
-            special::handle(call, body).await
-        }
-    };
+    let handling = handle(call, body);
     // What has begun is finished, though the client leaves.
     let handling: Pin<Box<dyn Future<Output = _> + Send>> = if reads {
         Box::pin(handling)
@@ -181,6 +176,19 @@ async fn answer(
         *response.body_mut() = respond::body(Bytes::new());
     }
     Ok(response)
+}
+
+/// Finds who answers: another server, a verb, or a document.
+async fn handle(call: Call, body: RequestBody) -> Result<Response<Body>, ApiError> {
+    let info = call.authorized.info();
+    if let Some(remote) = call.api.aggregation.of_path(&info.path) {
+        return aggregation::proxy(call, &remote, body).await;
+    }
+    if info.is_resource {
+        verbs::handle(call, body).await
+    } else {
+        special::handle(call, body).await
+    }
 }
 
 /// The client may ask for less time than the server gives.

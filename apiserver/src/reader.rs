@@ -42,6 +42,11 @@ impl Caches {
         let _ = self.store.set(store);
     }
 
+    /// The store that objects are in.
+    pub(crate) fn store(&self) -> Option<&store::SharedStore> {
+        self.store.get()
+    }
+
     /// Reads from the caches of this catalog from now on.
     pub fn set_catalog(&self, catalog: Arc<Catalog>) {
         *self.catalog.write() = catalog;

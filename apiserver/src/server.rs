@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::admission::lookup::Lookup;
 use crate::admission::{self, Plugin, plugins};
+use crate::aggregation::Aggregation;
 use crate::api::{Api, Identity, InFlight};
 use crate::authentication::bootstrap_token::BootstrapTokens;
 use crate::authentication::keys::{self, SigningKey, VerifyingKey};
@@ -39,7 +40,7 @@ use crate::registry::allocate::{AddressRange, PortRange, ServiceAllocator, Store
 use crate::registry::catalog::Catalog;
 use crate::registry::kinds::{self, Deps};
 use crate::verbs::{actions, reviews};
-use crate::{apiextensions, pipeline, tls, webhook};
+use crate::{aggregation, apiextensions, pipeline, tls, webhook};
 
 /// History of the embedded store is kept so long: for watches that resume and for pages.
 const KEEP_HISTORY: Duration = Duration::from_secs(300);
@@ -96,6 +97,8 @@ impl Server {
 
         let reader: Arc<dyn Reader> = caches.clone();
         let webhooks = Arc::new(webhook::Client::new(reader.clone(), config.routing));
+        let front = config.proxy_client.clone();
+        let aggregation = Arc::new(Aggregation::new(reader.clone(), config.routing, front)?);
         let modes: Vec<&str> = config.authorization_modes.iter().map(String::as_str).collect();
         let (chain, rbac) = authorization::chain(&modes, &reader).map_err(|e| anyhow!(e))?;
         let authorizer = overrides.authorizer.unwrap_or_else(|| Arc::new(chain));
@@ -117,6 +120,7 @@ impl Server {
             reader,
             live: Some(caches.clone()),
             authorizer: authorizer.clone(),
+            quotas: Some(caches.clone()),
             clock: clock.clone(),
             enable: config.enable_admission_plugins.clone(),
             disable: config.disable_admission_plugins.clone(),
@@ -150,6 +154,7 @@ impl Server {
             root: config.store_prefix.clone(),
             actions: actions::all(issuer),
             kubelets: tls::kubelets(&config.kubelet)?,
+            aggregation,
             webhooks,
             documents,
             discovery: Default::default(),
@@ -199,6 +204,7 @@ impl Server {
             tasks.spawn(compaction::run(api.store.clone(), interval, shutdown.clone()));
         }
         tasks.spawn(admission::policy::typecheck::run(api.clone(), shutdown.clone()));
+        tasks.spawn(aggregation::run(api.clone(), shutdown.clone()));
         let advertised = SocketAddr::new(advertise(&config, address.ip()), address.port());
         let settings = bootstrap::Settings::new(&config, advertised);
         let bootstrapping = shutdown.clone();

@@ -11,7 +11,7 @@ use crate::discovery;
 use crate::negotiate::Offer;
 use crate::respond::{self, Body};
 use crate::verbs::{Call, RequestBody};
-use crate::{health, openapi};
+use crate::{aggregation, health, openapi};
 
 /// `version.Info` of upstream's release that this server is compatible with.
 pub fn version() -> Value {
@@ -39,7 +39,7 @@ fn platform() -> &'static str {
 ///
 /// # Errors
 /// What the client gets as a `Status`.
-pub(crate) async fn handle(call: Call, _body: RequestBody) -> Result<Response<Body>, ApiError> {
+pub(crate) async fn handle(call: Call, body: RequestBody) -> Result<Response<Body>, ApiError> {
     let path = call.authorized.info().path.clone();
     if let Some(answer) = health::answer(&call.api, &path, &call.query).await {
         return Ok(answer);
@@ -48,6 +48,11 @@ pub(crate) async fn handle(call: Call, _body: RequestBody) -> Result<Response<Bo
         return Ok(respond::text(404, "404 page not found\n"));
     }
     let parts: Vec<&str> = path.trim_matches('/').split('/').collect();
+    if let ["openapi", "v3", rest @ ..] = parts.as_slice()
+        && let Some(remote) = call.api.aggregation.of_path(&rest.join("/"))
+    {
+        return aggregation::proxy(call, &remote, body).await;
+    }
     let catalog = call.api.catalog();
     let found = match parts.as_slice() {
         [""] => return Ok(index(&call)),
@@ -63,10 +68,14 @@ pub(crate) async fn handle(call: Call, _body: RequestBody) -> Result<Response<Bo
         },
         ["apis"] => match aggregated(&call, false)? {
             Some(answer) => return Ok(answer),
-            None => Some(discovery::group_list(&catalog)),
+            None => {
+                let mut list = discovery::group_list(&catalog);
+                call.api.aggregation.add_to_groups(&mut list);
+                Some(list)
+            }
         },
         ["api", version] => discovery::resource_list(&catalog, "", version),
-        ["apis", group] => discovery::group(&catalog, group),
+        ["apis", group] => call.api.aggregation.group(group, discovery::group(&catalog, group)),
         ["apis", group, version] => discovery::resource_list(&catalog, group, version),
         ["openapi", rest @ ..] => return openapi::answer(&call, rest).await,
         _ => {
@@ -125,7 +134,14 @@ fn aggregated(call: &Call, core: bool) -> Result<Option<Response<Body>>, ApiErro
         (range == "application/json" || range.starts_with("*/*")).then_some(None)
     });
     let Some(Some(version)) = version else { return Ok(None) };
-    let made = call.api.discovery.aggregated(&call.api.catalog(), version, core);
+    let mut made = call.api.discovery.aggregated(&call.api.catalog(), version, core);
+    let theirs = if core { None } else { call.api.aggregation.add_to_aggregated(&made.object) };
+    if let Some(document) = theirs {
+        made = discovery::Aggregated {
+            etag: discovery::etag(&document),
+            object: std::sync::Arc::new(document),
+        };
+    }
     let quoted = format!("\"{}\"", made.etag);
     let media_type =
         format!("application/json;g=apidiscovery.k8s.io;v={version};as=APIGroupDiscoveryList");

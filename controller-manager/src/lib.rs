@@ -6,6 +6,7 @@
 pub mod action;
 pub mod controllers;
 pub mod expectations;
+mod known;
 pub mod options;
 pub mod owners;
 pub mod pods;

@@ -10,6 +10,7 @@ use component::leader::LeaderFlags;
 use ipnet::IpNet;
 
 use crate::controllers::ipam::Range;
+use crate::known::Choice;
 use crate::unsupported::Unsupported;
 
 #[derive(Clone, Debug, clap::Parser)]
@@ -52,7 +53,7 @@ pub struct Options {
     pub cluster_signing_key_file: Option<PathBuf>,
     /// Controllers to run: `*`, names, or `-name` to leave one out
     #[arg(long, value_delimiter = ',', default_value = "*", allow_hyphen_values = true)]
-    pub controllers: Vec<String>,
+    pub controllers: Vec<Choice>,
     #[command(flatten)]
     pub leader: LeaderFlags,
     /// URL of the API server, over what the kubeconfig says
@@ -61,6 +62,9 @@ pub struct Options {
     /// Serve /debug/pprof: there is none, whatever this says
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide = true)]
     pub profiling: Option<bool>,
+    /// Addresses of each subset of an Endpoints object that are mirrored (1 to 1000)
+    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u16).range(1..=1000))]
+    pub mirroring_max_endpoints_per_subset: u16,
     /// Prefix length of a node's range (IPv4)
     #[arg(long, default_value_t = 0)]
     pub node_cidr_mask_size: u8,
@@ -132,12 +136,14 @@ impl Options {
 
     /// Whether a controller is to run.
     pub fn enabled(&self, name: &str) -> bool {
+        debug_assert!(matches!(name.parse(), Ok(Choice::Run(known)) if known == name), "{name}");
         let mut enabled = false;
-        for entry in &self.controllers {
-            match entry.strip_prefix('-') {
-                Some(left_out) if left_out == name => return false,
-                Some(_) => {}
-                None => enabled |= entry == "*" || entry == name,
+        for choice in &self.controllers {
+            match choice {
+                Choice::LeaveOut(left_out) if *left_out == name => return false,
+                Choice::LeaveOut(_) => {}
+                Choice::All => enabled = true,
+                Choice::Run(chosen) => enabled |= *chosen == name,
             }
         }
         enabled
@@ -185,6 +191,7 @@ mod tests {
             ("--feature-gates=X=true", "--feature-gates=X=true: not supported"),
             ("--concurent-gc-syncs=20", "unknown flag: --concurent-gc-syncs"),
             ("--node-monitor-period=5", "missing unit in duration"),
+            ("--controllers=*,jobs", "\"jobs\" is not in the list of known controllers"),
         ] {
             let error = parse(&[arg]).expect_err(arg);
             assert!(error.contains(wanted), "{error}");

@@ -17,8 +17,8 @@ use tokio_util::sync::CancellationToken;
 use crate::action::Executor;
 use crate::controllers::{
     aggregation, cronjob, daemonset, deployment, disruption, endpoints, garbage, ipam, job,
-    namespace, nodelifecycle, podgc, replicaset, resourcequota, rootca, serviceaccount,
-    statefulset, taints, ttlafterfinished,
+    mirroring, namespace, nodelifecycle, podgc, replicaset, resourcequota, rootca, serviceaccount,
+    statefulset, taints, ttlafterfinished, volumes,
 };
 use crate::options::Options;
 use crate::runner::{self, Context, Controller};
@@ -117,6 +117,7 @@ struct Settings {
     grace: std::time::Duration,
     period: std::time::Duration,
     threshold: usize,
+    mirrored: usize,
 }
 
 impl Settings {
@@ -133,6 +134,7 @@ impl Settings {
             grace: options.node_monitor_grace_period,
             period: options.node_monitor_period,
             threshold: usize::try_from(options.terminated_pod_gc_threshold).unwrap_or(0),
+            mirrored: usize::from(options.mirroring_max_endpoints_per_subset),
         })
     }
 }
@@ -233,7 +235,7 @@ impl Starter<'_> {
     }
 
     fn all(mut self, settings: Settings) {
-        let Settings { root_ca, ranges, grace, period, threshold, .. } = settings;
+        let Settings { root_ca, ranges, grace, period, threshold, mirrored, .. } = settings;
         let same = |name| (name, name, name);
         self.add(same("deployment-controller"), deployment::Deployments::new);
         self.add(same("replicaset-controller"), replicaset::ReplicaSets::new);
@@ -265,6 +267,13 @@ impl Starter<'_> {
         self.add(account, endpoints::Slices::new);
         self.add(("endpoints-controller", endpoints, endpoints), endpoints::Objects::new);
         let names = (
+            "endpointslice-mirroring-controller",
+            "endpoint-slice-mirroring-controller",
+            "endpointslicemirroring-controller",
+        );
+        self.add(names, move |c| mirroring::Mirror::new(c, mirrored));
+        self.volumes();
+        let names = (
             "serviceaccount-controller",
             "service-account-controller",
             "service-account-controller",
@@ -290,5 +299,19 @@ impl Starter<'_> {
         self.add_loop(same("namespace-controller"), namespace::run);
         let names = ("garbage-collector-controller", "garbage-collector", READER);
         self.add_loop(names, garbage::run);
+    }
+
+    /// What has to do with PersistentVolumes.
+    fn volumes(&mut self) {
+        let (binder, account) = ("persistentvolume-binder-controller", "persistent-volume-binder");
+        self.add((binder, "persistentvolume-controller", account), volumes::Binder::new);
+        let (name, account) =
+            ("persistentvolumeclaim-protection-controller", "pvc-protection-controller");
+        self.add((name, account, account), volumes::ClaimProtection::new);
+        let (name, account) =
+            ("persistentvolume-protection-controller", "pv-protection-controller");
+        self.add((name, account, account), volumes::VolumeProtection::new);
+        let name = "volumeattributesclass-protection-controller";
+        self.add((name, name, name), volumes::AttributesProtection::new);
     }
 }

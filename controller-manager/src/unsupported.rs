@@ -79,7 +79,6 @@ impl component::cli::Table for Unsupported {
         ("min-resync-period", "12h0m0s"),
         ("mirroring-concurrent-service-endpoint-syncs", "5"),
         ("mirroring-endpointslice-updates-batch-period", "0s"),
-        ("mirroring-max-endpoints-per-subset", "1000"),
         ("namespace-sync-period", "5m0s"),
         ("node-eviction-rate", "0.1"),
         ("node-startup-grace-period", "1m0s"),

@@ -12,6 +12,7 @@ use tokio::process::{Child, Command};
 use tokio_util::sync::CancellationToken;
 
 use crate::files;
+use crate::node::PAUSE_IMAGE;
 use crate::process::Process;
 
 /// The oldest containerd with CRI v1.
@@ -33,6 +34,18 @@ pub struct Containerd {
 }
 
 impl Containerd {
+    /// That of a node with these folders.
+    pub fn of(data: &Path, run: &Path, cni_plugins: &Path) -> Self {
+        Self {
+            root: data.join("containerd"),
+            run: run.to_owned(),
+            pause_image: PAUSE_IMAGE.to_owned(),
+            cni_config: data.join("cni"),
+            cni_plugins: cni_plugins.to_owned(),
+            log: data.join("containerd.log"),
+        }
+    }
+
     pub fn socket(&self) -> PathBuf {
         crate::layout::containerd_socket(&self.run)
     }

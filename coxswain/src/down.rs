@@ -13,15 +13,19 @@ use nix::sys::signal::Signal;
 use tokio_util::sync::CancellationToken;
 
 use crate::component::Component;
+use crate::containerd::Containerd;
 use crate::further::{BRIDGE, has_link};
 use crate::layout::{Layout, containerd_socket};
 use crate::netns;
 use crate::network;
+use crate::preflight;
 use crate::process::Process;
 use crate::up::{NodeRecord, Record};
 
 /// How long a process may take to end well.
 const GRACE: Duration = Duration::from_secs(30);
+/// How long a containerd may take to recover its pods.
+const RECOVERY: Duration = Duration::from_secs(10);
 /// How long a pod may take to be taken down.
 const POD_GRACE: Duration = Duration::from_secs(20);
 
@@ -116,15 +120,24 @@ fn in_netns<T: Send>(
 
 /// Takes the node's pods down in order, while its containerd can still do so; then ends that.
 fn stop_node(node: &NodeRecord) -> anyhow::Result<()> {
-    let Some(containerd) = Process::read(&node.run.join("containerd.pid")) else { return Ok(()) };
-    if containerd.is_alive() {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        if let Err(error) = runtime.block_on(remove_pods(&containerd_socket(&node.run))) {
-            // What is left is killed below.
-            tracing::warn!(node = node.name, error = format!("{error:#}"), "pods");
-        }
+    let pid_file = node.run.join("containerd.pid");
+    if !pid_file.exists() {
+        return Ok(());
     }
-    end(containerd)
+    let plugins = preflight::cni_plugins().unwrap_or_default();
+    let containerd = Containerd::of(&node.data, &node.run, &plugins);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    // One that died knows its pods' namespaces and mounts still, once it is started again.
+    let removing = async {
+        let running = containerd.start().await?;
+        remove_pods(&containerd.socket()).await?;
+        anyhow::Ok(running)
+    };
+    if let Err(error) = runtime.block_on(removing) {
+        // What is left is killed below.
+        tracing::warn!(node = node.name, error = format!("{error:#}"), "pods");
+    }
+    Process::read(&pid_file).map_or(Ok(()), end)
 }
 
 async fn remove_pods(socket: &Path) -> anyhow::Result<()> {
@@ -140,7 +153,15 @@ async fn remove_pods(socket: &Path) -> anyhow::Result<()> {
     let endpoint = tonic::transport::Endpoint::from_static("http://containerd");
     let channel = endpoint.connect_with_connector(connector).await.context("containerd")?;
     let mut cri = RuntimeServiceClient::new(channel);
-    let sandboxes = cri.list_pod_sandbox(ListPodSandboxRequest::default()).await?.into_inner();
+    // One that has just been started answers before it knows its pods.
+    let deadline = Instant::now() + RECOVERY;
+    let sandboxes = loop {
+        match cri.list_pod_sandbox(ListPodSandboxRequest::default()).await {
+            Ok(answer) => break answer.into_inner(),
+            Err(error) if Instant::now() > deadline => return Err(error.into()),
+            Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+        }
+    };
     let removals = sandboxes.items.into_iter().map(|sandbox| {
         let mut cri = cri.clone();
         tokio::time::timeout(POD_GRACE, async move {

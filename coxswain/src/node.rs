@@ -50,14 +50,7 @@ pub struct NodeSpec {
 
 impl NodeSpec {
     pub fn containerd(&self) -> Containerd {
-        Containerd {
-            root: self.data.join("containerd"),
-            run: self.run.clone(),
-            pause_image: PAUSE_IMAGE.to_owned(),
-            cni_config: self.cni_config(),
-            cni_plugins: self.cni_plugins.clone(),
-            log: self.data.join("containerd.log"),
-        }
+        Containerd::of(&self.data, &self.run, &self.cni_plugins)
     }
 
     fn cni_config(&self) -> PathBuf {

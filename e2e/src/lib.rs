@@ -120,6 +120,30 @@ impl Cluster {
         kill_and_wait(process["pid"].as_i64().context("a pid")?)
     }
 
+    /// The process of a further node.
+    ///
+    /// # Errors
+    /// Processes cannot be listed.
+    pub fn node_process(&self, node: &str) -> anyhow::Result<Option<i64>> {
+        let netns = format!("{}-{node}", self.settings.name);
+        let is_it = |pid: &i64| {
+            let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            let words: Vec<&[u8]> = line.split(|byte| *byte == 0).collect();
+            words.get(1) == Some(&&b"node"[..]) && words.contains(&netns.as_bytes())
+        };
+        let all = std::fs::read_dir("/proc")?.flatten();
+        let mut pids = all.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+        Ok(pids.find(is_it))
+    }
+
+    /// Kills the process of a further node.
+    ///
+    /// # Errors
+    /// It does not run.
+    pub fn kill_node(&self, node: &str) -> anyhow::Result<()> {
+        kill_and_wait(self.node_process(node)?.with_context(|| format!("{node} does not run"))?)
+    }
+
     /// Stops the cluster and removes all of it.
     ///
     /// # Errors

@@ -138,6 +138,14 @@ impl Running {
         })
     }
 
+    /// Whether it has ended: whether that was a success.
+    ///
+    /// # Errors
+    /// The system does not tell.
+    pub fn exited(&mut self) -> anyhow::Result<Option<bool>> {
+        Ok(self.child.try_wait()?.map(|status| status.success()))
+    }
+
     /// Kills it, and waits until all that it printed is collected.
     ///
     /// # Errors

@@ -2,6 +2,7 @@
 
 pub mod certificates;
 pub mod expressions;
+pub mod limit_ranger;
 pub mod lookup;
 pub mod matching;
 pub mod namespace_lifecycle;
@@ -12,6 +13,7 @@ pub mod pod_security;
 pub mod pods;
 pub mod policy;
 pub mod priority;
+pub mod resource_quota;
 pub mod runtime_class;
 pub mod service_account;
 pub mod storage;

@@ -3,12 +3,14 @@
 use std::sync::Arc;
 
 use super::Plugin;
+use super::limit_ranger::LimitRanger;
 use super::lookup::{Live, Lookup};
 use super::namespace_lifecycle::NamespaceLifecycle;
 use super::node_restriction::NodeRestriction;
 use super::node_taint::TaintNodesByCondition;
 use super::pod_security::PodSecurity;
 use super::priority::Priority;
+use super::resource_quota::{ResourceQuota, ledger::Ledger};
 use super::runtime_class::RuntimeClass;
 use super::service_account::ServiceAccount;
 use super::tolerations::DefaultTolerationSeconds;
@@ -65,6 +67,8 @@ pub struct Config {
     /// Reads past the caches, for what was written a moment ago.
     pub live: Option<Arc<dyn Live>>,
     pub authorizer: Arc<dyn Authorizer>,
+    /// Where quotas are charged; without one they are not.
+    pub quotas: Option<Arc<dyn Ledger>>,
     pub clock: Clock,
     /// `--enable-admission-plugins`
     pub enable: Vec<String>,
@@ -96,6 +100,11 @@ fn build(name: &str, config: &Config) -> Option<Arc<dyn Plugin>> {
     let lookup = || Lookup { reader: config.reader.clone(), live: config.live.clone() };
     Some(match name {
         "NamespaceLifecycle" => Arc::new(NamespaceLifecycle::new(lookup(), config.clock.clone())),
+        "LimitRanger" => Arc::new(LimitRanger(config.reader.clone())),
+        "ResourceQuota" => {
+            let ledger = config.quotas.clone()?;
+            Arc::new(ResourceQuota::new(lookup(), ledger, config.clock.clone()))
+        }
         "ServiceAccount" => Arc::new(ServiceAccount::new(lookup())),
         "NodeRestriction" => {
             Arc::new(NodeRestriction::new(config.reader.clone(), config.authorizer.clone()))
@@ -175,6 +184,7 @@ mod tests {
             reader: Arc::new(Memory::default()),
             live: None,
             authorizer: Arc::new(AlwaysAllow),
+            quotas: None,
             clock: Arc::new(|| jiff::Timestamp::UNIX_EPOCH),
             enable: owned(enable),
             disable: owned(disable),
@@ -190,6 +200,7 @@ mod tests {
     fn flags_choose_plugins() {
         let default = [
             "NamespaceLifecycle",
+            "LimitRanger",
             "ServiceAccount",
             "TaintNodesByCondition",
             "PodSecurity",
@@ -207,7 +218,7 @@ mod tests {
         ];
         assert_eq!(names(&[], &[]).as_deref(), Ok(&default[..]));
         let restricted = names(&["NodeRestriction", "Priority"], &["PodSecurity"]).expect("valid");
-        assert_eq!(restricted.get(2), Some(&"NodeRestriction"));
+        assert_eq!(restricted.get(3), Some(&"NodeRestriction"));
         assert!(!restricted.contains(&"PodSecurity"));
         let cases: [(&[&str], &[&str], &str); 4] = [
             (&["Foo"], &[], r#"enable-admission-plugins plugin "Foo" is unknown"#),

@@ -285,7 +285,7 @@ pub(crate) async fn answer(call: &Call, rest: &[&str]) -> Result<Response<Body>,
     match rest {
         ["v2"] => second(call, &built).await,
         ["v3"] => {
-            let paths: Map<String, Value> = built
+            let mut paths: Map<String, Value> = built
                 .thirds()
                 .into_iter()
                 .map(|(path, document)| {
@@ -293,6 +293,10 @@ pub(crate) async fn answer(call: &Call, rest: &[&str]) -> Result<Response<Body>,
                     (path.to_owned(), json!({"serverRelativeURL": url}))
                 })
                 .collect();
+            for path in call.api.aggregation.openapi_paths() {
+                let url = format!("/openapi/v3/{path}");
+                paths.insert(path, json!({"serverRelativeURL": url}));
+            }
             let index = serde_json::to_vec(&json!({"paths": paths}));
             let index = index.map_err(|e| ApiError::Internal(e.to_string()))?;
             Ok(call.send(200, "application/json", index.into()).await)

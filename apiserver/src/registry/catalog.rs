@@ -526,6 +526,8 @@ pub fn version_rank(version: &str) -> (u8, u32, u32) {
 /// Priorities that upstream's aggregator gives its own groups; the higher comes first.
 fn group_rank(group: &str) -> u32 {
     match group {
+        // It is our own, and no APIService's.
+        "apiregistration.k8s.io" => 20001,
         "" => 18000,
         "apps" => 17800,
         "events.k8s.io" => 17750,

@@ -20,6 +20,10 @@ pub trait Strategy: Send + Sync + 'static {
     /// served version.
     fn default(&self, _object: &mut Value) {}
 
+    /// Writes down who creates the object, for kinds that say so. Called before
+    /// `prepare_for_create`.
+    fn created_by(&self, _object: &mut Value, _user: &crate::authentication::User) {}
+
     /// Drops what a client may not set (status), sets `metadata.generation`.
     fn prepare_for_create(&self, _context: &Context<'_>, _object: &mut Value) {}
 

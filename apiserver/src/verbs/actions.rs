@@ -7,31 +7,26 @@ use apimachinery::codec::Schema;
 use apimachinery::field::{ErrorList, FieldError, Path};
 use apimachinery::gvk::{GroupResource, GroupVersionKind};
 use apimachinery::schema::Registry;
-use apimachinery::selector::LabelSelector;
 use apimachinery::status::ApiError;
 use apimachinery::{Value, object};
 use async_trait::async_trait;
-use http::{Method, Response};
+use http::Response;
 use serde_json::json;
 
 use super::input::{self, Input};
 use super::{Call, RequestBody, write};
 use crate::admission::Operation;
 use crate::admission::lookup::Lookup;
-use crate::api::{Api, rfc3339};
+use crate::api::rfc3339;
 use crate::authentication::tokens::{Moment, TokenIssuer};
 use crate::gate::Admission;
 use crate::negotiate::Offer;
-use crate::pipeline;
-use crate::reader::Reader as _;
 use crate::registry::catalog::Served;
 use crate::registry::{Action, PostHandler};
 use crate::respond::{self, Body};
 
 /// Attempts of a change that others overtake.
-const ATTEMPTS: usize = 20;
-/// Pods whose eviction a budget has granted and that are not gone yet, at most (upstream's bound).
-const MAX_DISRUPTED: usize = 2000;
+pub(super) const ATTEMPTS: usize = 20;
 
 /// An action in progress.
 pub struct Posted<'a> {
@@ -54,7 +49,7 @@ pub trait PostAction: Send + Sync + 'static {
 pub fn all(tokens: Option<TokenIssuer>) -> HashMap<PostHandler, Arc<dyn PostAction>> {
     let mut actions: HashMap<PostHandler, Arc<dyn PostAction>> = HashMap::new();
     actions.insert(PostHandler::Binding, Arc::new(Bind));
-    actions.insert(PostHandler::Eviction, Arc::new(Evict));
+    actions.insert(PostHandler::Eviction, Arc::new(super::eviction::Evict));
     if let Some(issuer) = tokens {
         actions.insert(PostHandler::Token, Arc::new(Token(issuer)));
     }
@@ -112,7 +107,7 @@ pub(super) async fn post(
     Ok(response)
 }
 
-fn success() -> Value {
+pub(super) fn success() -> Value {
     json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success"})
 }
 
@@ -215,7 +210,7 @@ fn bind(pod: &Value, binding: &Value, now: &str) -> Result<Value, String> {
 }
 
 /// Sets a condition; its transition time changes with its status.
-fn set_condition(object: &mut Value, mut condition: Value, now: &str) {
+pub(super) fn set_condition(object: &mut Value, mut condition: Value, now: &str) {
     let mut conditions = object::list_at(object, &["status", "conditions"]).to_vec();
     let known = conditions.iter_mut().find(|c| c["type"] == condition["type"]);
     let since = match &known {
@@ -233,182 +228,6 @@ fn set_condition(object: &mut Value, mut condition: Value, now: &str) {
         None => conditions.push(condition),
     }
     object::set(object, &["status", "conditions"], conditions);
-}
-
-/// `pods/eviction`
-struct Evict;
-
-#[async_trait]
-impl PostAction for Evict {
-    async fn post(&self, posted: Posted<'_>, mut eviction: Value) -> Result<Value, ApiError> {
-        let Posted { call, served, admission, mut dry_run, warnings } = posted;
-        let name = call.name().to_owned();
-        if object::name(&eviction) != name {
-            return Err(ApiError::BadRequest(
-                "name in URL does not match name in Eviction object".to_owned(),
-            ));
-        }
-        dry_run |= !object::list_at(&eviction, &["deleteOptions", "dryRun"]).is_empty();
-        if dry_run {
-            object::set(&mut eviction, &["deleteOptions", "dryRun"], json!(["All"]));
-        }
-        let eviction = admission.admit(eviction, None, warnings).await?.into_object();
-        let key = served.key(call.namespace(), &name);
-        let Some(stored) = write::load(&call.api, served, &key).await? else {
-            return Err(served.not_found(&name));
-        };
-        let pod = &stored.object;
-        let mut options = object::get(&eviction, &["deleteOptions"]).cloned().unwrap_or(json!({}));
-        let pinned = object::get(&options, &["preconditions", "resourceVersion"]).is_some();
-        let phase = object::str_at(pod, &["status", "phase"]);
-        let free = matches!(phase, "Succeeded" | "Failed" | "Pending")
-            || !object::deletion_timestamp(pod).is_empty();
-        let mut pin = free;
-        if !free {
-            pin = spend_budget(&call.api, pod, dry_run).await?;
-        }
-        if pin && !pinned {
-            object::set(
-                &mut options,
-                &["preconditions", "resourceVersion"],
-                object::resource_version(pod),
-            );
-        }
-        let path = format!("/api/v1/namespaces/{}/pods/{name}", call.namespace());
-        object::set(&mut options, &["kind"], "DeleteOptions");
-        object::set(&mut options, &["apiVersion"], "v1");
-        if !dry_run && !pin {
-            mark_evicted(&call.api, &path, pod).await?;
-        }
-        let deleted = pipeline::local(&call.api, Method::DELETE, &path, Some(options)).await;
-        match deleted {
-            Ok(_) => Ok(success()),
-            Err(ApiError::Conflict { .. }) if pin && !pinned => Err(too_many("")),
-            Err(error) => Err(error),
-        }
-    }
-}
-
-/// Says on the pod why it goes.
-async fn mark_evicted(api: &Arc<Api>, path: &str, pod: &Value) -> Result<(), ApiError> {
-    let condition = json!({
-        "type": "DisruptionTarget", "status": "True", "reason": "EvictionByEvictionAPI",
-        "message": "Eviction API: evicting",
-    });
-    let now = rfc3339(api.now());
-    let mut marked = pod.clone();
-    set_condition(&mut marked, condition, &now);
-    object::remove(&mut marked, &["metadata", "resourceVersion"]);
-    let path = format!("{path}/status");
-    pipeline::local(api, Method::PUT, &path, Some(marked)).await.map(|_| ())
-}
-
-fn too_many(budget: &str) -> ApiError {
-    let _ = budget;
-    ApiError::TooManyRequests {
-        message: "Cannot evict pod as it would violate the pod's disruption budget.".to_owned(),
-        retry_after_seconds: 0,
-    }
-}
-
-/// Takes one disruption from the pod's budget, if it has one. Gives whether the pod was let go
-/// because it is not healthy, and so must not have changed.
-async fn spend_budget(api: &Arc<Api>, pod: &Value, dry_run: bool) -> Result<bool, ApiError> {
-    let namespace = object::namespace(pod);
-    let resource = GroupResource::new("policy", "poddisruptionbudgets");
-    for _ in 0..ATTEMPTS {
-        let budgets: Vec<_> = api
-            .caches
-            .list(&resource, namespace)
-            .into_iter()
-            .filter(|budget| {
-                let selector = object::get(budget, &["spec", "selector"]);
-                LabelSelector::from_json(selector)
-                    .is_ok_and(|s| s.is_some_and(|s| s.matches_object(pod)))
-            })
-            .collect();
-        let budget = match budgets.as_slice() {
-            [] => return Ok(false),
-            [one] => one,
-            _ => {
-                return Err(ApiError::Other {
-                    code: 500,
-                    reason: String::new(),
-                    message: "This pod has more than one PodDisruptionBudget, which the eviction subresource does not support.".to_owned(),
-                });
-            }
-        };
-        if unhealthy_may_go(pod, budget) {
-            return Ok(true);
-        }
-        let spent = spend(budget, object::name(pod), &rfc3339(api.now()))?;
-        if dry_run {
-            return Ok(false);
-        }
-        let path = format!(
-            "/apis/policy/v1/namespaces/{namespace}/poddisruptionbudgets/{}/status",
-            object::name(budget)
-        );
-        match pipeline::local(api, Method::PUT, &path, Some(spent)).await {
-            Ok(_) => return Ok(false),
-            // The cache is behind, or somebody else spent: look again.
-            Err(ApiError::Conflict { .. }) => {
-                tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-            }
-            Err(error) => return Err(error),
-        }
-    }
-    Err(ApiError::Timeout {
-        message: "couldn't update PodDisruptionBudget due to conflicts".to_owned(),
-        retry_after_seconds: 10,
-    })
-}
-
-fn unhealthy_may_go(pod: &Value, budget: &Value) -> bool {
-    let ready = object::list_at(pod, &["status", "conditions"])
-        .iter()
-        .any(|c| c["type"] == "Ready" && c["status"] == "True");
-    let count = |field| object::int_at(budget, &["status", field]).unwrap_or(0);
-    let always = object::str_at(budget, &["spec", "unhealthyPodEvictionPolicy"]) == "AlwaysAllow";
-    let (healthy, desired) = (count("currentHealthy"), count("desiredHealthy"));
-    !ready && (always || (healthy >= desired && desired > 0))
-}
-
-/// The budget with one disruption less.
-fn spend(budget: &Value, pod: &str, now: &str) -> Result<Value, ApiError> {
-    let name = object::name(budget);
-    let observed = object::int_at(budget, &["status", "observedGeneration"]).unwrap_or(0);
-    if observed < object::generation(budget) {
-        return Err(too_many_about(format!(
-            "The disruption budget {name} is still being processed by the server."
-        )));
-    }
-    let allowed = object::int_at(budget, &["status", "disruptionsAllowed"]).unwrap_or(0);
-    let disrupted = object::map_at(budget, &["status", "disruptedPods"]).map_or(0, |m| m.len());
-    if allowed < 0 || disrupted > MAX_DISRUPTED {
-        return Err(ApiError::Forbidden {
-            resource: GroupResource::new("policy", "poddisruptionbudget"),
-            name: name.to_owned(),
-            reason: if allowed < 0 {
-                "pdb disruptions allowed is negative".to_owned()
-            } else {
-                "DisruptedPods map too big - too many evictions not confirmed by PDB controller"
-                    .to_owned()
-            },
-        });
-    }
-    if allowed == 0 {
-        return Err(too_many(name));
-    }
-    let mut spent = budget.clone();
-    object::set(&mut spent, &["status", "disruptionsAllowed"], allowed - 1);
-    object::set(&mut spent, &["status", "disruptedPods", pod], now);
-    Ok(spent)
-}
-
-fn too_many_about(message: String) -> ApiError {
-    let text = "Cannot evict pod as it would violate the pod's disruption budget.";
-    ApiError::TooManyRequests { message: format!("{text} {message}"), retry_after_seconds: 10 }
 }
 
 /// `serviceaccounts/token`
@@ -449,17 +268,5 @@ mod tests {
         );
         let other = json!({"metadata": {"uid": "v"}, "target": {"name": "n"}});
         assert!(bind(&pod, &other, "t").is_err());
-    }
-
-    #[test]
-    fn a_budget_is_spent_down_to_nothing() {
-        let budget = json!({"metadata": {"name": "b", "generation": 2},
-            "status": {"observedGeneration": 2, "disruptionsAllowed": 1}});
-        let spent = spend(&budget, "p", "t").expect("spent");
-        assert_eq!(spent["status"]["disruptionsAllowed"], 0);
-        assert_eq!(spent["status"]["disruptedPods"], json!({"p": "t"}));
-        assert_eq!(spend(&spent, "q", "t").map_err(|e| e.code()), Err(429));
-        let stale = json!({"metadata": {"generation": 3}, "status": {"observedGeneration": 2}});
-        assert_eq!(spend(&stale, "q", "t").map_err(|e| e.code()), Err(429));
     }
 }

@@ -64,7 +64,13 @@ pub(super) async fn connect(
     if !fits {
         return Err(super::no_method());
     }
-    let (name, _) = (object_name(&served, call.name()), ());
+    let name = object_name(&served, call.name());
+    let over_websocket = match what {
+        Connect::Log if tunnel::is_websocket(&call.parts.headers) => {
+            Some(tunnel::LogProtocol::choose(&call.parts.headers)?)
+        }
+        _ => None,
+    };
     let key = served.key(call.namespace(), &name);
     let Some(stored) = write::load(&call.api, &served, &key).await? else {
         return Err(served.not_found(&name));
@@ -78,7 +84,15 @@ pub(super) async fn connect(
         (what, _) => match pod_stream(&call, &found, what)? {
             Some(target) => Ok(target),
             // Nothing has run yet that could have said something.
-            None => return Ok(respond::text(200, "")),
+            None => {
+                let nothing = respond::text(200, "");
+                return match over_websocket {
+                    Some(protocol) => {
+                        tunnel::log_over_websocket(&mut call, protocol, nothing.into_body())
+                    }
+                    None => Ok(nothing),
+                };
+            }
         },
     }?;
     if what == Connect::Proxy && redirect_to_slash(&call) {
@@ -90,6 +104,10 @@ pub(super) async fn connect(
         }
         return Ok(response);
     }
+    // The kubelet is asked for a plain log.
+    if over_websocket.is_some() {
+        call.parts.headers.remove(header::UPGRADE);
+    }
     let mut response = tunnel::forward(&mut call, &target, body).await?;
     if what == Connect::Proxy {
         let proxied = call.authorized.info().trailing.join("/");
@@ -98,7 +116,10 @@ pub(super) async fn connect(
     if what == Connect::Log && !response.status().is_success() {
         return Err(refused(response).await);
     }
-    Ok(response)
+    match over_websocket {
+        Some(protocol) => tunnel::log_over_websocket(&mut call, protocol, response.into_body()),
+        None => Ok(response),
+    }
 }
 
 /// A kubelet's refusal, which is plain text, as an error of the API.

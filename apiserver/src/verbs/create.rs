@@ -146,6 +146,7 @@ impl New<'_> {
             None => None,
         };
         let stored = async {
+            strategy.created_by(&mut object, call.authorized.user());
             strategy.prepare_for_create(&context, &mut object);
             let errors = validate(served, &context, &object);
             if !errors.is_empty() {

@@ -4,6 +4,7 @@ pub mod actions;
 pub mod connect;
 mod create;
 mod delete;
+mod eviction;
 mod input;
 mod list;
 mod list_options;
@@ -13,10 +14,10 @@ pub mod reviews;
 mod rewrite;
 mod scale;
 mod select;
-mod tunnel;
+pub(crate) mod tunnel;
 mod update;
 mod watch;
-mod write;
+pub(crate) mod write;
 
 use std::sync::Arc;
 

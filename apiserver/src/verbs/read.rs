@@ -74,6 +74,7 @@ pub(super) async fn ready(cache: &Cache) -> Result<(), ApiError> {
     cache.wait_ready(READY).await.map_err(|_| ApiError::TooManyRequests {
         message: "storage is (re)initializing".to_owned(),
         retry_after_seconds: 1,
+        cause: None,
     })
 }
 

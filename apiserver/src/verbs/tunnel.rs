@@ -33,7 +33,7 @@ const HOP: [HeaderName; 7] = [
 ];
 
 /// Where a connection goes.
-pub(super) struct Target {
+pub(crate) struct Target {
     pub host: String,
     pub port: u16,
     /// `None`: plain.
@@ -42,7 +42,16 @@ pub(super) struct Target {
     pub path: String,
 }
 
-trait Stream2: AsyncRead + AsyncWrite + Send + Unpin {}
+/// How a request is made to someone who trusts us to speak for users.
+#[derive(Default)]
+pub(crate) struct Identity {
+    /// Whom the other's certificate must name; else the host.
+    pub server_name: Option<String>,
+    /// Headers in the place of all that begin as they do: `X-Remote-*`.
+    pub headers: HeaderMap,
+}
+
+pub(crate) trait Stream2: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream2 for T {}
 
 fn unreachable(target: &Target, why: &dyn std::fmt::Display) -> ApiError {
@@ -52,7 +61,14 @@ fn unreachable(target: &Target, why: &dyn std::fmt::Display) -> ApiError {
     ))
 }
 
-async fn dial(target: &Target) -> Result<Box<dyn Stream2>, ApiError> {
+/// A connection to a target, whose certificate names it by its host, or as said.
+///
+/// # Errors
+/// 503
+pub(crate) async fn dial(
+    target: &Target,
+    server_name: Option<&str>,
+) -> Result<Box<dyn Stream2>, ApiError> {
     let host = target.host.trim_matches(['[', ']']);
     let connecting = TcpStream::connect((host, target.port));
     let tcp = match tokio::time::timeout(CONNECT, connecting).await {
@@ -62,7 +78,8 @@ async fn dial(target: &Target) -> Result<Box<dyn Stream2>, ApiError> {
     };
     let _ = tcp.set_nodelay(true);
     let Some(config) = &target.tls else { return Ok(Box::new(tcp)) };
-    let name = ServerName::try_from(host.to_owned()).map_err(|e| unreachable(target, &e))?;
+    let name = server_name.unwrap_or(host).to_owned();
+    let name = ServerName::try_from(name).map_err(|e| unreachable(target, &e))?;
     let connector = tokio_rustls::TlsConnector::from(config.clone());
     match tokio::time::timeout(CONNECT, connector.connect(name, tcp)).await {
         Ok(Ok(tls)) => Ok(Box::new(tls)),
@@ -98,7 +115,20 @@ pub(super) async fn forward(
     target: &Target,
     request_body: RequestBody,
 ) -> Result<Response<Body>, ApiError> {
-    let stream = dial(target).await?;
+    forward_as(call, target, &Identity::default(), request_body).await
+}
+
+/// As [`forward`], with the user in headers.
+///
+/// # Errors
+/// As [`forward`].
+pub(crate) async fn forward_as(
+    call: &mut Call,
+    target: &Target,
+    identity: &Identity,
+    request_body: RequestBody,
+) -> Result<Response<Body>, ApiError> {
+    let stream = dial(target, identity.server_name.as_deref()).await?;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
         .await
         .map_err(|e| unreachable(target, &e))?;
@@ -108,7 +138,19 @@ pub(super) async fn forward(
         }
     });
     let upgrade = is_upgrade(&call.parts.headers);
-    let request = outgoing(call, target, upgrade, request_body)?;
+    let mut request = outgoing(call, target, upgrade, request_body)?;
+    if !identity.headers.is_empty() {
+        let headers = request.headers_mut();
+        // Nobody says for himself who he is.
+        let claimed: Vec<HeaderName> =
+            headers.keys().filter(|n| n.as_str().starts_with("x-remote-")).cloned().collect();
+        claimed.into_iter().for_each(|name| {
+            headers.remove(name);
+        });
+        for (name, value) in &identity.headers {
+            headers.append(name, value.clone());
+        }
+    }
     let mut answer = sender.send_request(request).await.map_err(|e| unreachable(target, &e))?;
     if upgrade && answer.status() == StatusCode::SWITCHING_PROTOCOLS {
         let theirs = hyper::upgrade::on(&mut answer);
@@ -182,18 +224,123 @@ const WEBSOCKET_GUID: &str = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
 /// Frames that a client of a watch sends are read and dropped; one larger ends the watch.
 const MAX_CLIENT_FRAME: u64 = 64 * 1024;
 
+/// One message to a client.
+pub(super) enum Message {
+    Text(Bytes),
+    Binary(Bytes),
+}
+
+/// Messages to a client, one after another.
+pub(super) type Messages = Pin<Box<dyn Stream<Item = Message> + Send>>;
+
 /// Sends a watch's events as WebSocket messages, one event in each.
 pub(super) fn watch_over_websocket(
     mut call: Call,
     events: Pin<Box<dyn Stream<Item = Bytes> + Send>>,
 ) -> Result<Response<Body>, ApiError> {
+    // Of several protocols the first that is not a token is taken.
+    let chosen = protocols(&call.parts.headers).next();
+    // A chunk holds whole lines; each is a message.
+    let messages = events.flat_map(|chunk| {
+        let lines: Vec<Message> = chunk
+            .split(|b| *b == b'\n')
+            .filter(|line| !line.is_empty())
+            .map(|line| Message::Text(chunk.slice_ref(line)))
+            .collect();
+        futures::stream::iter(lines)
+    });
+    over_websocket(&mut call, chosen, Box::pin(messages))
+}
+
+/// The subprotocols that a client offers, those that carry its token left out.
+fn protocols(headers: &HeaderMap) -> impl Iterator<Item = String> {
+    let offered = super::header(headers, "sec-websocket-protocol").to_owned();
+    let offered: Vec<String> = offered
+        .split(',')
+        .map(str::trim)
+        .filter(|p| !p.is_empty() && !p.starts_with("base64url.bearer.authorization.k8s.io."))
+        .map(str::to_owned)
+        .collect();
+    offered.into_iter()
+}
+
+/// How a log goes through a WebSocket.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct LogProtocol {
+    name: Option<String>,
+    base64: bool,
+}
+
+impl LogProtocol {
+    /// What a client that asked for a WebSocket gets.
+    ///
+    /// # Errors
+    /// 403: it offers only what logs are not sent in.
+    pub(super) fn choose(headers: &HeaderMap) -> Result<Self, ApiError> {
+        const KNOWN: [&str; 2] = ["binary.k8s.io", "base64.binary.k8s.io"];
+        let offered: Vec<String> = protocols(headers).collect();
+        let known = offered.iter().find(|p| KNOWN.contains(&p.as_str())).cloned();
+        if known.is_none() && !offered.is_empty() {
+            return Err(ApiError::Other {
+                code: 403,
+                reason: "Forbidden".to_owned(),
+                message: format!(
+                    "requested protocol(s) are not supported: [{}]; supports [ {}]",
+                    offered.join(" "),
+                    KNOWN.join(" ")
+                ),
+            });
+        }
+        let base64 = known.as_deref() == Some("base64.binary.k8s.io");
+        Ok(Self { name: known, base64 })
+    }
+
+    fn message(&self, data: Bytes) -> Message {
+        match self.base64 {
+            true => {
+                let text = base64::engine::general_purpose::STANDARD.encode(&data);
+                Message::Text(text.into())
+            }
+            false => Message::Binary(data),
+        }
+    }
+}
+
+/// Sends the body of an answer as WebSocket messages, after an empty one that says that it begins.
+pub(super) fn log_over_websocket(
+    call: &mut Call,
+    protocol: LogProtocol,
+    log: Body,
+) -> Result<Response<Body>, ApiError> {
+    let name = protocol.name.clone();
+    let begin = futures::stream::iter([Bytes::new()]);
+    let data = log.into_data_stream().take_while(|read| {
+        let good = read.is_ok();
+        async move { good }
+    });
+    let data = begin.chain(data.filter_map(|read| async move { read.ok() }));
+    let messages = data.map(move |data| protocol.message(data));
+    over_websocket(call, name, Box::pin(messages))
+}
+
+/// Answers an upgrade, and sends messages on the connection until there are no more, or the
+/// client goes.
+fn over_websocket(
+    call: &mut Call,
+    chosen: Option<String>,
+    messages: Messages,
+) -> Result<Response<Body>, ApiError> {
     let key = call.header("sec-websocket-key").to_owned();
     let Some(upgraded) = call.parts.extensions.remove::<hyper::upgrade::OnUpgrade>() else {
         return Err(ApiError::BadRequest("the connection cannot be upgraded".to_owned()));
     };
+    let draining = call.api.draining.clone();
     tokio::spawn(async move {
         match upgraded.await {
-            Ok(upgraded) => send_events(TokioIo::new(upgraded), events).await,
+            Ok(upgraded) => tokio::select! {
+                () = draining.cancelled() => {}
+                () = send_messages(TokioIo::new(upgraded), messages) => {}
+            },
             Err(error) => tracing::debug!(%error, "an upgrade was not completed"),
         }
     });
@@ -209,29 +356,20 @@ pub(super) fn watch_over_websocket(
     if let Ok(accept) = HeaderValue::from_str(&accept) {
         headers.insert(header::SEC_WEBSOCKET_ACCEPT, accept);
     }
-    // Of several protocols the first that is not a token is taken.
-    let protocols = call.header("sec-websocket-protocol");
-    let chosen = protocols
-        .split(',')
-        .map(str::trim)
-        .find(|p| !p.is_empty() && !p.starts_with("base64url.bearer.authorization.k8s.io."));
-    if let Some(Ok(chosen)) = chosen.map(HeaderValue::from_str) {
+    if let Some(Ok(chosen)) = chosen.map(|name| HeaderValue::from_str(&name)) {
         headers.insert(header::SEC_WEBSOCKET_PROTOCOL, chosen);
     }
     Ok(response)
 }
 
-async fn send_events(
-    stream: impl AsyncRead + AsyncWrite,
-    mut events: Pin<Box<dyn Stream<Item = Bytes> + Send>>,
-) {
+async fn send_messages(stream: impl AsyncRead + AsyncWrite, mut messages: Messages) {
     let (mut reader, mut writer) = tokio::io::split(stream);
     let sending = async {
-        while let Some(chunk) = events.next().await {
-            // A chunk holds whole lines; each is a message.
+        while let Some(message) = messages.next().await {
             let mut out = BytesMut::new();
-            for line in chunk.split(|b| *b == b'\n').filter(|line| !line.is_empty()) {
-                put_frame(1, line, &mut out);
+            match message {
+                Message::Text(data) => put_frame(1, &data, &mut out),
+                Message::Binary(data) => put_frame(2, &data, &mut out),
             }
             if writer.write_all(&out).await.is_err() || writer.flush().await.is_err() {
                 return;
@@ -240,6 +378,7 @@ async fn send_events(
         let mut close = BytesMut::new();
         put_frame(8, &1000u16.to_be_bytes(), &mut close);
         let _ = writer.write_all(&close).await;
+        let _ = writer.flush().await;
     };
     let reading = async { while skip_frame(&mut reader).await {} };
     tokio::select! {
@@ -288,6 +427,35 @@ async fn skip_frame(reader: &mut (impl AsyncRead + Unpin)) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn logs_have_their_protocols() {
+        let offered = |text: &'static str| {
+            let mut headers = HeaderMap::new();
+            headers.insert("sec-websocket-protocol", HeaderValue::from_static(text));
+            LogProtocol::choose(&headers).map_err(|e| e.message())
+        };
+        let chosen = |name: &str, base64| Ok(LogProtocol { name: Some(name.to_owned()), base64 });
+        assert_eq!(LogProtocol::choose(&HeaderMap::new()).map(|p| p.name), Ok(None));
+        assert_eq!(offered("x, binary.k8s.io"), chosen("binary.k8s.io", false));
+        assert_eq!(offered("base64.binary.k8s.io"), chosen("base64.binary.k8s.io", true));
+        assert!(offered("v4.channel.k8s.io").is_err());
+        let Ok(protocol) = offered("base64.binary.k8s.io") else { panic!("a protocol") };
+        let Message::Text(text) = protocol.message(Bytes::from_static(b"abc")) else {
+            panic!("text")
+        };
+        assert_eq!(&text[..], b"YWJj");
+    }
+
+    #[tokio::test]
+    async fn messages_are_sent_and_the_end_is_told() {
+        let (ours, mut theirs) = tokio::io::duplex(1024);
+        let messages = [Message::Binary(Bytes::new()), Message::Binary(Bytes::from_static(b"x"))];
+        send_messages(ours, Box::pin(futures::stream::iter(messages))).await;
+        let mut read = Vec::new();
+        theirs.read_to_end(&mut read).await.expect("read");
+        assert_eq!(read, [0x82, 0, 0x82, 1, b'x', 0x88, 2, 0x03, 0xe8]);
+    }
 
     #[tokio::test]
     async fn frames_are_written_and_skipped() {

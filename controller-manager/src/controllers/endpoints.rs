@@ -18,13 +18,13 @@ use crate::owners::controller_reference;
 use crate::pods;
 use crate::runner::{Context, Controller};
 
-const SERVICE_NAME: &str = "kubernetes.io/service-name";
-const MANAGED_BY: &str = "endpointslice.kubernetes.io/managed-by";
+pub(super) const SERVICE_NAME: &str = "kubernetes.io/service-name";
+pub(super) const MANAGED_BY: &str = "endpointslice.kubernetes.io/managed-by";
 const MANAGER: &str = "endpointslice-controller.k8s.io";
 const OBJECT_MANAGER: &str = "endpoints.kubernetes.io/managed-by";
 const OBJECT_MANAGED: &str = "endpoint-controller";
 const HEADLESS: &str = "service.kubernetes.io/headless";
-const TRIGGER: &str = "endpoints.kubernetes.io/last-change-trigger-time";
+pub(super) const TRIGGER: &str = "endpoints.kubernetes.io/last-change-trigger-time";
 const OVER_CAPACITY: &str = "endpoints.kubernetes.io/over-capacity";
 const ZONE: &str = "topology.kubernetes.io/zone";
 /// Endpoints in a slice (upstream's --max-endpoints-per-slice) and in an Endpoints object.
@@ -178,7 +178,7 @@ impl Controller for Objects {
     }
 }
 
-fn label<'m>(meta: &'m ObjectMeta, key: &str) -> Option<&'m str> {
+pub(super) fn label<'m>(meta: &'m ObjectMeta, key: &str) -> Option<&'m str> {
     meta.labels.as_ref()?.get(key).map(String::as_str)
 }
 

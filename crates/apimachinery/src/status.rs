@@ -89,6 +89,8 @@ pub enum ApiError {
     TooManyRequests {
         message: String,
         retry_after_seconds: u32,
+        /// Why, as a reason and a message, where there is more to say.
+        cause: Option<(&'static str, String)>,
     },
     /// The cache has not reached the resourceVersion asked for.
     TooLargeResourceVersion {
@@ -275,8 +277,14 @@ impl ApiError {
                     "reason": "FieldManagerConflict", "message": message, "field": field,
                 })).collect::<Vec<_>>()
             }),
-            Self::TooManyRequests { retry_after_seconds, .. }
-            | Self::Timeout { retry_after_seconds, .. } => {
+            Self::TooManyRequests { retry_after_seconds, cause, .. } => {
+                let mut d = about(&GroupResource::new("", ""), "", *retry_after_seconds);
+                if let Some((reason, message)) = cause {
+                    d["causes"] = json!([{"reason": reason, "message": message}]);
+                }
+                d
+            }
+            Self::Timeout { retry_after_seconds, .. } => {
                 about(&GroupResource::new("", ""), "", *retry_after_seconds)
             }
             Self::TooLargeResourceVersion { .. } => json!({

@@ -222,3 +222,38 @@ fn pods_that_fit_nowhere_wait_with_a_reason() -> anyhow::Result<()> {
     ensure!(events.contains("pod/choosy"), "{events}");
     Ok(())
 }
+
+/// A manifest in a node's folder is a pod, and shows in the API.
+#[test]
+fn a_manifest_in_a_folder_is_a_pod() -> anyhow::Result<()> {
+    let cluster = cluster()?;
+    let file = cluster.settings().dir.join("kubelet/manifests/standing.yaml");
+    let pod = "
+apiVersion: v1
+kind: Pod
+metadata: {name: standing, labels: {app: standing}}
+spec:
+  terminationGracePeriodSeconds: 0
+  containers: [{name: main, image: 'localhost/test:1', command: [sleep, infinity]}]
+";
+    // As editors do: the kubelet never sees half of it.
+    let half = file.with_extension("part");
+    std::fs::write(&half, pod)?;
+    std::fs::rename(&half, &file)?;
+    let running = ["wait", "--for=condition=Ready", "pod/standing-node", "--timeout=90s"];
+    eventually("it runs and shows", SOON, || cluster.kubectl(&running))?;
+    // Deleting what shows does not end it.
+    let container = || {
+        let pod = cluster.get(&["pod", "standing-node"])?;
+        Ok::<_, anyhow::Error>(pod["status"]["containerStatuses"][0]["containerID"].clone())
+    };
+    let before = container()?;
+    cluster.kubectl(&["delete", "pod", "standing-node", "--wait=false"])?;
+    eventually("it shows again", SOON, || {
+        ensure!(container()? == before, "the same container");
+        cluster.kubectl(&running)
+    })?;
+    std::fs::remove_file(&file)?;
+    cluster.kubectl(&["wait", "--for=delete", "pod/standing-node", "--timeout=90s"])?;
+    Ok(())
+}

@@ -10,7 +10,7 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 
 /// Name, container and address of each pod that runs; none may ever have been restarted.
-fn containers(ns: &Namespace<'_>) -> anyhow::Result<BTreeMap<String, (String, String)>> {
+pub fn containers(ns: &Namespace<'_>) -> anyhow::Result<BTreeMap<String, (String, String)>> {
     let pods = ns.get(&["pods"])?;
     let items = pods["items"].as_array().context("pods")?;
     let mut found = BTreeMap::new();
@@ -133,6 +133,7 @@ fn survive(cluster: &Cluster, arguments: &[&str]) -> anyhow::Result<()> {
 #[test]
 fn a_killed_cluster_on_the_embedded_store_comes_back() -> anyhow::Result<()> {
     Cluster::purge()?;
+    let others = spaces()?;
     let arguments = ["--nodes", "2"];
     let cluster = Cluster::start(&arguments)?;
     survive(&cluster, &arguments)?;
@@ -146,15 +147,39 @@ fn a_killed_cluster_on_the_embedded_store_comes_back() -> anyhow::Result<()> {
         cluster.kill_containerd(node)?;
     }
     eventually("pods are made again", SOON, || ns.idle("later"))?;
+    // And the process of a further node.
+    cluster.kill_node("node-2")?;
+    ns.kubectl(&["scale", "deployment/web", "--replicas=6"])?;
+    ns.rolled_out("deployment/web")?;
     let mut after = containers(&ns)?;
-    after.remove("later");
+    after.retain(|pod, _| before.contains_key(pod));
     ensure!(after == before, "the same containers: {after:?}, before: {before:?}");
     drop(ns);
-    Cluster::purge()
+
+    // Nothing stays of pods whose containerd is dead when the cluster is removed.
+    cluster.kill()?;
+    eventually("a further node ends with the first", SOON, || {
+        ensure!(cluster.node_process("node-2")?.is_none(), "it runs");
+        Ok(())
+    })?;
+    for node in ["node", "node-2"] {
+        cluster.kill_containerd(node)?;
+    }
+    Cluster::purge()?;
+    let left = spaces()?;
+    ensure!(left.is_subset(&others), "left behind: {:?}", left.difference(&others));
+    Ok(())
+}
+
+/// The network namespaces of pods.
+fn spaces() -> anyhow::Result<BTreeSet<String>> {
+    let all = std::fs::read_dir("/run/netns").into_iter().flatten().flatten();
+    let names = all.map(|entry| entry.file_name().to_string_lossy().into_owned());
+    Ok(names.filter(|name| name.starts_with("cni-")).collect())
 }
 
 /// etcd on the loopback of the cluster's network namespace.
-fn etcd(cluster: &Settings) -> anyhow::Result<Running> {
+pub fn etcd(cluster: &Settings) -> anyhow::Result<Running> {
     let netns = format!("/run/netns/{}", cluster.name);
     if !std::path::Path::new(&netns).exists() {
         for arguments in [
@@ -175,7 +200,7 @@ fn etcd(cluster: &Settings) -> anyhow::Result<Running> {
     Ok(running)
 }
 
-const ETCD: &str = "http://127.0.0.1:2379";
+pub const ETCD: &str = "http://127.0.0.1:2379";
 
 #[test]
 fn a_killed_cluster_on_etcd_comes_back() -> anyhow::Result<()> {

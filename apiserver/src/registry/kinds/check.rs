@@ -131,6 +131,11 @@ impl<'a> At<'a> {
         FieldError::invalid(&self.path, shown, detail)
     }
 
+    /// Invalid, and the error shows no value.
+    pub fn invalid_bare(&self, detail: impl Into<String>) -> FieldError {
+        FieldError { value: None, ..self.invalid(detail) }
+    }
+
     pub fn required(&self, detail: &str) -> FieldError {
         FieldError::required(&self.path, detail)
     }
@@ -330,6 +335,25 @@ pub fn label_key(errors: &mut ErrorList, at: &At<'_>) {
 /// Whether a `metav1.LabelSelector` has no requirement.
 pub fn selector_is_empty(selector: &Value) -> bool {
     ["matchLabels", "matchExpressions"].iter().all(|f| selector.get(*f).is_none_or(is_zero))
+}
+
+/// `acme.io/foo`
+pub fn domain_prefixed_path(errors: &mut ErrorList, at: &At<'_>) {
+    if at.is_empty() {
+        errors.push(at.required(""));
+        return;
+    }
+    let (host, path) = at.str().split_once('/').unwrap_or((at.str(), ""));
+    if host.is_empty() || path.is_empty() {
+        errors.push(at.invalid("must be a domain-prefixed path (such as \"acme.io/foo\")"));
+        return;
+    }
+    errors.extend(names::dns1123_subdomain(host).into_iter().map(|m| at.invalid_as(host, m)));
+    let fits = |b: u8| b.is_ascii_alphanumeric() || b"/-._~%!$&'()*+,;=:".contains(&b);
+    if !path.bytes().all(fits) {
+        let pattern = r"[A-Za-z0-9/\-._~%!$&'()*+,;=:]+";
+        errors.push(at.invalid_as(path, names::regex_error("Invalid path", pattern, &[])));
+    }
 }
 
 /// IP addresses as old fields take them: octets may have leading zeros.

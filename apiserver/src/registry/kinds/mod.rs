@@ -6,14 +6,22 @@
 
 mod admission_policies;
 pub mod admissionregistration;
+pub mod apiregistration;
 pub mod apps;
+pub mod autoscaling;
+pub mod batch;
 pub mod cells;
+pub mod certificates;
 pub mod check;
 pub mod config;
 pub mod coordination;
 pub mod custom_resource_definitions;
+pub mod devices;
 pub mod endpoints;
 pub mod events;
+pub mod flowcontrol;
+pub mod ingress;
+pub mod limits;
 pub mod namespaces;
 pub mod networking;
 pub mod nodes;
@@ -26,6 +34,8 @@ pub mod reviews;
 pub mod row;
 pub mod scheduling;
 pub mod services;
+pub mod storage;
+pub mod volumes;
 
 #[cfg(test)]
 mod corpus;
@@ -78,15 +88,25 @@ pub fn all(schemas: &schema::Registry, deps: &Deps) -> Vec<Resource> {
     services::rows(&mut rows, deps);
     endpoints::rows(&mut rows);
     config::rows(&mut rows);
+    limits::rows(&mut rows);
+    volumes::rows(&mut rows);
     events::rows(&mut rows, deps);
     coordination::rows(&mut rows);
     apps::rows(&mut rows, deps);
     replication::rows(&mut rows, deps);
+    batch::rows(&mut rows, deps);
     rbac::rows(&mut rows);
     scheduling::rows(&mut rows);
     networking::rows(&mut rows);
+    ingress::rows(&mut rows);
+    storage::rows(&mut rows);
+    autoscaling::rows(&mut rows);
+    certificates::rows(&mut rows);
+    flowcontrol::rows(&mut rows);
+    devices::rows(&mut rows);
     policy::rows(&mut rows);
     admissionregistration::rows(&mut rows);
+    apiregistration::rows(&mut rows);
     reviews::rows(&mut rows);
     custom_resource_definitions::rows(&mut rows);
     rows.rows

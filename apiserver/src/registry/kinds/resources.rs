@@ -116,7 +116,7 @@ pub fn resource_name(errors: &mut ErrorList, at: &At<'_>, name: &str) -> bool {
 }
 
 /// The name of a resource that a container may ask for.
-fn container_resource_name(errors: &mut ErrorList, at: &At<'_>, name: &str) {
+pub fn container_resource_name(errors: &mut ErrorList, at: &At<'_>, name: &str) {
     resource_name(errors, at, name);
     if !name.contains('/') {
         if !is_standard_for_containers(name) {

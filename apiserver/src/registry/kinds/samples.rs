@@ -7,6 +7,14 @@ use serde_json::json;
 /// Group, version and kind, and an object without namespace (the test chooses one).
 pub type Sample = (&'static str, &'static str, &'static str, Value);
 
+/// A certificate request, signed by a key that nobody has.
+const REQUEST: &str = "LS0tLS1CRUdJTiBDRVJUSUZJQ0FURSBSRVFVRVNULS0tLS0KTUlIS01ITUNBUUF3RVRFUE1BMEdBMVVFQXd3R2My\
+    RnRjR3hsTUZrd0V3WUhLb1pJemowQ0FRWUlLb1pJemowRApBUWNEUWdBRUNiQkw1Nm84UXlzdDd5cVJRS0pGNGN3\
+    Q2xpZ05nNE1xcDFSd25OMklEMVJxUGE4K1VJUWFiQitJCjBxcEFmYm5SdHpTYmwreFB2Z1cwd3VUNW40SmdQYUFB\
+    TUFvR0NDcUdTTTQ5QkFNQ0EwY0FNRVFDSVFEWm1IdGcKK2x0MkozRkNvTkdlc3dUcUZDaFNXUXNXWWZ6a1owU29a\
+    cEF2UGdJZllBYjNBTXZ6SjBLZVFjSWhucWdYS0d4QQpGbFVJbDN1YzlJbXpNM0Jqa0E9PQotLS0tLUVORCBDRVJU\
+    SUZJQ0FURSBSRVFVRVNULS0tLS0K";
+
 fn template() -> Value {
     json!({
         "metadata": {"labels": {"app": "sample"}},
@@ -24,6 +32,9 @@ fn workload(mut spec: Value) -> Value {
 pub fn samples() -> Vec<Sample> {
     let mut list: Vec<Sample> = core();
     list.extend(groups());
+    list.extend(jobs());
+    list.extend(storage());
+    list.extend(others());
     list.extend(admission());
     list.push(definition());
     list.extend(reviews());
@@ -51,6 +62,21 @@ fn core() -> Vec<Sample> {
             "Endpoints",
             json!({"subsets": [
             {"addresses": [{"ip": "10.0.0.1"}], "ports": [{"port": 80}]}]}),
+        ),
+        v1("LimitRange", json!({"spec": {"limits": [{"type": "Container", "max": {"cpu": "2"}}]}})),
+        v1("ResourceQuota", json!({"spec": {"hard": {"count/samples.example.com": "5"}}})),
+        v1(
+            "PersistentVolume",
+            json!({"spec": {
+                "accessModes": ["ReadWriteOnce"], "capacity": {"storage": "1Gi"},
+                "hostPath": {"path": "/sample"},
+            }}),
+        ),
+        v1(
+            "PersistentVolumeClaim",
+            json!({"spec": {
+                "accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}},
+            }}),
         ),
         v1("ConfigMap", json!({"data": {"key": "value"}})),
         v1("Secret", json!({"data": {"key": "dmFsdWU="}})),
@@ -126,7 +152,125 @@ fn groups() -> Vec<Sample> {
                 "spec": {"parentRef": {"resource": "services", "namespace": "default", "name": "sample"}},
             }),
         ),
+        (
+            NETWORKING,
+            "v1",
+            "Ingress",
+            json!({"spec": {"defaultBackend": {"service":
+                {"name": "sample", "port": {"number": 80}}}}}),
+        ),
+        (NETWORKING, "v1", "IngressClass", json!({"spec": {"controller": "example.com/ingress"}})),
+        (NETWORKING, "v1", "NetworkPolicy", json!({"spec": {"podSelector": {}}})),
         (NETWORKING, "v1", "ServiceCIDR", json!({"spec": {"cidrs": ["10.250.0.0/24"]}})),
+    ]
+}
+
+fn jobs() -> Vec<Sample> {
+    let mut template = template();
+    template["spec"]["restartPolicy"] = "Never".into();
+    let job = json!({"template": template});
+    vec![
+        ("batch", "v1", "Job", json!({"spec": job})),
+        (
+            "batch",
+            "v1",
+            "CronJob",
+            json!({"spec": {"schedule": "0 0 * * *", "jobTemplate": {"spec": job}}}),
+        ),
+    ]
+}
+
+fn storage() -> Vec<Sample> {
+    let v1 = |kind, object| ("storage.k8s.io", "v1", kind, object);
+    vec![
+        v1("StorageClass", json!({"provisioner": "example.com/sample"})),
+        v1(
+            "VolumeAttachment",
+            json!({"spec": {"attacher": "driver.example.com", "nodeName": "sample",
+                "source": {"persistentVolumeName": "sample"}}}),
+        ),
+        v1(
+            "CSINode",
+            json!({"spec": {"drivers": [{"name": "driver.example.com", "nodeID": "sample",
+                "topologyKeys": ["example.com/zone"]}]}}),
+        ),
+        v1("CSIDriver", json!({"spec": {"attachRequired": false}})),
+        v1("CSIStorageCapacity", json!({"storageClassName": "sample", "capacity": "1Gi"})),
+        v1(
+            "VolumeAttributesClass",
+            json!({"driverName": "driver.example.com", "parameters": {"iops": "100"}}),
+        ),
+    ]
+}
+
+fn others() -> Vec<Sample> {
+    const FLOW: &str = "flowcontrol.apiserver.k8s.io";
+    const DEVICES: &str = "resource.k8s.io";
+    let target = json!({"apiVersion": "apps/v1", "kind": "Deployment", "name": "sample"});
+    let claim = json!({"devices": {"requests": [
+        {"name": "one", "exactly": {"deviceClassName": "sample"}}]}});
+    let everything =
+        json!({"verbs": ["*"], "apiGroups": ["*"], "resources": ["*"], "clusterScope": true});
+    vec![
+        (
+            "autoscaling",
+            "v2",
+            "HorizontalPodAutoscaler",
+            json!({"spec": {"maxReplicas": 3, "scaleTargetRef": target}}),
+        ),
+        (
+            "autoscaling",
+            "v1",
+            "HorizontalPodAutoscaler",
+            json!({
+                "metadata": {"name": "sample-v1"},
+                "spec": {"maxReplicas": 3, "scaleTargetRef": target},
+            }),
+        ),
+        (
+            "certificates.k8s.io",
+            "v1",
+            "CertificateSigningRequest",
+            json!({"spec": {
+                "request": REQUEST, "signerName": "example.com/sample", "usages": ["client auth"],
+            }}),
+        ),
+        (
+            FLOW,
+            "v1",
+            "FlowSchema",
+            json!({"spec": {
+                "priorityLevelConfiguration": {"name": "sample"},
+                "rules": [{
+                    "subjects": [{"kind": "User", "user": {"name": "sample"}}],
+                    "resourceRules": [everything],
+                }],
+            }}),
+        ),
+        (
+            FLOW,
+            "v1",
+            "PriorityLevelConfiguration",
+            json!({"spec": {"type": "Limited", "limited": {"limitResponse": {"type": "Reject"}}}}),
+        ),
+        (
+            DEVICES,
+            "v1",
+            "DeviceClass",
+            json!({"spec": {"selectors": [{"cel": {"expression": "true"}}]}}),
+        ),
+        (DEVICES, "v1", "ResourceClaim", json!({"spec": claim})),
+        (DEVICES, "v1", "ResourceClaimTemplate", json!({"spec": {"spec": claim}})),
+        (
+            DEVICES,
+            "v1",
+            "ResourceSlice",
+            json!({"spec": {
+                "driver": "driver.example.com", "nodeName": "sample",
+                "pool": {"name": "sample", "resourceSliceCount": 1},
+                "devices": [{"name": "one", "attributes": {"model": {"string": "sample"}}}],
+            }}),
+        ),
     ]
 }
 
@@ -140,6 +284,15 @@ fn admission() -> Vec<Sample> {
     }]});
     let of = |kind, object| ("admissionregistration.k8s.io", "v1", kind, object);
     vec![
+        (
+            "apiregistration.k8s.io",
+            "v1",
+            "APIService",
+            json!({"metadata": {"name": "v1.sample.example.com"},
+                "spec": {"group": "sample.example.com", "version": "v1",
+                    "groupPriorityMinimum": 100, "versionPriority": 100,
+                    "service": {"namespace": "default", "name": "sample"}}}),
+        ),
         of("MutatingWebhookConfiguration", webhooks.clone()),
         of("ValidatingWebhookConfiguration", webhooks),
         of(

@@ -23,6 +23,7 @@ pub use columns::first_ip;
 pub use placement::{effect as taint_effect, node_selector, tolerations};
 pub use qos::qos_class;
 pub use update::difference;
+pub use warnings::{cidr as cidr_warning, ip as ip_warning};
 
 use super::check::At;
 use super::row::Rows;

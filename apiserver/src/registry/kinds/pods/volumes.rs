@@ -399,7 +399,8 @@ pub fn claim_spec(errors: &mut ErrorList, at: &At<'_>) {
         let differs = ["apiGroup", "kind", "name"]
             .iter()
             .any(|f| source.at(f).str() != reference.at(f).str());
-        let shown = source.path().to_string();
+        // Upstream shows a path, which has no fields that JSON would show.
+        let shown = serde_json::json!({});
         if !reference.at("namespace").is_empty() {
             let text = "may not be specified when dataSourceRef.namespace is specified";
             errors.push(at.invalid_as(shown, text));
@@ -425,6 +426,15 @@ fn data_source(errors: &mut ErrorList, at: &At<'_>) {
     let namespace = at.at("namespace");
     if !namespace.is_empty() {
         invalid_each(errors, &namespace, names::dns1123_label(namespace.str()));
+    }
+}
+
+/// A source that PersistentVolumes have as pods do.
+pub fn of_volume(errors: &mut ErrorList, kind: &str, at: &At<'_>) {
+    match kind {
+        "hostPath" => host_path(errors, at),
+        "nfs" => nfs(errors, at),
+        old => in_tree(errors, old, at),
     }
 }
 
@@ -457,6 +467,7 @@ fn in_tree(errors: &mut ErrorList, kind: &str, at: &At<'_>) {
     }
     if kind == "azureDisk" {
         supported_if_set(errors, &at.at("cachingMode"), &["None", "ReadOnly", "ReadWrite"]);
+        azure_disk(errors, at);
     }
     if kind == "fc" && at.at("targetWWNs").is_empty() && at.at("wwids").is_empty() {
         errors.push(at.at("targetWWNs").required("must specify either targetWWNs or wwids"));
@@ -473,6 +484,21 @@ fn in_tree(errors: &mut ErrorList, kind: &str, at: &At<'_>) {
     let secret = at.at("secretRef");
     if kind == "cinder" && secret.is_set() && secret.at("name").is_empty() {
         errors.push(secret.at("name").required(""));
+    }
+}
+
+fn azure_disk(errors: &mut ErrorList, at: &At<'_>) {
+    const MANAGED: &str = "/subscriptions/{sub-id}/resourcegroups/{group-name}/providers/\
+        microsoft.compute/disks/{disk-id}";
+    const BLOB: &str =
+        "https://{account-name}.blob.core.windows.net/{container-name}/{disk-name}.vhd";
+    let (kind, uri) = (at.at("kind"), at.at("diskURI"));
+    supported_if_set(errors, &kind, &["Dedicated", "Managed", "Shared"]);
+    if kind.str() == "Managed" && !uri.str().starts_with("/subscriptions/") {
+        errors.push(FieldError::not_supported(uri.path(), uri.str(), &[MANAGED]));
+    }
+    if kind.is_set() && kind.str() != "Managed" && !uri.str().starts_with("https://") {
+        errors.push(FieldError::not_supported(uri.path(), uri.str(), &[BLOB]));
     }
 }
 

@@ -2,7 +2,7 @@
 
 use apimachinery::{Value, names};
 
-use super::super::check::{At, Seen, legacy_ip};
+use super::super::check::{At, Seen, legacy_cidr, legacy_ip};
 use super::defaults::CONTAINERS;
 
 /// Warnings about a pod.
@@ -81,6 +81,35 @@ pub fn ip(warnings: &mut Vec<String>, at: &At<'_>) {
             at.path()
         )),
         _ => {}
+    }
+}
+
+/// CIDRs in a form that newer fields refuse.
+pub fn cidr(warnings: &mut Vec<String>, at: &At<'_>) {
+    let text = at.str();
+    let Some(net) = legacy_cidr(text) else { return };
+    let whole = net.trunc();
+    let ambiguous = whole.addr() != net.addr();
+    if ambiguous {
+        let single = format!("{}/{}", net.addr(), net.max_prefix_len());
+        warnings.push(format!(
+            "{}: CIDR value \"{text}\" is ambiguous in this context (should be \"{whole}\" or \
+             \"{single}\"?)",
+            at.path()
+        ));
+    }
+    let address = text.split('/').next().unwrap_or("");
+    match address.parse::<std::net::IpAddr>() {
+        Err(_) => warnings.push(format!(
+            "{}: non-standard CIDR value \"{text}\" will be considered invalid in a future \
+             Kubernetes release: use \"{whole}\"",
+            at.path()
+        )),
+        Ok(ip) if !ambiguous && ip.is_ipv6() && net.to_string() != text => warnings.push(format!(
+            "{}: IPv6 CIDR value \"{text}\" should be in RFC 5952 canonical format (\"{whole}\")",
+            at.path()
+        )),
+        Ok(_) => {}
     }
 }
 

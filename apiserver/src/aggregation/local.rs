@@ -1,0 +1,217 @@
+//! An APIService for each version of a group that this server serves itself
+//! (upstream: `controllers/autoregister`, `pkg/controlplane/apiserver/aggregator.go`).
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use apimachinery::status::ApiError;
+use apimachinery::{Value, object};
+use http::Method;
+use serde_json::json;
+use tokio_util::sync::CancellationToken;
+
+use super::resource;
+use crate::api::Api;
+use crate::pipeline::local;
+use crate::reader::Reader as _;
+
+const PERIOD: Duration = Duration::from_millis(500);
+/// The label of those that we made, and its value for what is compiled in and for what is not.
+const MANAGED: &str = "kube-aggregator.kubernetes.io/automanaged";
+const COMPILED: &str = "onstart";
+const DYNAMIC: &str = "true";
+const PATH: &str = "/apis/apiregistration.k8s.io/v1/apiservices";
+
+/// Priorities of a group and of its version, as upstream has them.
+pub(super) fn priorities(group: &str, version: &str) -> (i64, i64) {
+    let of_group = match group {
+        "" => 18_000,
+        "apps" => 17_800,
+        "events.k8s.io" => 17_750,
+        "authentication.k8s.io" => 17_700,
+        "authorization.k8s.io" => 17_600,
+        "autoscaling" => 17_500,
+        "batch" => 17_400,
+        "certificates.k8s.io" => 17_300,
+        "networking.k8s.io" => 17_200,
+        "policy" => 17_100,
+        "rbac.authorization.k8s.io" => 17_000,
+        "storage.k8s.io" => 16_800,
+        "admissionregistration.k8s.io" | "apiextensions.k8s.io" => 16_700,
+        "scheduling.k8s.io" => 16_600,
+        "coordination.k8s.io" => 16_500,
+        "node.k8s.io" => 16_300,
+        "discovery.k8s.io" | "resource.k8s.io" => 16_200,
+        "flowcontrol.apiserver.k8s.io" => 16_100,
+        "internal.apiserver.k8s.io" => 16_000,
+        "storagemigration.k8s.io" => 15_800,
+        // Custom resources.
+        _ => return (1000, 100),
+    };
+    let of_version = match (group, version) {
+        ("", "v1") => 1,
+        ("autoscaling", "v2") => 30,
+        ("flowcontrol.apiserver.k8s.io" | "resource.k8s.io", "v1") => 21,
+        (_, "v1") => 15,
+        _ => 9,
+    };
+    (of_group, of_version)
+}
+
+fn wanted(group: &str, version: &str, managed: &str) -> Value {
+    let (group_priority, version_priority) = priorities(group, version);
+    let mut spec = json!({"version": version, "groupPriorityMinimum": group_priority,
+        "versionPriority": version_priority});
+    if !group.is_empty() {
+        spec["group"] = group.into();
+    }
+    json!({
+        "apiVersion": "apiregistration.k8s.io/v1", "kind": "APIService",
+        "metadata": {"name": format!("{version}.{group}"), "labels": {MANAGED: managed}},
+        "spec": spec,
+    })
+}
+
+/// What is to be done.
+#[derive(Debug, PartialEq)]
+enum Step {
+    Create(Value),
+    Update(Value),
+    Delete(String),
+}
+
+/// Compares what is served with the APIServices that there are.
+fn plan(
+    compiled: &BTreeSet<(String, String)>,
+    served: &BTreeSet<(String, String)>,
+    found: &[Arc<Value>],
+) -> Vec<Step> {
+    let mut steps = Vec::new();
+    for (group, version) in served {
+        let managed =
+            if compiled.contains(&(group.clone(), version.clone())) { COMPILED } else { DYNAMIC };
+        let wanted = wanted(group, version, managed);
+        match found.iter().find(|s| object::name(s) == object::name(&wanted)) {
+            None => steps.push(Step::Create(wanted)),
+            // What others made is theirs.
+            Some(found) if object::label(found, MANAGED).is_none() => {}
+            Some(found) if found["spec"] == wanted["spec"] => {}
+            Some(found) => {
+                let mut kept = (**found).clone();
+                for field in ["apiVersion", "kind", "spec"] {
+                    object::set(&mut kept, &[field], wanted[field].clone());
+                }
+                steps.push(Step::Update(kept));
+            }
+        }
+    }
+    for service in found {
+        let of = |field| object::str_at(service, &["spec", field]).to_owned();
+        let gone = object::label(service, MANAGED) == Some(DYNAMIC)
+            && !served.contains(&(of("group"), of("version")));
+        if gone {
+            steps.push(Step::Delete(object::name(service).to_owned()));
+        }
+    }
+    steps
+}
+
+fn served(api: &Api) -> BTreeSet<(String, String)> {
+    let groups = api.catalog().groups();
+    let pairs = groups.into_iter().flat_map(|(group, versions)| {
+        versions.into_iter().map(move |version| (group.clone(), version))
+    });
+    // Our own group is not for anybody else to serve.
+    pairs.filter(|(group, _)| group != "apiregistration.k8s.io").collect()
+}
+
+async fn carry_out(api: &Arc<Api>, step: Step) -> Result<(), ApiError> {
+    let made = match step {
+        Step::Create(object) => local(api, Method::POST, PATH, Some(object)).await,
+        Step::Update(object) => {
+            let path = format!("{PATH}/{}", object::name(&object));
+            local(api, Method::PUT, &path, Some(object)).await
+        }
+        Step::Delete(name) => {
+            local(api, Method::DELETE, &format!("{PATH}/{name}"), Some(json!({}))).await
+        }
+    };
+    match made {
+        Ok(_)
+        | Err(
+            ApiError::AlreadyExists { .. } | ApiError::Conflict { .. } | ApiError::NotFound { .. },
+        ) => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+pub(super) async fn run(api: &Arc<Api>, stop: &CancellationToken) {
+    let compiled = served(api);
+    let mut timer = tokio::time::interval(PERIOD);
+    timer.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let resource = resource();
+    let mut done = None;
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = timer.tick() => {}
+        }
+        let Some(row) = api.stored_row(&resource) else { return };
+        let ready = match &row.cache {
+            Some(cache) => cache.wait_ready(PERIOD).await.is_ok(),
+            None => return,
+        };
+        let catalog = Arc::as_ptr(&api.catalog()) as usize;
+        let state = (api.caches.version(&resource), catalog);
+        if !ready || done == Some(state) {
+            continue;
+        }
+        let mut failed = false;
+        for step in plan(&compiled, &served(api), &api.caches.list(&resource, "")) {
+            if let Err(error) = carry_out(api, step).await {
+                tracing::debug!(%error, "an APIService could not be kept");
+                failed = true;
+            }
+        }
+        // What was written is seen once more, and found right.
+        done = (!failed).then_some(state);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_served_is_registered() {
+        let of = |pairs: &[(&str, &str)]| -> BTreeSet<(String, String)> {
+            pairs.iter().map(|(g, v)| ((*g).to_owned(), (*v).to_owned())).collect()
+        };
+        let compiled = of(&[("", "v1"), ("apps", "v1")]);
+        let custom = of(&[("", "v1"), ("apps", "v1"), ("example.com", "v1")]);
+        let steps = plan(&compiled, &custom, &[]);
+        assert_eq!(steps.len(), 3);
+        let Some(Step::Create(core)) = steps.first() else { panic!("is created") };
+        assert_eq!(object::name(core), "v1.");
+        assert_eq!(
+            core["spec"],
+            json!({"version": "v1", "groupPriorityMinimum": 18000, "versionPriority": 1})
+        );
+        let made: Vec<Arc<Value>> = steps
+            .into_iter()
+            .filter_map(|step| match step {
+                Step::Create(object) => Some(Arc::new(object)),
+                _ => None,
+            })
+            .collect();
+        assert_eq!(plan(&compiled, &custom, &made), []);
+        // A custom group that is gone, and another's that stays.
+        let mut theirs = wanted("other.example.com", "v1", DYNAMIC);
+        object::remove(&mut theirs, &["metadata", "labels"]);
+        let mut found = made.clone();
+        found.push(Arc::new(theirs));
+        let steps = plan(&compiled, &compiled, &found);
+        assert_eq!(steps, [Step::Delete("v1.example.com".to_owned())]);
+    }
+}

@@ -1,0 +1,256 @@
+//! PersistentVolumes and their claims: who is bound to what, and what is kept while it is used.
+//!
+//! Volumes are made and deleted by provisioners of their own (CSI); none of upstream's old in-tree
+//! ones is here.
+
+mod claim;
+mod protection;
+#[cfg(test)]
+mod tests;
+mod volume;
+
+use std::collections::{BTreeMap, HashMap};
+use std::str::FromStr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use apimachinery::quantity::Quantity;
+use client::{Cache, Key, Queue};
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::core::v1::{
+    ObjectReference, PersistentVolume, PersistentVolumeClaim, PersistentVolumeSpec, Pod,
+};
+use k8s_openapi::api::storage::v1::StorageClass;
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity as Text;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::ResourceExt;
+use serde_json::{Value, json};
+
+use crate::action::{Action, Plan, Target};
+use crate::runner::{Context, Controller};
+pub use protection::{AttributesProtection, ClaimProtection, VolumeProtection};
+
+const BIND_COMPLETED: &str = "pv.kubernetes.io/bind-completed";
+const BOUND_BY_CONTROLLER: &str = "pv.kubernetes.io/bound-by-controller";
+const CLASS: &str = "volume.beta.kubernetes.io/storage-class";
+const STORAGE: &str = "storage";
+/// A claim must be missing for so long before its volume is taken for released: volumes and claims
+/// are watched one by one, and another may have bound what has not been seen here.
+const MISSING: SignedDuration = SignedDuration::from_secs(1);
+
+/// Binds claims to volumes. Keys without a namespace are volumes, others claims.
+pub struct Binder {
+    volumes: Cache<PersistentVolume>,
+    claims: Cache<PersistentVolumeClaim>,
+    classes: Cache<StorageClass>,
+    pods: Cache<Pod>,
+    /// Since when a volume's claim has been missing, by the volume's name.
+    missing: Mutex<HashMap<String, Timestamp>>,
+}
+
+impl Binder {
+    pub fn new(context: &Context) -> Self {
+        let caches = &context.caches;
+        Self {
+            volumes: caches.of(),
+            claims: caches.of(),
+            classes: caches.of(),
+            pods: caches.of(),
+            missing: Mutex::default(),
+        }
+    }
+
+    /// Plans for a volume whose claim is not there, once that is certain.
+    fn released(&self, volume: &PersistentVolume, now: Timestamp) -> Plan {
+        let mut missing = self.missing.lock().unwrap_or_else(PoisonError::into_inner);
+        let since = *missing.entry(volume.name_any()).or_insert(now);
+        let left = MISSING - now.duration_since(since);
+        match Duration::try_from(left).ok().filter(|left| !left.is_zero()) {
+            Some(left) => Plan { again: Some(left), ..Plan::default() },
+            None => volume::released(volume),
+        }
+    }
+
+    fn found(&self, volume: &PersistentVolume) {
+        self.missing.lock().unwrap_or_else(PoisonError::into_inner).remove(&volume.name_any());
+    }
+
+    fn volume_plan(&self, volume: &PersistentVolume, now: Timestamp) -> Plan {
+        let Some(claim_ref) = claim_ref(volume) else {
+            self.found(volume);
+            return volume::available(volume);
+        };
+        let key = claim_key(claim_ref);
+        let claim = self.claims.get(&key).filter(|c| c.metadata.uid == claim_ref.uid);
+        match (claim_ref.uid.as_deref().unwrap_or_default(), claim) {
+            ("", _) => volume::available(volume),
+            (_, None) => self.released(volume, now),
+            (_, Some(claim)) => {
+                self.found(volume);
+                volume::claimed(volume, &claim)
+            }
+        }
+    }
+}
+
+impl Controller for Binder {
+    fn name(&self) -> &'static str {
+        "persistentvolume-binder"
+    }
+
+    fn wire(&self, queue: &Queue<Key>) {
+        let (q, claims) = (queue.clone(), self.claims.clone());
+        self.volumes.on_change(move |change| {
+            q.add(change.key.clone());
+            for volume in change.old.into_iter().chain(change.new) {
+                if let Some(claim) = claim_ref(volume) {
+                    q.add(claim_key(claim));
+                }
+            }
+            // One that is free may be what a claim waits for.
+            let free = |v: &Arc<PersistentVolume>| claim_ref(v).is_none_or(|c| c.uid.is_none());
+            if change.new.is_some_and(free) {
+                for claim in claims.list() {
+                    if !has(&claim.metadata, BIND_COMPLETED) {
+                        q.add(Key::of(&*claim));
+                    }
+                }
+            }
+        });
+        let (q, volumes) = (queue.clone(), self.volumes.clone());
+        self.claims.on_change(move |change| {
+            q.add(change.key.clone());
+            // Volumes of a claim are few, and so are volumes.
+            for volume in volumes.list() {
+                if claim_ref(&volume).is_some_and(|c| claim_key(c) == *change.key) {
+                    q.add(Key::of(&*volume));
+                }
+            }
+        });
+        let (q, claims) = (queue.clone(), self.claims.clone());
+        self.classes.on_change(move |_| {
+            for claim in claims.list() {
+                if !has(&claim.metadata, BIND_COMPLETED) {
+                    q.add(Key::of(&*claim));
+                }
+            }
+        });
+    }
+
+    async fn synced(&self) {
+        let Self { volumes, claims, classes, pods, .. } = self;
+        tokio::join!(volumes.synced(), claims.synced(), classes.synced(), pods.synced());
+    }
+
+    fn plan(&self, key: &Key, now: Timestamp) -> Plan {
+        if key.namespace.is_empty() {
+            return match self.volumes.get(key) {
+                Some(volume) => one_write(self.volume_plan(&volume, now)),
+                None => {
+                    let mut missing = self.missing.lock().unwrap_or_else(PoisonError::into_inner);
+                    missing.remove(&key.name);
+                    Plan::default()
+                }
+            };
+        }
+        let Some(claim) = self.claims.get(key) else { return Plan::default() };
+        let waiting = |key: &Key| {
+            let pods = self.pods.list_in(&key.namespace);
+            let uses = |p: &Arc<Pod>| {
+                crate::pods::node_name(p).is_empty() && protection::names(p, &key.name)
+            };
+            pods.iter().filter(|p| uses(p)).map(|p| p.name_any()).collect()
+        };
+        let look = claim::Look {
+            volumes: &self.volumes.list(),
+            classes: &self.classes.list(),
+            waiting: &waiting,
+        };
+        one_write(claim::plan(&claim, &look))
+    }
+}
+
+fn has(meta: &ObjectMeta, annotation: &str) -> bool {
+    meta.annotations.as_ref().is_some_and(|all| all.contains_key(annotation))
+}
+
+fn spec(volume: &PersistentVolume) -> Option<&PersistentVolumeSpec> {
+    volume.spec.as_ref()
+}
+
+fn claim_ref(volume: &PersistentVolume) -> Option<&ObjectReference> {
+    spec(volume)?.claim_ref.as_ref()
+}
+
+fn claim_key(claim: &ObjectReference) -> Key {
+    let text = |field: &Option<String>| field.clone().unwrap_or_default();
+    Key::new(&text(&claim.namespace), &text(&claim.name))
+}
+
+fn phase_of(volume: &PersistentVolume) -> &str {
+    volume.status.as_ref().and_then(|s| s.phase.as_deref()).unwrap_or_default()
+}
+
+/// The class that an object names, by its annotation of old or its field.
+fn class<'o>(meta: &'o ObjectMeta, field: Option<&'o String>) -> Option<&'o str> {
+    let annotation = meta.annotations.as_ref().and_then(|all| all.get(CLASS));
+    annotation.or(field).map(String::as_str)
+}
+
+fn volume_class(volume: &PersistentVolume) -> &str {
+    class(&volume.metadata, spec(volume).and_then(|s| s.storage_class_name.as_ref()))
+        .unwrap_or_default()
+}
+
+/// What a volume holds or a claim asks for; nothing is zero.
+fn storage(amounts: Option<&BTreeMap<String, Text>>) -> Quantity {
+    let text = amounts.and_then(|all| all.get(STORAGE));
+    text.and_then(|q| Quantity::from_str(&q.0).ok()).unwrap_or_default()
+}
+
+/// Filesystem, unless it says otherwise.
+fn mode(field: Option<&String>) -> &str {
+    field.map_or("Filesystem", String::as_str)
+}
+
+fn mismatched(claim: &PersistentVolumeClaim, volume: &PersistentVolume) -> bool {
+    let asked = claim.spec.as_ref().and_then(|s| s.volume_mode.as_ref());
+    mode(asked) != mode(spec(volume).and_then(|s| s.volume_mode.as_ref()))
+}
+
+/// The object with a change (a JSON merge patch), which fails if the object is not as it was seen.
+fn change<K>(object: &K, patch: Value) -> Action
+where
+    K: kube::Resource<DynamicType = ()> + serde::Serialize,
+{
+    Action::Update(Target::of::<K>(&Key::of(object)), changed(object, patch))
+}
+
+/// As [`change`], of the status.
+fn change_status<K>(object: &K, status: Value) -> Action
+where
+    K: kube::Resource<DynamicType = ()> + serde::Serialize,
+{
+    let object_with = changed(object, json!({"status": status}));
+    Action::UpdateStatus(Target::of::<K>(&Key::of(object)), object_with)
+}
+
+fn changed<K: serde::Serialize>(object: &K, patch: Value) -> Value {
+    // Typed objects are always JSON.
+    let mut changed = serde_json::to_value(object).unwrap_or_default();
+    apimachinery::patch::merge::apply(&mut changed, &patch);
+    changed
+}
+
+/// The plan up to its first write: what follows depends on what that one makes of the object, which
+/// is seen soon.
+fn one_write(mut plan: Plan) -> Plan {
+    let mut written = false;
+    plan.actions.retain(|action| {
+        let event = matches!(action, Action::Event(..));
+        let keep = event || !written;
+        written |= !event;
+        keep
+    });
+    plan
+}

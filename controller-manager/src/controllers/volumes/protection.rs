@@ -1,0 +1,258 @@
+//! Claims that pods use and volumes that are bound stay until they are free, by a finalizer.
+
+use client::{Cache, Key, Queue};
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod};
+use k8s_openapi::api::storage::v1::VolumeAttributesClass;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::ResourceExt;
+use serde_json::json;
+
+use super::{change, phase_of};
+use crate::action::{Action, Plan};
+use crate::owners::controller_of;
+use crate::runner::{Context, Controller};
+
+const CLAIM: &str = "kubernetes.io/pvc-protection";
+const VOLUME: &str = "kubernetes.io/pv-protection";
+const ATTRIBUTES: &str = "kubernetes.io/vac-protection";
+
+/// Keeps claims that pods on a node use.
+pub struct ClaimProtection {
+    claims: Cache<PersistentVolumeClaim>,
+    pods: Cache<Pod>,
+}
+
+impl ClaimProtection {
+    pub fn new(context: &Context) -> Self {
+        Self { claims: context.caches.of(), pods: context.caches.of() }
+    }
+}
+
+/// Keeps volumes that are bound.
+pub struct VolumeProtection {
+    volumes: Cache<PersistentVolume>,
+}
+
+impl VolumeProtection {
+    pub fn new(context: &Context) -> Self {
+        Self { volumes: context.caches.of() }
+    }
+}
+
+/// Keeps classes of attributes that volumes and claims name.
+pub struct AttributesProtection {
+    classes: Cache<VolumeAttributesClass>,
+    volumes: Cache<PersistentVolume>,
+    claims: Cache<PersistentVolumeClaim>,
+}
+
+impl AttributesProtection {
+    pub fn new(context: &Context) -> Self {
+        let caches = &context.caches;
+        Self { classes: caches.of(), volumes: caches.of(), claims: caches.of() }
+    }
+}
+
+/// The class that a volume names.
+fn class_of(volume: &PersistentVolume) -> Option<&String> {
+    volume.spec.as_ref()?.volume_attributes_class_name.as_ref()
+}
+
+/// The classes that a claim has, wants and is on its way to.
+fn classes_of(claim: &PersistentVolumeClaim) -> impl Iterator<Item = &String> {
+    let (spec, status) = (claim.spec.as_ref(), claim.status.as_ref());
+    let wanted = spec.and_then(|s| s.volume_attributes_class_name.as_ref());
+    let has = status.and_then(|s| s.current_volume_attributes_class_name.as_ref());
+    let target = status.and_then(|s| s.modify_volume_status.as_ref());
+    let target = target.and_then(|m| m.target_volume_attributes_class_name.as_ref());
+    wanted.into_iter().chain(has).chain(target)
+}
+
+/// Names of the claims of a pod, those of its ephemeral volumes marked.
+fn claims_of(pod: &Pod) -> impl Iterator<Item = (String, bool)> {
+    let volumes = pod.spec.iter().flat_map(|s| s.volumes.iter().flatten());
+    volumes.filter_map(|volume| match (&volume.persistent_volume_claim, &volume.ephemeral) {
+        (Some(claim), _) => Some((claim.claim_name.clone(), false)),
+        (_, Some(_)) => Some((format!("{}-{}", pod.name_any(), volume.name), true)),
+        _ => None,
+    })
+}
+
+/// Whether a pod names a claim.
+pub(super) fn names(pod: &Pod, claim: &str) -> bool {
+    claims_of(pod).any(|(name, _)| name == claim)
+}
+
+fn uses(pod: &Pod, claim: &PersistentVolumeClaim) -> bool {
+    // A kubelet does not start a pod whose claim is on its way out.
+    if crate::pods::node_name(pod).is_empty() {
+        return false;
+    }
+    let shut_down = pod.metadata.deletion_timestamp.is_some()
+        && pod.metadata.deletion_grace_period_seconds == Some(0);
+    let owned =
+        controller_of(&claim.metadata).is_some_and(|o| Some(&o.uid) == pod.metadata.uid.as_ref());
+    claims_of(pod)
+        .any(|(name, ephemeral)| name == claim.name_any() && (!ephemeral || owned && !shut_down))
+}
+
+/// Puts a finalizer on what is not being deleted, and takes it off what is and is not used.
+fn protect<K>(object: &K, finalizer: &str, used: impl FnOnce() -> bool) -> Plan
+where
+    K: kube::Resource<DynamicType = ()> + serde::Serialize,
+{
+    let meta: &ObjectMeta = object.meta();
+    let mut finalizers = meta.finalizers.clone().unwrap_or_default();
+    let has = finalizers.iter().any(|f| f == finalizer);
+    let action: Option<Action> = match (meta.deletion_timestamp.is_some(), has) {
+        (true, true) if !used() => {
+            finalizers.retain(|f| f != finalizer);
+            Some(change(object, json!({"metadata": {"finalizers": finalizers}})))
+        }
+        (false, false) => {
+            finalizers.push(finalizer.to_owned());
+            Some(change(object, json!({"metadata": {"finalizers": finalizers}})))
+        }
+        _ => None,
+    };
+    Plan { actions: action.into_iter().collect(), again: None }
+}
+
+impl Controller for ClaimProtection {
+    fn name(&self) -> &'static str {
+        "persistentvolumeclaim-protection"
+    }
+
+    fn wire(&self, queue: &Queue<Key>) {
+        let q = queue.clone();
+        self.claims.on_change(move |change| q.add(change.key.clone()));
+        let q = queue.clone();
+        self.pods.on_change(move |change| {
+            // What a pod starts to use is of no matter.
+            for (name, _) in change.old.into_iter().flat_map(|pod| claims_of(pod)) {
+                q.add(Key::new(&change.key.namespace, &name));
+            }
+        });
+    }
+
+    async fn synced(&self) {
+        tokio::join!(self.claims.synced(), self.pods.synced());
+    }
+
+    fn plan(&self, key: &Key, _now: Timestamp) -> Plan {
+        let Some(claim) = self.claims.get(key) else { return Plan::default() };
+        protect(&*claim, CLAIM, || {
+            self.pods.list_in(&key.namespace).iter().any(|pod| uses(pod, &claim))
+        })
+    }
+}
+
+impl Controller for VolumeProtection {
+    fn name(&self) -> &'static str {
+        "persistentvolume-protection"
+    }
+
+    fn wire(&self, queue: &Queue<Key>) {
+        let q = queue.clone();
+        self.volumes.on_change(move |change| q.add(change.key.clone()));
+    }
+
+    async fn synced(&self) {
+        self.volumes.synced().await;
+    }
+
+    fn plan(&self, key: &Key, _now: Timestamp) -> Plan {
+        let Some(volume) = self.volumes.get(key) else { return Plan::default() };
+        protect(&*volume, VOLUME, || phase_of(&volume) == "Bound")
+    }
+}
+
+impl Controller for AttributesProtection {
+    fn name(&self) -> &'static str {
+        "volumeattributesclass-protection"
+    }
+
+    fn wire(&self, queue: &Queue<Key>) {
+        let q = queue.clone();
+        self.classes.on_change(move |change| q.add(change.key.clone()));
+        let q = queue.clone();
+        self.volumes.on_change(move |change| {
+            for name in change.old.into_iter().filter_map(|volume| class_of(volume)) {
+                q.add(Key::new("", name));
+            }
+        });
+        let q = queue.clone();
+        self.claims.on_change(move |change| {
+            for name in change.old.into_iter().flat_map(|claim| classes_of(claim)) {
+                q.add(Key::new("", name));
+            }
+        });
+    }
+
+    async fn synced(&self) {
+        tokio::join!(self.classes.synced(), self.volumes.synced(), self.claims.synced());
+    }
+
+    fn plan(&self, key: &Key, _now: Timestamp) -> Plan {
+        let Some(class) = self.classes.get(key) else { return Plan::default() };
+        protect(&*class, ATTRIBUTES, || {
+            self.volumes.list().iter().any(|volume| class_of(volume) == Some(&key.name))
+                || self.claims.list().iter().any(|c| classes_of(c).any(|name| *name == key.name))
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn claim(deleted: bool, finalizers: &[&str]) -> PersistentVolumeClaim {
+        let deleted = deleted.then_some("2026-01-01T00:00:00Z");
+        let meta = json!({"namespace": "n", "name": "c", "uid": "c",
+            "deletionTimestamp": deleted, "finalizers": finalizers});
+        serde_json::from_value(json!({"metadata": meta})).expect("a claim")
+    }
+
+    #[test]
+    fn a_finalizer_comes_and_goes() {
+        for (deleted, finalizers, used, wanted) in [
+            (false, &[CLAIM][..], false, None),
+            (false, &["x"], false, Some(json!(["x", CLAIM]))),
+            (true, &["x", CLAIM], true, None),
+            (true, &["x", CLAIM], false, Some(json!(["x"]))),
+            (true, &["x"], false, None),
+        ] {
+            let plan = protect(&claim(deleted, finalizers), CLAIM, || used);
+            let written = plan.actions.into_iter().next().map(|action| match action {
+                Action::Update(_, object) => object["metadata"]["finalizers"].clone(),
+                other => panic!("{other:?}"),
+            });
+            assert_eq!(written, wanted, "{deleted} {finalizers:?} {used}");
+        }
+    }
+
+    #[test]
+    fn pods_on_a_node_use_claims() {
+        let pod = |node: &str, volume: serde_json::Value| -> Pod {
+            serde_json::from_value(json!({
+                "metadata": {"name": "p", "namespace": "n", "uid": "p"},
+                "spec": {"nodeName": node, "containers": [], "volumes": [volume]},
+            }))
+            .expect("a pod")
+        };
+        let named = json!({"name": "v", "persistentVolumeClaim": {"claimName": "c"}});
+        let other = json!({"name": "v", "persistentVolumeClaim": {"claimName": "d"}});
+        assert!(uses(&pod("node", named.clone()), &claim(true, &[])));
+        assert!(!uses(&pod("", named), &claim(true, &[])));
+        assert!(!uses(&pod("node", other), &claim(true, &[])));
+        let mut of_pod = claim(true, &[]);
+        of_pod.metadata.name = Some("p-v".into());
+        let ephemeral = json!({"name": "v", "ephemeral": {}});
+        assert!(!uses(&pod("node", ephemeral.clone()), &of_pod));
+        of_pod.metadata.owner_references = serde_json::from_value(json!([
+            {"apiVersion": "v1", "kind": "Pod", "name": "p", "uid": "p", "controller": true}]))
+        .expect("owners");
+        assert!(uses(&pod("node", ephemeral), &of_pod));
+    }
+}
