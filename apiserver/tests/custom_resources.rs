@@ -228,7 +228,10 @@ async fn definitions_are_validated() {
             }),
             "undefined field 'none'",
         ),
-        (broken(&|c| set(c, &format!("{version}/schema"), Value::Null)), "schemas are required"),
+        (
+            broken(&|c| set(c, &format!("{version}/schema"), Value::Null)),
+            "spec.versions[0].schema.openAPIV3Schema: Required value",
+        ),
         (
             broken(&|c| {
                 c["spec"]["group"] = "x.k8s.io".into();

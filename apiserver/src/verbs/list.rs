@@ -81,8 +81,9 @@ pub(super) async fn matching(call: &Call, served: &Arc<Served>) -> Result<Page, 
     // What is selected shows only once it is in the version asked for.
     let brought = match served.may_convert() {
         true => {
-            let stored = cut.objects.range(&prefix, bound).cloned().collect();
-            Some(Tree::from_sorted(served.bring(stored).await?))
+            let stored: Vec<_> = cut.objects.range(&prefix, bound).cloned().collect();
+            let brought = bring_enough(served, &stored, &select, options.limit).await?;
+            Some(Tree::from_sorted(brought))
         }
         false => None,
     };
@@ -111,6 +112,27 @@ pub(super) async fn matching(call: &Call, served: &Arc<Served>) -> Result<Page, 
         cache.remember(&cut);
     }
     Ok(page)
+}
+
+/// Brings as many objects to the served version as make a page, and one more.
+async fn bring_enough(
+    served: &Served,
+    stored: &[Arc<Cached>],
+    select: &Select,
+    limit: usize,
+) -> Result<Vec<Arc<Cached>>, ApiError> {
+    let codec = &served.cache()?.codec;
+    let (mut brought, mut selected) = (Vec::new(), 0);
+    let batch = if limit == 0 { stored.len() } else { limit + 1 };
+    for some in stored.chunks(batch.max(1)) {
+        let some = served.bring(some.to_vec()).await?;
+        selected += some.iter().filter(|cached| select.matches(cached, codec)).count();
+        brought.extend(some);
+        if limit > 0 && selected > limit {
+            break;
+        }
+    }
+    Ok(brought)
 }
 
 /// 410 with a token that goes on, inconsistently.
