@@ -10,7 +10,7 @@ use serde_json::json;
 use sha2::{Digest as _, Sha256};
 
 use crate::registry::catalog::{Catalog, Served, subresource_verbs};
-use crate::registry::{Action, Verbs};
+use crate::registry::{Action, Subresource, Verbs};
 
 /// Documents that are made once for each catalog.
 #[derive(Default)]
@@ -111,9 +111,7 @@ pub(crate) fn resource_list(catalog: &Catalog, group: &str, version: &str) -> Op
     let mut resources = Vec::new();
     for served in served_in(catalog, group, version) {
         resources.push(resource(served));
-        let mut subs: Vec<_> = served.row.subresources.iter().collect();
-        subs.sort_by_key(|s| s.name);
-        for sub in subs {
+        for sub in subresources(served) {
             let (kind, other) = kind_of(served, &sub.action);
             let mut entry = json!({
                 "name": format!("{}/{}", served.row.plural, sub.name), "singularName": "",
@@ -137,6 +135,15 @@ pub(crate) fn resource_list(catalog: &Catalog, group: &str, version: &str) -> Op
         }
         list
     })
+}
+
+/// Subresources in upstream's order: by name, but for those of custom resources.
+fn subresources(served: &Served) -> Vec<&Subresource> {
+    let mut all: Vec<&Subresource> = served.row.subresources.iter().collect();
+    if served.row.custom.is_none() {
+        all.sort_by_key(|s| s.name);
+    }
+    all
 }
 
 /// The kind that a subresource speaks, and its group and version where they are others.
@@ -241,9 +248,7 @@ fn discovered(served: &Served) -> Value {
     if !row.categories.is_empty() {
         entry["categories"] = json!(row.categories);
     }
-    let mut subs: Vec<_> = row.subresources.iter().collect();
-    subs.sort_by_key(|s| s.name);
-    let subs: Vec<Value> = subs
+    let subs: Vec<Value> = subresources(served)
         .into_iter()
         .map(|sub| {
             let (kind, other) = kind_of(served, &sub.action);

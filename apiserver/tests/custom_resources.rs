@@ -115,7 +115,7 @@ async fn definitions_come_and_go() {
         .iter()
         .filter_map(|r| r["name"].as_str())
         .collect();
-    assert_eq!(names, ["orders", "orders/scale", "orders/status"]);
+    assert_eq!(names, ["orders", "orders/status", "orders/scale"]);
     assert_eq!(list["resources"][0]["shortNames"], json!(["ord"]));
     let aggregated = f
         .get_as("/apis", "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList")
@@ -377,6 +377,14 @@ async fn unknown_and_duplicate_fields_are_told_of() {
     assert_eq!(send("Warn", "application/yaml", yaml).await.code, 201);
     assert_eq!(send("Warn", "application/vnd.kubernetes.protobuf", "k8s").await.code, 415);
     // A patch and an apply are told the same.
+    let twice = "{\"spec\": {\"item\": \"tea\", \"item\": \"cup\"}}";
+    let merge = [("content-type", "application/merge-patch+json")];
+    let path = |validation: &str| format!("{URL}/a?fieldValidation={validation}");
+    let strict = f.send("PATCH", &path("Strict"), &merge, twice).await.expect(422);
+    let message = strict["message"].as_str().unwrap_or("");
+    assert!(message.ends_with("strict decoding error: duplicate field \"spec.item\""), "{message}");
+    let warned = f.send("PATCH", &path("Warn"), &merge, twice).await;
+    assert_eq!(warned.header("warning"), "299 - \"duplicate field \\\"spec.item\\\"\"");
     let url = format!("{URL}/a?fieldValidation=Strict");
     let patched = f.patch(&url, MERGE, &json!({"spec": {"what": 1}})).await;
     assert!(

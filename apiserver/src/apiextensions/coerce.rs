@@ -200,6 +200,22 @@ fn object_meta(
     unknown: &mut Vec<String>,
 ) -> Result<(), String> {
     let Some(metadata) = map.get("metadata") else { return Ok(()) };
+    let other = match metadata {
+        Value::Bool(_) => "bool",
+        Value::Number(_) => "number",
+        Value::String(_) => "string",
+        Value::Array(_) => "array",
+        Value::Null | Value::Object(_) => "",
+    };
+    if !other.is_empty() {
+        if malformed == Malformed::Refuse {
+            return Err(format!(
+                "json: cannot unmarshal {other} into Go value of type v1.ObjectMeta"
+            ));
+        }
+        map.remove("metadata");
+        return Ok(());
+    }
     let registry = Registry::builtin();
     let Some(message) = registry.by_name(OBJECT_META) else { return Ok(()) };
     let schema = Message { registry, message };

@@ -341,10 +341,8 @@ impl Version {
                 None
             }
         });
-        let columns: Vec<Column> = list_at(version, &["additionalPrinterColumns"])
-            .iter()
-            .map(|column| Column::read(column))
-            .collect();
+        let columns: Vec<Column> =
+            list_at(version, &["additionalPrinterColumns"]).iter().map(Column::read).collect();
         let selectable = list_at(version, &["selectableFields"])
             .iter()
             .map(|f| str_at(f, &["jsonPath"]).trim_start_matches('.').to_owned())

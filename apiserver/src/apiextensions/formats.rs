@@ -167,7 +167,7 @@ fn is_card(text: &str) -> bool {
             (_, double) => double,
         })
         .sum();
-    matches(&CARD, &text) && sum % 10 == 0
+    matches(&CARD, &text) && sum.is_multiple_of(10)
 }
 
 #[cfg(test)]

@@ -447,7 +447,7 @@ pub fn blocked(errors: &[FieldError]) -> Option<FieldError> {
     };
     errors.iter().any(blocks).then(|| {
         let text = "some validation rules were not checked because the object was invalid; correct the existing errors to complete validation";
-        FieldError::invalid(&Path::new(""), "null", text)
+        FieldError::invalid(&Path::new(""), Value::Null, text)
     })
 }
 

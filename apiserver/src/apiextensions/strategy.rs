@@ -112,20 +112,31 @@ impl Main {
 
 /// An integer below an object, as upstream's accessor finds it.
 fn replicas(object: &Value, path: &str) -> Result<i64, String> {
-    let steps: Vec<&str> = path.split('.').collect();
-    match object::get(object, &steps) {
-        None => Ok(0),
-        Some(Value::Number(n)) if n.is_i64() => Ok(n.as_i64().unwrap_or(0)),
-        Some(other) => {
-            let (shown, ty) = match other {
-                Value::String(text) => (text.clone(), "string"),
-                Value::Bool(b) => (b.to_string(), "bool"),
-                Value::Number(n) => (n.to_string(), "float64"),
-                Value::Array(_) => (other.to_string(), "[]interface {}"),
-                other => (other.to_string(), "map[string]interface {}"),
-            };
-            Err(format!(".{path} accessor error: {shown} is of the type {ty}, expected int64"))
+    let wrong = |found: &Value, wanted: &str| {
+        let (shown, ty) = match found {
+            Value::String(text) => (text.clone(), "string"),
+            Value::Bool(b) => (b.to_string(), "bool"),
+            Value::Number(n) if n.is_i64() => (n.to_string(), "int64"),
+            Value::Number(n) => (n.to_string(), "float64"),
+            Value::Null => ("<nil>".to_owned(), "<nil>"),
+            Value::Array(_) => (found.to_string(), "[]interface {}"),
+            Value::Object(_) => (found.to_string(), "map[string]interface {}"),
+        };
+        Err(format!(".{path} accessor error: {shown} is of the type {ty}, expected {wanted}"))
+    };
+    let mut found = object;
+    for step in path.split('.') {
+        match found {
+            Value::Object(map) => match map.get(step) {
+                None => return Ok(0),
+                Some(inner) => found = inner,
+            },
+            other => return wrong(other, "map[string]interface{}"),
         }
+    }
+    match found.as_i64() {
+        Some(n) => Ok(n),
+        None => wrong(found, "int64"),
     }
 }
 

@@ -24,7 +24,7 @@ pub fn check(path: &Path, schema: &Schema) -> ErrorList {
     errors
 }
 
-fn nested<'a>(schema: &'a Schema) -> Option<&'a Schema> {
+fn nested(schema: &Schema) -> Option<&Schema> {
     schema.additional.as_ref().and_then(|a| a.schema.as_deref())
 }
 

@@ -320,6 +320,9 @@ impl Served {
             self.row.custom.as_ref().is_some_and(|custom| custom.definition.is_terminating());
         match self.row.verbs {
             Verbs::All if ending => &["delete", "deletecollection", "get", "list", "watch"],
+            Verbs::All if self.row.custom.is_some() => {
+                &["delete", "deletecollection", "get", "list", "patch", "create", "update", "watch"]
+            }
             Verbs::All => {
                 &["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"]
             }

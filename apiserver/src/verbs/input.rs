@@ -276,10 +276,14 @@ fn decode_custom(
     let unrecognized = |why: String| {
         let shown = match data {
             [] => "<empty>".to_owned(),
-            _ if data.len() > 30 => {
-                format!("{} ...", String::from_utf8_lossy(data.get(..30).unwrap_or_default()))
+            _ => {
+                let begin = data.get(..30).unwrap_or(data);
+                let text = match begin.first() {
+                    Some(b'{') => String::from_utf8_lossy(begin).into_owned(),
+                    _ => crate::discovery::hex(begin),
+                };
+                if data.len() > 30 { format!("{text} ...") } else { text }
             }
-            _ => String::from_utf8_lossy(data).into_owned(),
         };
         ApiError::BadRequest(format!(
             "the object provided is unrecognized (must be of type {}): {why} ({shown})",
@@ -296,8 +300,15 @@ fn decode_custom(
     let decoded = match decoded {
         Ok(decoded) if decoded.object.is_object() => decoded,
         Ok(decoded) => {
-            let text = format!("json: cannot unmarshal {} into Go value", decoded.object);
-            return Err(unrecognized(text));
+            let kind = match decoded.object {
+                Value::Array(_) => "array",
+                Value::String(_) => "string",
+                Value::Bool(_) => "bool",
+                _ => "number",
+            };
+            return Err(unrecognized(format!(
+                "couldn't get version/kind; json parse error: json: cannot unmarshal {kind} into Go value of type struct {{ APIVersion string \"json:\\\"apiVersion,omitempty\\\"\"; Kind string \"json:\\\"kind,omitempty\\\"\" }}"
+            )));
         }
         Err(error @ DecodeError::Strict(_)) => {
             return Err(cannot(&served.gvk.kind, &served.api_version, error.to_string()));

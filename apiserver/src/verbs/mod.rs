@@ -203,7 +203,8 @@ async fn verb(
     if served.row.namespaced && served.row.plural != "namespaces" && info.namespace.is_empty() {
         let everywhere = matches!(info.verb.as_str(), "list" | "watch") && !on_object;
         if !everywhere {
-            return if on_object {
+            // A custom resource has no such path, where others have no such method.
+            return if on_object || served.row.custom.is_some() {
                 Ok(respond::text(404, "404 page not found\n"))
             } else {
                 Err(no_method())
@@ -236,6 +237,9 @@ async fn subresource(
 ) -> Result<Response<Body>, ApiError> {
     let info = call.authorized.info();
     let Some(sub) = served.subresource(&info.subresource) else {
+        if served.row.custom.is_some() {
+            return Err(served.not_found(&info.name));
+        }
         return Ok(respond::text(404, "404 page not found\n"));
     };
     match (&sub.action, info.verb.as_str()) {

@@ -32,27 +32,29 @@ pub(super) enum PatchType {
 }
 
 impl PatchType {
+    /// 415 that names the types there are: without a compiled schema nothing merges strategically.
+    fn unknown(is_custom: bool) -> ApiError {
+        let all = [
+            "application/json-patch+json",
+            "application/merge-patch+json",
+            "application/apply-patch+yaml",
+            "application/strategic-merge-patch+json",
+        ];
+        let count = if is_custom { 3 } else { 4 };
+        let accepted = all.into_iter().take(count).map(str::to_owned).collect();
+        ApiError::UnsupportedMediaType { accepted }
+    }
+
     /// # Errors
     /// 415 for another Content-Type.
-    pub(super) fn read(content_type: &str) -> Result<Self, ApiError> {
+    pub(super) fn read(content_type: &str, is_custom: bool) -> Result<Self, ApiError> {
         let media_type = content_type.split(';').next().unwrap_or("").trim();
         Ok(match media_type {
             "application/json-patch+json" => Self::Json,
             "application/merge-patch+json" => Self::Merge,
             "application/strategic-merge-patch+json" => Self::Strategic,
             "application/apply-patch+yaml" => Self::Apply,
-            _ => {
-                return Err(ApiError::UnsupportedMediaType {
-                    accepted: [
-                        "application/json-patch+json",
-                        "application/merge-patch+json",
-                        "application/apply-patch+yaml",
-                        "application/strategic-merge-patch+json",
-                    ]
-                    .map(str::to_owned)
-                    .to_vec(),
-                });
-            }
+            _ => return Err(Self::unknown(is_custom)),
         })
     }
 }
@@ -63,17 +65,10 @@ pub(super) async fn patch(
     body: RequestBody,
 ) -> Result<Response<Body>, ApiError> {
     let wanted = call.wanted(Offer::Object)?;
-    let patch_type = PatchType::read(call.header("content-type"))?;
-    if patch_type == PatchType::Strategic && served.row.custom.is_some() {
-        return Err(ApiError::UnsupportedMediaType {
-            accepted: [
-                "application/json-patch+json",
-                "application/merge-patch+json",
-                "application/apply-patch+yaml",
-            ]
-            .map(str::to_owned)
-            .to_vec(),
-        });
+    let is_custom = served.row.custom.is_some();
+    let patch_type = PatchType::read(call.header("content-type"), is_custom)?;
+    if patch_type == PatchType::Strategic && is_custom {
+        return Err(PatchType::unknown(is_custom));
     }
     let is_apply = patch_type == PatchType::Apply;
     let input = Input::read(&call, "PatchOptions", is_apply)?;
@@ -142,6 +137,8 @@ pub(super) struct Patch {
     /// The patch as a value, where it is one.
     value: Value,
     pub(super) warnings: Vec<String>,
+    /// What strict validation says of fields that the patch names twice.
+    repeated: Vec<String>,
 }
 
 impl Patch {
@@ -153,10 +150,20 @@ impl Patch {
         form: Form<'_>,
         validation: FieldValidation,
     ) -> Result<Self, ApiError> {
-        let mut warnings = Vec::new();
+        let (mut warnings, mut repeated) = (Vec::new(), Vec::new());
         let value = match patch_type {
             PatchType::Json => Value::Null,
-            PatchType::Merge | PatchType::Strategic => merge::parse(&data)?,
+            PatchType::Merge | PatchType::Strategic => {
+                let value = merge::parse(&data)?;
+                let found = json::decode_untyped(&data, FieldValidation::Warn);
+                let found = found.map(|decoded| decoded.warnings).unwrap_or_default();
+                match validation {
+                    FieldValidation::Ignore => {}
+                    FieldValidation::Warn => warnings = found,
+                    FieldValidation::Strict => repeated = found,
+                }
+                value
+            }
             PatchType::Apply => {
                 // Fields that do not exist are reported; the value is taken as it was sent.
                 let decoded = match form {
@@ -176,7 +183,7 @@ impl Patch {
                     .object
             }
         };
-        Ok(Self { patch_type, data, value, warnings })
+        Ok(Self { patch_type, data, value, warnings, repeated })
     }
 
     /// The patched object, canonical.
@@ -206,7 +213,14 @@ impl Patch {
             }
         }
         let text = serde_json::to_vec(&new).map_err(|e| ApiError::Internal(e.to_string()))?;
-        let decoded = form.decode(&text, validation).map_err(|error| {
+        let decoded = match form.decode(&text, validation) {
+            Err(DecodeError::Strict(found)) => {
+                Err(DecodeError::Strict([self.repeated.clone(), found].concat()))
+            }
+            Ok(_) if !self.repeated.is_empty() => Err(DecodeError::Strict(self.repeated.clone())),
+            decoded => decoded,
+        };
+        let decoded = decoded.map_err(|error| {
             let kind = object::str_at(old, &["kind"]);
             ApiError::Invalid {
                 group: apimachinery::gvk::split_api_version(object::str_at(old, &["apiVersion"]))
@@ -269,9 +283,9 @@ mod tests {
     #[test]
     fn patch_types_go_by_content_type() {
         assert_eq!(
-            PatchType::read("application/merge-patch+json; charset=utf-8"),
+            PatchType::read("application/merge-patch+json; charset=utf-8", false),
             Ok(PatchType::Merge)
         );
-        assert_eq!(PatchType::read("application/json").map_err(|e| e.code()), Err(415));
+        assert_eq!(PatchType::read("application/json", false).map_err(|e| e.code()), Err(415));
     }
 }

@@ -153,7 +153,7 @@ pub(super) fn no_protobuf() -> ApiError {
     ApiError::Other {
         code: 406,
         reason: "NotAcceptable".to_owned(),
-        message: "object *unstructured.Unstructured does not implement the protobuf marshalling interface and cannot be encoded to a protobuf message".to_owned(),
+        message: "only the following media types are accepted: application/json, application/yaml, application/vnd.kubernetes.protobuf".to_owned(),
     }
 }
 

@@ -99,6 +99,11 @@ pub(super) async fn get(call: Call, served: Arc<Served>) -> Result<Response<Body
     let Some(stored) = write::load(&call.api, &served, &key).await? else {
         return Err(served.not_found(call.name()));
     };
+    if served.row.custom.is_some() && object::get(&stored.object, &paths.spec_replicas).is_none() {
+        let path = paths.spec_replicas.join(".");
+        let text = format!("the spec replicas field \".{path}\" does not exist");
+        return Err(ApiError::Internal(text));
+    }
     call.send_object(200, &wanted, &scale_of(&paths, &stored.object)).await
 }
 
@@ -122,7 +127,7 @@ pub(super) async fn patch(
     served: Arc<Served>,
     body: RequestBody,
 ) -> Result<Response<Body>, ApiError> {
-    let patch_type = PatchType::read(call.header("content-type"))?;
+    let patch_type = PatchType::read(call.header("content-type"), false)?;
     let is_apply = patch_type == PatchType::Apply;
     let input = Input::read(&call, "PatchOptions", is_apply)?;
     let data = input::read_body(body).await?;

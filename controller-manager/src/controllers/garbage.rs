@@ -4,6 +4,7 @@
 //! The graph of owners is kept from metadata watches on everything that can be deleted. Before an
 //! object is deleted for want of an owner, the API is asked whether that owner is really gone.
 
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -308,10 +309,10 @@ impl Collector {
         });
         let mut fresh = Vec::new();
         for (id, kind) in found {
-            if !known.contains_key(&id) {
+            if let Entry::Vacant(place) = known.entry(id) {
                 let (kind, end) = (Arc::new(kind), shutdown.child_token());
-                self.graph.lock().kinds.insert(id.clone(), Arc::clone(&kind));
-                known.insert(id, Followed { kind: Arc::clone(&kind), end: end.clone() });
+                self.graph.lock().kinds.insert(place.key().clone(), Arc::clone(&kind));
+                place.insert(Followed { kind: Arc::clone(&kind), end: end.clone() });
                 fresh.push((kind, end));
             }
         }

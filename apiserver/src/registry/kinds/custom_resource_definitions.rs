@@ -152,6 +152,12 @@ impl Strategy for Definitions {
     }
 
     fn begin_deletion(&self, object: &mut Value) {
+        // They have no grace, and their end is no change of what is asked of them.
+        object::remove(object, &["metadata", "deletionGracePeriodSeconds"]);
+        let generation = object::generation(object);
+        if generation > 1 {
+            set(object, &["metadata", "generation"], generation - 1);
+        }
         let text =
             "CustomResourceDefinition marked for deletion; CustomResource deletion will begin soon";
         let pending = conditions::terminating("True", "InstanceDeletionPending", text.to_owned());

@@ -253,13 +253,13 @@ pub fn plan(quota: &ResourceQuota, view: &View, now: Timestamp) -> Plan {
     };
     let used: BTreeMap<String, Text> = hard
         .keys()
-        .map(|name| {
-            let before = old.used.as_ref().and_then(|u| u.get(name)).cloned();
-            let amount = match (unknown(name), before) {
-                (true, Some(before)) => before,
-                _ => Text(all.get(name).copied().unwrap_or_default().to_string()),
+        .filter_map(|name| {
+            // Admission takes a nought for what it says.
+            let amount = match unknown(name) {
+                true => old.used.as_ref()?.get(name)?.clone(),
+                false => Text(all.get(name).copied().unwrap_or_default().to_string()),
             };
-            (name.clone(), amount)
+            Some((name.clone(), amount))
         })
         .collect();
     plan.again(if hard.keys().any(|n| unknown(n)) { SETTLE } else { PERIOD });

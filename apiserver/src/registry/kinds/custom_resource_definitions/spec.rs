@@ -16,8 +16,8 @@ use crate::apiextensions::schema::{Schema, strings};
 /// Fields that may be selected by, at most.
 const MAX_SELECTABLE: usize = 8;
 const COLUMN_TYPES: [&str; 5] = ["boolean", "date", "integer", "number", "string"];
-const COLUMN_FORMATS: [&str; 9] =
-    ["byte", "date", "date-time", "double", "float", "int32", "int64", "password", "binary"];
+const COLUMN_FORMATS: [&str; 8] =
+    ["byte", "date", "date-time", "double", "float", "int32", "int64", "password"];
 
 /// What an update need not keep to, since the object did not before.
 #[derive(Clone, Debug)]
@@ -450,12 +450,10 @@ fn webhook_url(text: &str, at: &Path, errors: &mut ErrorList) {
 }
 
 fn webhook_service(service: &Value, at: &Path, errors: &mut ErrorList) {
-    for name in ["name", "namespace"] {
+    // Each is told of at the other's place, as upstream tells of them.
+    for (name, shown) in [("name", "namespace"), ("namespace", "name")] {
         if str_at(service, &[name]).is_empty() {
-            errors.push(FieldError::required(
-                &at.child(name),
-                &*format!("service {name} is required"),
-            ));
+            errors.push(FieldError::required(&at.child(shown), ""));
         }
     }
     if let Some(port) = int_at(service, &["port"]).filter(|p| !(1..=65535).contains(p)) {
@@ -465,10 +463,11 @@ fn webhook_service(service: &Value, at: &Path, errors: &mut ErrorList) {
     let Some(path) = get(service, &["path"]).and_then(Value::as_str) else { return };
     let at = at.child("path");
     if !path.starts_with('/') {
-        return errors.push(FieldError::invalid(&at, path, "must start with a '/'"));
+        errors.push(FieldError::invalid(&at, path, "must start with a '/'"));
     }
-    let inside = path.strip_suffix('/').unwrap_or(path).get(1..).unwrap_or("");
-    for (i, step) in inside.split('/').enumerate().filter(|_| !inside.is_empty()) {
+    let rest = path.get(1..).unwrap_or("");
+    let inside = rest.strip_suffix('/').unwrap_or(rest);
+    for (i, step) in inside.split('/').enumerate().filter(|_| path != "/") {
         if step.is_empty() {
             let text = format!("segment[{i}] may not be empty");
             errors.push(FieldError::invalid(&at, path, text));
