@@ -239,6 +239,14 @@ async fn definitions_are_validated() {
             }),
             "protected groups must have approval annotation \"api-approved.kubernetes.io\"",
         ),
+        (
+            broken(&|c| {
+                let spec = "/spec/versions/0/schema/openAPIV3Schema/properties/spec";
+                let rules = json!([{"rule": "self.tags.all(x, self.tags.all(y, x == y))"}]);
+                c.pointer_mut(spec).expect("a schema")["x-kubernetes-validations"] = rules;
+            }),
+            "x-kubernetes-validations[0].rule: Forbidden: estimated rule cost exceeds budget by factor of more than 100x",
+        ),
     ];
     for (crd, want) in cases {
         let answer = f.post(CRDS, &crd).await;

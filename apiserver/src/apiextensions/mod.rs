@@ -13,6 +13,7 @@ mod jsonpath;
 mod lists;
 pub mod rules;
 pub mod schema;
+pub mod sizes;
 mod strategy;
 pub mod structural;
 mod typing;

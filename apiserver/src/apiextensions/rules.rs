@@ -7,8 +7,8 @@ use std::sync::Arc;
 use apimachinery::Value;
 use apimachinery::field::{ErrorKind, ErrorList, FieldError, Path};
 
-use super::correlate;
 use super::schema::{Rule, Schema};
+use super::{correlate, sizes};
 use crate::cel::{
     Activation, Budget, Env, EvalError, PER_CALL_LIMIT, Program, Structure, Type, Val,
 };
@@ -139,8 +139,14 @@ impl Rules {
     }
 }
 
-/// Whether the rules of one schema compile, and which use `oldSelf`.
-pub fn compile(schema: &Schema, resource: bool) -> (Vec<Wrong>, Vec<bool>) {
+/// What the expressions of one rule may cost, once.
+pub struct Cost {
+    pub rule: u64,
+    pub message: u64,
+}
+
+/// Whether the rules of one schema compile, which use `oldSelf`, and what they may cost.
+pub fn compile(schema: &Schema, resource: bool) -> (Vec<Wrong>, Vec<bool>, Vec<Cost>) {
     let node = Node::of_rules(schema, schema, resource);
     let mut wrong = Vec::new();
     for (index, compiled) in node.rules.iter().enumerate() {
@@ -154,7 +160,14 @@ pub fn compile(schema: &Schema, resource: bool) -> (Vec<Wrong>, Vec<bool>) {
             wrong.push(Wrong { index, field: "messageExpression", detail });
         }
     }
-    (wrong, node.rules.iter().map(|r| r.uses_old).collect())
+    let extent = sizes::extent(schema);
+    let variables = [("self", &extent), ("oldSelf", &extent)];
+    let costs = node.rules.iter().map(|compiled| Cost {
+        rule: compiled.program.as_ref().map_or(0, |p| p.estimate(&variables)),
+        message: compiled.message.as_ref().map_or(0, |p| p.estimate(&variables)),
+    });
+    let costs = costs.collect();
+    (wrong, node.rules.iter().map(|r| r.uses_old).collect(), costs)
 }
 
 fn environment(value: &Type, old: Option<Type>) -> Env {

@@ -103,6 +103,10 @@ impl Program {
         Ok(Self { expr, output, source: source.into() })
     }
 
+    pub(super) fn expr(&self) -> &Expr {
+        &self.expr
+    }
+
     /// The type of what it gives.
     pub fn output(&self) -> &Type {
         &self.output

@@ -22,6 +22,7 @@ mod ast;
 mod checker;
 mod declarations;
 mod error;
+mod estimate;
 mod eval;
 mod functions;
 mod lexer;
@@ -34,6 +35,7 @@ mod tests;
 
 pub use checker::Env;
 pub use error::{CompileErrors, EvalError};
+pub use estimate::Extent;
 pub use eval::{About, Activation, Authorizations, Budget, Decided, Program, Question};
 pub use functions::authz;
 pub use types::{Structure, Type};

@@ -7,8 +7,10 @@ use apimachinery::object::{bool_at, get, list_at, str_at};
 use super::spec::Options;
 use crate::apiextensions::rules::{self, field_path};
 use crate::apiextensions::schema::{Rule, Schema, map, strings};
-use crate::apiextensions::{formats, structural};
+use crate::apiextensions::{formats, sizes, structural};
 
+/// What one expression may be estimated to cost.
+const COST_LIMIT: u64 = 10_000_000;
 const TYPES: [&str; 6] = ["array", "boolean", "integer", "number", "object", "string"];
 const REASONS: [&str; 4] =
     ["FieldValueDuplicate", "FieldValueForbidden", "FieldValueInvalid", "FieldValueRequired"];
@@ -149,7 +151,15 @@ pub fn check(
             }
         }
     }
-    let walk = Walk { options, root: true, in_meta: false, no_defaults: None, rules, fixed: None };
+    let walk = Walk {
+        options,
+        root: true,
+        in_meta: false,
+        no_defaults: None,
+        rules,
+        fixed: None,
+        times: Some(1),
+    };
     let mut of_rules = ErrorList::new();
     walk.check(props, &path, errors, &mut of_rules);
     errors.extend(of_rules);
@@ -196,6 +206,8 @@ struct Walk<'a> {
     rules: bool,
     /// Where it is that values cannot be told from their older selves.
     fixed: Option<Path>,
+    /// How often the values here may be there; `None`: as often as a request holds them.
+    times: Option<u64>,
 }
 
 impl Walk<'_> {
@@ -218,6 +230,10 @@ impl Walk<'_> {
         let embedded = self.root || bool_at(props, &["x-kubernetes-embedded-resource"]);
         for (place, inner) in within(props) {
             let mut walk = Walk { root: false, ..self.clone() };
+            if matches!(place.as_str(), "items" | "additionalProperties") {
+                let elements = Schema::read(props).ok().and_then(|s| sizes::elements(&s));
+                walk.times = self.times.zip(elements).map(|(a, b)| a.saturating_mul(b));
+            }
             let (name, key) = place.split_once('[').unwrap_or((&place, ""));
             let key = key.trim_end_matches(']');
             let at = match (name, key) {
@@ -318,7 +334,17 @@ impl Walk<'_> {
         if !self.rules || !sound || errors.len() != before {
             return;
         }
-        let (wrong, uses_old) = rules::compile(&schema, self.root || schema.embedded);
+        let (wrong, uses_old, costs) = rules::compile(&schema, self.root || schema.embedded);
+        let times = self.times.unwrap_or_else(|| sizes::in_a_request(&schema));
+        for (i, cost) in costs.iter().enumerate().filter(|_| self.options.costs) {
+            // A message is made once.
+            let parts =
+                [("rule", cost.rule.saturating_mul(times)), ("messageExpression", cost.message)];
+            for (field, cost) in parts.into_iter().filter(|(_, cost)| *cost > COST_LIMIT) {
+                let text = over_budget(&format!("estimated {field} cost"), cost);
+                of_rules.push(FieldError::forbidden(&at.index(i).child(field), text));
+            }
+        }
         for wrong in wrong {
             let shown = list.get(wrong.index).map(internal_rule).unwrap_or_default();
             let at = at.index(wrong.index).child(wrong.field);
@@ -338,6 +364,19 @@ impl Walk<'_> {
             }
         }
     }
+}
+
+/// What is said of a cost that is too high.
+fn over_budget(what: &str, cost: u64) -> String {
+    let factor = cost as f64 / COST_LIMIT as f64;
+    let shown = match factor {
+        f if f > 100.0 => "more than 100x".to_owned(),
+        f if f < 1.5 => format!("{f:.6}x"),
+        f => format!("{f:.1}x"),
+    };
+    format!(
+        "{what} exceeds budget by factor of {shown} (try simplifying the rule, or adding maxItems, maxProperties, and maxLength where arrays, maps, and strings are declared)"
+    )
 }
 
 /// A rule as upstream's own type shows it.

@@ -36,6 +36,8 @@ pub struct Options {
     pub map_keys: bool,
     /// Bundles of certificates must hold certificates.
     pub ca_bundles: bool,
+    /// What rules may cost is estimated.
+    pub costs: bool,
     /// Versions that may keep too many selectable fields.
     pub many_fields: BTreeSet<String>,
 }
@@ -50,6 +52,7 @@ impl Default for Options {
             atomic_sets: true,
             map_keys: true,
             ca_bundles: true,
+            costs: true,
             many_fields: BTreeSet::new(),
         }
     }
@@ -74,6 +77,8 @@ impl Options {
             map_keys: !any(schemas::has_loose_keys),
             ca_bundles: conditions::is_true(old, "Established")
                 && (bundle.is_empty() || crate::webhook::roots(bundle).is_ok()),
+            // What was let in before may stay.
+            costs: false,
             many_fields: versions
                 .iter()
                 .filter(many)
