@@ -6,7 +6,7 @@ use e2e::{Cluster, services};
 #[test]
 fn services_work_by_iptables() -> anyhow::Result<()> {
     Cluster::purge()?;
-    let iptables = ["--nodes", "2", "--extra", "kube-proxy=--proxy-mode=iptables"];
+    let iptables = ["--nodes", "2", "--proxy-mode", "iptables"];
     let cluster = Cluster::start(&iptables)?;
     services::node_port(&cluster.namespace("nodeport")?)?;
     services::local_node_port(&cluster.namespace("local")?)?;
