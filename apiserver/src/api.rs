@@ -115,6 +115,7 @@ pub struct Api {
     pub(crate) openapi: OpenApi,
     pub(crate) metrics: Metrics,
     pub(crate) health: crate::health::Health,
+    pub(crate) extensions: crate::apiextensions::controller::State,
     /// Long requests end when it is cancelled.
     pub(crate) draining: CancellationToken,
 }

@@ -15,7 +15,7 @@ use crate::registry::{Action, Verbs};
 /// Documents that are made once for each catalog.
 #[derive(Default)]
 pub(crate) struct Documents {
-    aggregated: Mutex<Vec<(usize, &'static str, bool, Aggregated)>>,
+    aggregated: Mutex<Vec<(u64, &'static str, bool, Aggregated)>>,
 }
 
 /// An aggregated document and its ETag.
@@ -33,7 +33,7 @@ impl Documents {
         version: &'static str,
         core: bool,
     ) -> Aggregated {
-        let id = Arc::as_ptr(catalog) as usize;
+        let id = catalog.id();
         let mut known = self.aggregated.lock();
         if let Some((.., found)) =
             known.iter().find(|(i, v, c, _)| *i == id && *v == version && *c == core)

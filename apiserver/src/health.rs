@@ -59,6 +59,11 @@ async fn checks(api: &Api, what: &str) -> Vec<Check> {
     }
     let bootstrapped = api.health.bootstrapped.load(Ordering::Acquire);
     let started = if bootstrapped { Ok(()) } else { Err("not finished".to_owned()) };
+    let settled = match api.extensions.is_settled() {
+        true => Ok(()),
+        false => Err("not all definitions are in service".to_owned()),
+    };
+    all.push(Check { name: "poststarthook/crd-informer-synced", result: settled });
     all.push(Check { name: "poststarthook/start-apiserver-admission-initializer", result: Ok(()) });
     all.push(Check { name: "poststarthook/rbac/bootstrap-roles", result: started.clone() });
     all.push(Check { name: "poststarthook/bootstrap-controller", result: started });

@@ -4,6 +4,7 @@
 pub mod admission;
 pub mod aggregation;
 pub mod api;
+pub mod apiextensions;
 pub mod authentication;
 pub mod authorization;
 mod bootstrap;

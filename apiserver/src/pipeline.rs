@@ -20,6 +20,7 @@ use crate::api::Api;
 use crate::authentication::{AUTHENTICATED, Credentials, MASTERS, User};
 use crate::gate;
 use crate::query::Query;
+use crate::registry::catalog::Served;
 use crate::request::RequestInfo;
 use crate::respond::{self, Body};
 use crate::verbs::{self, Call, RequestBody};
@@ -225,10 +226,13 @@ pub(crate) fn go_duration(text: &str) -> Option<Duration> {
     (!text.is_empty()).then(|| Duration::try_from_secs_f64(total).ok()).flatten()
 }
 
+/// The server's own name. Others have it only by impersonation, which must be allowed to them.
+pub(crate) const OWN_USER: &str = "system:apiserver";
+
 /// The server's own user.
 pub(crate) fn own_user() -> User {
     User {
-        name: "system:apiserver".to_owned(),
+        name: OWN_USER.to_owned(),
         groups: vec![MASTERS.to_owned(), AUTHENTICATED.to_owned()],
         ..User::default()
     }
@@ -239,6 +243,17 @@ type LocalAnswer<'a> = Pin<Box<dyn Future<Output = Result<Value, ApiError>> + Se
 /// Makes a request as the server itself, through the same gates as any other.
 pub(crate) fn local<'a>(
     api: &'a Arc<Api>,
+    method: Method,
+    url: &'a str,
+    object: Option<Value>,
+) -> LocalAnswer<'a> {
+    local_on(api, None, method, url, object)
+}
+
+/// The same on a row that need not be in service.
+pub(crate) fn local_on<'a>(
+    api: &'a Arc<Api>,
+    served: Option<Arc<Served>>,
     method: Method,
     url: &'a str,
     object: Option<Value>,
@@ -264,7 +279,10 @@ pub(crate) fn local<'a>(
         let authorized = gate::authorize(&authorization::Superusers, own_user(), info).await?;
         let (parts, body) = request.into_parts();
         let call = Call { api: api.clone(), parts, query, authorized };
-        let response = verbs::handle(call, body).await?;
+        let response = match served {
+            Some(served) => verbs::handle_row(call, served, body).await?,
+            None => verbs::handle(call, body).await?,
+        };
         let status = response.status();
         let collected = response.into_body().collect().await;
         let data = collected.map_err(|e| ApiError::Internal(e.to_string()))?.to_bytes();

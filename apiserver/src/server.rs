@@ -40,7 +40,7 @@ use crate::registry::allocate::{AddressRange, PortRange, ServiceAllocator, Store
 use crate::registry::catalog::Catalog;
 use crate::registry::kinds::{self, Deps};
 use crate::verbs::{actions, reviews};
-use crate::{aggregation, pipeline, tls, webhook};
+use crate::{aggregation, apiextensions, pipeline, tls, webhook};
 
 /// History of the embedded store is kept so long: for watches that resume and for pages.
 const KEEP_HISTORY: Duration = Duration::from_secs(300);
@@ -161,6 +161,7 @@ impl Server {
             openapi: Default::default(),
             metrics: Default::default(),
             health: Default::default(),
+            extensions: Default::default(),
             draining: CancellationToken::new(),
         };
         let tls = tls::server(&config.tls_cert_file, &config.tls_private_key_file)?;
@@ -191,6 +192,11 @@ impl Server {
         for cache in api.catalog().caches() {
             tasks.spawn(cache.run(stop_caches.clone()));
         }
+        tasks.spawn(apiextensions::controller::run(
+            api.clone(),
+            shutdown.clone(),
+            stop_caches.clone(),
+        ));
         // The embedded store compacts itself.
         if let StoreConfig::Etcd(_, interval) = config.store
             && !interval.is_zero()

@@ -8,6 +8,7 @@ use apimachinery::status::ApiError;
 use apimachinery::{Value, object};
 use serde_json::json;
 
+use crate::apiextensions::Custom;
 use crate::cache::Cached;
 use crate::registry::catalog::Served;
 
@@ -45,6 +46,9 @@ impl Include {
 
 /// The columns' definitions.
 pub fn columns(served: &Served) -> Value {
+    if let Some(version) = served.row.custom.as_ref().and_then(Custom::version) {
+        return version.columns();
+    }
     let columns = served.row.columns.iter().map(|column| {
         json!({
             "name": column.name, "type": column.ty, "format": column.format,
@@ -62,7 +66,10 @@ pub fn row(
     include: Include,
     now: jiff::Timestamp,
 ) -> Value {
-    let cells: Value = served.row.columns.iter().map(|c| (c.cell)(object, now)).collect();
+    let cells: Value = match served.row.custom.as_ref().and_then(Custom::version) {
+        Some(version) => version.cells(object, now),
+        None => served.row.columns.iter().map(|c| (c.cell)(object, now)).collect(),
+    };
     let shown = match include {
         Include::None => Value::Null,
         Include::Object => object.clone(),

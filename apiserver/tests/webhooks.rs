@@ -2,30 +2,13 @@
 
 mod common;
 
-use std::convert::Infallible;
-use std::net::SocketAddr;
-use std::sync::Arc;
-
 use base64::Engine as _;
 use common::Fixture;
-use http_body_util::{BodyExt as _, Full};
-use hyper_util::rt::TokioIo;
-use parking_lot::Mutex;
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
-use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use common::hooks::Hooks;
 use serde_json::{Value, json};
 
 const GROUP: &str = "/apis/admissionregistration.k8s.io/v1";
 const CONFIG_MAPS: &str = "/api/v1/namespaces/default/configmaps";
-
-/// A server of webhooks. What it is asked is kept.
-struct Hooks {
-    address: SocketAddr,
-    /// As `caBundle` wants it.
-    bundle: String,
-    asked: Arc<Mutex<Vec<(String, Value)>>>,
-}
 
 fn answer(path: &str, review: &Value) -> Value {
     let object = &review["request"]["object"];
@@ -51,63 +34,13 @@ fn answer(path: &str, review: &Value) -> Value {
     json!({"kind": "AdmissionReview", "apiVersion": review["apiVersion"], "response": response})
 }
 
-impl Hooks {
-    async fn start() -> Self {
-        let key = KeyPair::generate().expect("a key");
-        let mut params = CertificateParams::new(Vec::<String>::new()).expect("parameters");
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let ca = CertifiedIssuer::self_signed(params, key).expect("a CA");
-        let key = KeyPair::generate().expect("a key");
-        let params = CertificateParams::new(vec!["127.0.0.1".to_owned()]).expect("parameters");
-        let certificate = params.signed_by(&key, &ca).expect("a certificate");
-        let chain =
-            vec![CertificateDer::from_pem_slice(certificate.pem().as_bytes()).expect("PEM")];
-        let key = PrivateKeyDer::from_pem_slice(key.serialize_pem().as_bytes()).expect("PEM");
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let tls = rustls::ServerConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .expect("versions")
-            .with_no_client_auth()
-            .with_single_cert(chain, key)
-            .expect("a certificate that fits");
-        let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(tls));
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
-        let address = listener.local_addr().expect("an address");
-        let asked: Arc<Mutex<Vec<(String, Value)>>> = Arc::default();
-        let kept = asked.clone();
-        tokio::spawn(async move {
-            while let Ok((stream, _)) = listener.accept().await {
-                let (acceptor, kept) = (acceptor.clone(), kept.clone());
-                tokio::spawn(async move {
-                    let Ok(stream) = acceptor.accept(stream).await else { return };
-                    let service = hyper::service::service_fn(
-                        move |request: http::Request<hyper::body::Incoming>| {
-                            let kept = kept.clone();
-                            async move {
-                                let path = request.uri().path().to_owned();
-                                let body = request.into_body().collect().await.expect("a body");
-                                let review: Value =
-                                    serde_json::from_slice(&body.to_bytes()).expect("JSON");
-                                if path == "/slow" {
-                                    std::future::pending::<()>().await;
-                                }
-                                let text = answer(&path, &review).to_string();
-                                kept.lock().push((path, review));
-                                let body = Full::new(bytes::Bytes::from(text));
-                                Ok::<_, Infallible>(http::Response::new(body))
-                            }
-                        },
-                    );
-                    let _ = hyper::server::conn::http1::Builder::new()
-                        .serve_connection(TokioIo::new(stream), service)
-                        .await;
-                });
-            }
-        });
-        let bundle = base64::engine::general_purpose::STANDARD.encode(ca.pem());
-        Self { address, bundle, asked }
-    }
+trait Admission {
+    /// A webhook for objects of namespaces that are labelled for it.
+    fn hook(&self, name: &str, path: &str, resources: &[&str], more: Value) -> Value;
+    async fn register(&self, f: &Fixture, mutating: bool, name: &str, hooks: Value);
+}
 
+impl Admission for Hooks {
     fn hook(&self, name: &str, path: &str, resources: &[&str], more: Value) -> Value {
         let mut hook = json!({
             "name": format!("{name}.example.com"), "sideEffects": "None",
@@ -167,7 +100,7 @@ async fn until_refused(f: &Fixture, data: Value) -> common::Answer {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn validating_webhooks_refuse_and_warn() {
-    let (f, hooks) = (fixture().await, Hooks::start().await);
+    let (f, hooks) = (fixture().await, Hooks::start(answer).await);
     let all = json!([
         hooks.hook("deny", "/deny", &["configmaps"], json!({})),
         hooks.hook("warn", "/warn", &["configmaps"], json!({})),
@@ -213,7 +146,7 @@ async fn validating_webhooks_refuse_and_warn() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn mutating_webhooks_change_in_order_and_again() {
-    let (f, hooks) = (fixture().await, Hooks::start().await);
+    let (f, hooks) = (fixture().await, Hooks::start(answer).await);
     // The one that needs the other's change comes before it, and is called again.
     let again = json!({"reinvocationPolicy": "IfNeeded"});
     let all = json!([
@@ -245,7 +178,7 @@ async fn mutating_webhooks_change_in_order_and_again() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn failures_follow_their_policies() {
-    let (f, hooks) = (fixture().await, Hooks::start().await);
+    let (f, hooks) = (fixture().await, Hooks::start(answer).await);
     let unreachable = json!({"service": {"namespace": "default", "name": "nope"}});
     let all = json!([
         hooks.hook(
@@ -294,7 +227,7 @@ async fn failures_follow_their_policies() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn connections_are_asked_about() {
-    let (f, hooks) = (fixture().await, Hooks::start().await);
+    let (f, hooks) = (fixture().await, Hooks::start(answer).await);
     let all = json!([hooks.hook("attach", "/never", &["pods/attach"], json!({}))]);
     hooks.register(&f, false, "v", all).await;
     f.post("/api/v1/namespaces/default/serviceaccounts", &json!({"metadata": {"name": "default"}}))

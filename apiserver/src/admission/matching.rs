@@ -3,7 +3,6 @@
 
 use std::sync::Arc;
 
-use apimachinery::codec::canonicalize;
 use apimachinery::gvk::{GroupResource, GroupVersionKind, api_version};
 use apimachinery::selector::LabelSelector;
 use apimachinery::status::ApiError;
@@ -227,7 +226,7 @@ pub fn selector(of: &Value, field: &str) -> LabelSelector {
 ///
 /// # Errors
 /// The kind is not served, or the object does not fit it.
-pub fn converted(
+pub async fn converted(
     catalog: &Catalog,
     attributes: &Attributes<'_>,
     to: &Matched,
@@ -240,17 +239,33 @@ pub fn converted(
         let unknown = || ApiError::Internal(format!("unable to convert to {}", to.kind.kind));
         let from = catalog.find(group, attributes.version, resource).ok_or_else(unknown)?;
         let into = catalog.find(&to.group, &to.version, &to.resource).ok_or_else(unknown)?;
-        convert(from, into, &mut made)?;
+        convert(from, into, &mut made).await?;
     }
     set_kind(&mut made, &to.kind);
     Ok(made)
+}
+
+/// The same of what may not be there.
+///
+/// # Errors
+/// As [`converted`].
+pub async fn converted_if_any(
+    catalog: &Catalog,
+    attributes: &Attributes<'_>,
+    to: &Matched,
+    object: Option<&Value>,
+) -> Result<Option<Value>, ApiError> {
+    match object {
+        Some(object) => converted(catalog, attributes, to, object).await.map(Some),
+        None => Ok(None),
+    }
 }
 
 /// The inverse of [`converted`].
 ///
 /// # Errors
 /// The same.
-pub fn converted_back(
+pub async fn converted_back(
     catalog: &Catalog,
     attributes: &Attributes<'_>,
     from: &Matched,
@@ -261,7 +276,7 @@ pub fn converted_back(
         let unknown = || ApiError::Internal(format!("unable to convert from {}", from.kind.kind));
         let other = catalog.find(&from.group, &from.version, &from.resource);
         let own = catalog.find(group, attributes.version, resource);
-        convert(other.ok_or_else(unknown)?, own.ok_or_else(unknown)?, &mut object)?;
+        convert(other.ok_or_else(unknown)?, own.ok_or_else(unknown)?, &mut object).await?;
     }
     set_kind(&mut object, attributes.kind);
     Ok(object)
@@ -274,7 +289,11 @@ fn set_kind(object: &mut Value, kind: &GroupVersionKind) {
     }
 }
 
-fn convert(from: &Served, to: &Served, object: &mut Value) -> Result<(), ApiError> {
+async fn convert(from: &Served, to: &Served, object: &mut Value) -> Result<(), ApiError> {
+    if let Some(custom) = &to.row.custom {
+        *object = custom.convert(std::mem::take(object)).await?;
+        return Ok(());
+    }
     if !from.same_version {
         from.row.strategy.to_storage(object);
     }
@@ -283,7 +302,7 @@ fn convert(from: &Served, to: &Served, object: &mut Value) -> Result<(), ApiErro
     }
     object::set(object, &["apiVersion"], api_version(&to.row.group, &to.row.version));
     object::set(object, &["kind"], &*to.row.kind);
-    canonicalize(to.schema(), object).map_err(|e| ApiError::Internal(e.to_string()))
+    to.canonicalize(object).map_err(|e| ApiError::Internal(e.to_string()))
 }
 
 #[cfg(test)]

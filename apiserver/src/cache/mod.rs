@@ -26,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 use recall::recall;
 
 pub use event::{Event, EventType};
-pub use object::{Cached, Codec, Index};
+pub use object::{Cached, Codec, Index, Reading};
 pub use tree::Tree;
 use watchers::Watchers;
 pub use watchers::{Scope, Watcher};
@@ -296,7 +296,7 @@ impl Cache {
             () = shutdown.cancelled() => {}
             () = feeding => {}
         }
-        self.state.write().watchers.close_all();
+        self.state.write().watchers.end();
     }
 
     /// Replaces the state by a list from the store.

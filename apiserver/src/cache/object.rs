@@ -10,6 +10,21 @@ use std::borrow::Cow;
 
 use crate::registry::SelectableField;
 
+/// How objects without a compiled schema are read.
+pub trait Reading: Send + Sync + 'static {
+    /// Makes an object of the store what its readers see.
+    ///
+    /// # Errors
+    /// It is not of this kind.
+    fn read(&self, object: &mut Value) -> Result<(), DecodeError>;
+
+    /// Fields that selectors may name.
+    fn labels(&self) -> &[String];
+
+    /// A field, by its index in [`labels`](Self::labels).
+    fn field(&self, at: usize, object: &Value) -> String;
+}
+
 /// How objects under one prefix of the store are read.
 pub struct Codec {
     /// `None`: objects are JSON without a schema.
@@ -19,6 +34,16 @@ pub struct Codec {
     pub kind: String,
     /// Fields that selectors may name.
     pub fields: Vec<SelectableField>,
+    /// Of objects without a schema.
+    pub custom: Option<Arc<dyn Reading>>,
+}
+
+impl Codec {
+    /// The index of a field that selectors may name.
+    pub fn field_at(&self, label: &str) -> Option<usize> {
+        let custom = || self.custom.as_ref()?.labels().iter().position(|l| l == label);
+        self.fields.iter().position(|f| f.label == label).or_else(custom)
+    }
 }
 
 /// What selectors look at.
@@ -49,8 +74,13 @@ impl Index {
             .map(|(k, v)| (k.as_str().into(), v.as_str().unwrap_or("").into()))
             .collect();
         labels.sort();
-        let fields = codec.fields.iter().map(|f| Box::from(&*(f.get)(value))).collect();
-        Self { labels: labels.into(), fields }
+        let mut fields: Vec<Box<str>> =
+            codec.fields.iter().map(|f| Box::from(&*(f.get)(value))).collect();
+        if let Some(custom) = &codec.custom {
+            let custom = (0..custom.labels().len()).map(|at| custom.field(at, value).into());
+            fields.extend(custom);
+        }
+        Self { labels: labels.into(), fields: fields.into() }
     }
 }
 
@@ -215,7 +245,12 @@ pub fn decode(codec: &Codec, stored: &[u8], revision: u64) -> Result<Value, Deco
             json::decode(Schema { registry, message }, stored, FieldValidation::Ignore)?.object
         }
         (None, None) => {
-            serde_json::from_slice(stored).map_err(|e| DecodeError::Malformed(e.to_string()))?
+            let mut value = serde_json::from_slice(stored)
+                .map_err(|e| DecodeError::Malformed(e.to_string()))?;
+            if let Some(custom) = &codec.custom {
+                custom.read(&mut value)?;
+            }
+            value
         }
     };
     if revision == 0 {

@@ -12,6 +12,7 @@ fn codec() -> Codec {
         schema: Some((registry, message)),
         api_version: "v1".into(),
         kind: "ConfigMap".into(),
+        custom: None,
         fields: vec![crate::registry::SelectableField {
             label: "color",
             get: |o| apimachinery::object::str_at(o, &["data", "color"]).into(),

@@ -74,15 +74,26 @@ pub(super) struct Watchers {
     by_scope: HashMap<Scope, Vec<mpsc::Sender<Arc<Event>>>>,
     /// Fields by which somebody watches, with how many scopes do.
     fields: HashMap<usize, usize>,
+    /// The cache has ended: whoever comes now gets nothing.
+    ended: bool,
 }
 
 impl Watchers {
+    /// Closes all watchers there are and will be.
+    pub(super) fn end(&mut self) {
+        self.close_all();
+        self.ended = true;
+    }
+
     pub(super) fn len(&self) -> usize {
         self.by_scope.values().flatten().filter(|s| !s.is_closed()).count()
     }
 
     pub(super) fn add(&mut self, scope: Scope, replay: Vec<Arc<Event>>) -> Watcher {
         let (sender, events) = mpsc::channel(BUFFER);
+        if self.ended {
+            return Watcher { replay: replay.into(), events };
+        }
         if let Scope::Field(at, _) = &scope
             && !self.by_scope.contains_key(&scope)
         {

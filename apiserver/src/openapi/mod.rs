@@ -1,12 +1,14 @@
 //! OpenAPI documents, made from the schema registry and the rows when somebody first asks.
 
+mod custom;
 mod descriptions;
+mod document;
 mod paths;
 mod proto;
 mod schemas;
 
-use std::collections::{BTreeMap, HashMap};
-use std::io::{Read as _, Write as _};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::io::Read as _;
 use std::sync::Arc;
 
 use apimachinery::Value;
@@ -18,14 +20,14 @@ use http::header::{self, HeaderValue};
 use http::{HeaderMap, Response};
 use parking_lot::Mutex;
 use serde_json::{Map, json};
-use sha2::{Digest as _, Sha512};
 
-use crate::discovery::hex;
 use crate::negotiate;
 use crate::registry::catalog::{Catalog, Served};
 use crate::respond::{self, Body};
 use crate::verbs::Call;
 use descriptions::Description;
+use document::{Document, Segment, internal};
+use paths::SchemaOf;
 use schemas::{Edition, Schemas};
 
 /// What the second edition as protobuf is called in answers.
@@ -37,24 +39,36 @@ const FORMS: [(&str, bool); 3] = [
     ("com.github.proto-openapi.spec.v2.v1.0+protobuf", true),
 ];
 
-/// A document in JSON and its hash. It is kept compressed, as most clients want it.
-struct Document {
-    gzip: Bytes,
-    hash: String,
+/// What is compiled in, described once.
+struct Compiled {
+    rows: Vec<Arc<Served>>,
+    /// By path below `/openapi/v3/`: `api/v1`, `apis/apps/v1`.
+    v3: BTreeMap<String, Arc<Document>>,
+    /// The second edition's paths and definitions, each within its braces.
+    paths: Segment,
+    definitions: Segment,
+    /// The definitions' names.
+    names: BTreeSet<String>,
+    /// Words for what all kinds share.
+    words: HashMap<String, Description>,
 }
 
-impl Document {
-    fn read(&self) -> flate2::read::GzDecoder<&[u8]> {
-        flate2::read::GzDecoder::new(&self.gzip)
-    }
+/// What the custom resources of one group and version add.
+struct Added {
+    rows: Vec<Arc<Served>>,
+    v3: Arc<Document>,
+    /// Of the second edition, with a comma before each.
+    paths: String,
+    definitions: String,
 }
 
 /// All documents of a catalog.
 struct Built {
-    catalog: usize,
+    catalog: u64,
+    compiled: Arc<Compiled>,
+    /// By path below `/openapi/v3/`.
+    added: BTreeMap<String, Arc<Added>>,
     v2: Document,
-    /// By path below `/openapi/v3/`: `api/v1`, `apis/apps/v1`.
-    v3: BTreeMap<String, Document>,
 }
 
 /// The documents, once they were asked for.
@@ -65,81 +79,148 @@ pub(crate) struct OpenApi {
 
 impl OpenApi {
     async fn get(&self, catalog: Arc<Catalog>) -> Result<Arc<Built>, ApiError> {
-        let id = Arc::as_ptr(&catalog) as usize;
-        if let Some(built) = self.built.lock().as_ref().filter(|b| b.catalog == id) {
+        let id = catalog.id();
+        let last = self.built.lock().clone();
+        if let Some(built) = last.as_ref().filter(|b| b.catalog == id) {
             return Ok(built.clone());
         }
-        let building = tokio::task::spawn_blocking(move || build(&catalog));
+        let building = tokio::task::spawn_blocking(move || build(&catalog, last.as_deref()));
         let built = building.await.map_err(|e| ApiError::Internal(e.to_string()))??;
         let built = Arc::new(built);
-        *self.built.lock() = Some(built.clone());
+        let mut kept = self.built.lock();
+        if kept.as_ref().is_none_or(|k| k.catalog < id) {
+            *kept = Some(built.clone());
+        }
         Ok(built)
     }
 }
 
-/// Hashes what goes through to the compressor.
-struct Hashing {
-    hash: Sha512,
-    gzip: flate2::write::GzEncoder<Vec<u8>>,
-}
-
-impl std::io::Write for Hashing {
-    fn write(&mut self, data: &[u8]) -> std::io::Result<usize> {
-        let written = self.gzip.write(data)?;
-        self.hash.update(&data[..written]);
-        Ok(written)
+impl Built {
+    fn third(&self, path: &str) -> Option<&Arc<Document>> {
+        self.added.get(path).map(|a| &a.v3).or_else(|| self.compiled.v3.get(path))
     }
 
-    fn flush(&mut self) -> std::io::Result<()> {
-        self.gzip.flush()
+    /// The third edition's documents by path.
+    fn thirds(&self) -> BTreeMap<&str, &Arc<Document>> {
+        let compiled = self.compiled.v3.iter().map(|(path, document)| (path.as_str(), document));
+        let added = self.added.iter().map(|(path, added)| (path.as_str(), &added.v3));
+        compiled.chain(added).collect()
     }
 }
 
-fn internal(error: impl std::fmt::Display) -> ApiError {
-    ApiError::Internal(error.to_string())
+fn is_same(a: &[Arc<Served>], b: &[Arc<Served>]) -> bool {
+    a.len() == b.len() && a.iter().zip(b).all(|(a, b)| Arc::ptr_eq(a, b))
 }
 
-fn document(value: &Value) -> Result<Document, ApiError> {
-    let gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
-    // The serializer writes a few bytes at a time.
-    let mut out = std::io::BufWriter::new(Hashing { hash: Sha512::new(), gzip });
-    serde_json::to_writer(&mut out, value).map_err(internal)?;
-    out.flush().map_err(internal)?;
-    let Hashing { hash, gzip } = out.into_inner().map_err(internal)?;
-    let mut gzip = gzip.finish().map_err(internal)?;
-    gzip.shrink_to_fit();
-    Ok(Document { gzip: gzip.into(), hash: hex(&hash.finalize()).to_uppercase() })
-}
-
-fn build(catalog: &Arc<Catalog>) -> Result<Built, ApiError> {
-    // Needed here only, and megabytes of text.
-    let descriptions = descriptions::all();
+/// Rows by path below `/openapi/v3/`.
+fn grouped<'a>(rows: impl Iterator<Item = &'a Arc<Served>>) -> BTreeMap<String, Vec<Arc<Served>>> {
     let mut groups: BTreeMap<String, Vec<Arc<Served>>> = BTreeMap::new();
-    for served in catalog.rows() {
+    for served in rows {
         let path = match &*served.row.group {
             "" => format!("api/{}", served.row.version),
             group => format!("apis/{group}/{}", served.row.version),
         };
         groups.entry(path).or_default().push(served.clone());
     }
-    let mut v3 = BTreeMap::new();
-    for (path, rows) in &groups {
-        let (paths, schemas) = describe(rows, Edition::V3, &descriptions);
-        let made = json!({
-            "openapi": "3.0.0", "info": info(), "paths": paths,
-            "components": {
-                "schemas": schemas,
-                "securitySchemes": {"BearerToken": security()},
-            },
-        });
-        v3.insert(path.clone(), document(&made)?);
+    groups
+}
+
+/// Makes what is not as it was when the documents were made last.
+fn build(catalog: &Arc<Catalog>, last: Option<&Built>) -> Result<Built, ApiError> {
+    let is_custom = |s: &&Arc<Served>| s.row.custom.is_some();
+    let rows: Vec<Arc<Served>> = catalog.rows().iter().filter(|s| !is_custom(s)).cloned().collect();
+    let known = last.map(|l| &l.compiled).filter(|known| is_same(&known.rows, &rows));
+    let compiled = match known {
+        Some(compiled) => compiled.clone(),
+        None => Arc::new(compile(rows)?),
+    };
+    let mut added = BTreeMap::new();
+    for (path, rows) in grouped(catalog.rows().iter().filter(is_custom)) {
+        let known = last.and_then(|l| l.added.get(&path)).filter(|a| is_same(&a.rows, &rows));
+        let made = match known {
+            Some(added) => added.clone(),
+            None => Arc::new(add(&path, rows, &compiled)?),
+        };
+        added.insert(path, made);
     }
-    let (paths, definitions) = describe(catalog.rows(), Edition::V2, &descriptions);
-    let v2 = document(&json!({
-        "swagger": "2.0", "info": info(), "paths": paths, "definitions": definitions,
-        "securityDefinitions": {"BearerToken": security()}, "security": [{"BearerToken": []}],
-    }))?;
-    Ok(Built { catalog: Arc::as_ptr(catalog) as usize, v2, v3 })
+    let text = |of: fn(&Added) -> &str| {
+        let texts: Vec<&str> = added.values().map(|a| of(a)).collect();
+        texts.concat()
+    };
+    let info = serde_json::to_string(&info()).map_err(internal)?;
+    let security = serde_json::to_string(&security()).map_err(internal)?;
+    let begin = Segment::text(&format!("{{\"swagger\":\"2.0\",\"info\":{info},\"paths\":{{"))?;
+    let paths = Segment::text(&format!("{}}},\"definitions\":{{", text(|a| &a.paths)))?;
+    let definitions = Segment::text(&format!(
+        "{}}},\"securityDefinitions\":{{\"BearerToken\":{security}}},\"security\":[{{\"BearerToken\":[]}}]}}",
+        text(|a| &a.definitions)
+    ))?;
+    let v2 = Document::of(&[&begin, &compiled.paths, &paths, &compiled.definitions, &definitions]);
+    Ok(Built { catalog: catalog.id(), compiled, added, v2 })
+}
+
+/// The entries of a map in JSON, without its braces.
+fn entries(map: &impl serde::Serialize) -> Result<String, ApiError> {
+    let text = serde_json::to_string(map).map_err(internal)?;
+    Ok(text.get(1..text.len().saturating_sub(1)).unwrap_or("").to_owned())
+}
+
+fn third(paths: &Map<String, Value>, schemas: &BTreeMap<String, Value>, info: &Value) -> Value {
+    json!({
+        "openapi": "3.0.0", "info": info, "paths": paths,
+        "components": {
+            "schemas": schemas,
+            "securitySchemes": {"BearerToken": security()},
+        },
+    })
+}
+
+fn compile(rows: Vec<Arc<Served>>) -> Result<Compiled, ApiError> {
+    // Needed here only, and megabytes of text.
+    let mut words = descriptions::all();
+    let mut v3 = BTreeMap::new();
+    for (path, rows) in grouped(rows.iter()) {
+        let (paths, schemas) = describe(&rows, Edition::V3, &words);
+        v3.insert(path, Arc::new(Document::json(&third(&paths, &schemas, &info()))?));
+    }
+    let (paths, definitions) = describe(&rows, Edition::V2, &words);
+    let segment = |text: String| Segment::text(&text);
+    let shared = |name: &str| {
+        name.starts_with("io.k8s.apimachinery.") || name.contains(".autoscaling.v1.Scale")
+    };
+    words.retain(|name, _| shared(name));
+    Ok(Compiled {
+        rows,
+        v3,
+        paths: segment(entries(&paths)?)?,
+        definitions: segment(entries(&definitions)?)?,
+        names: definitions.into_keys().collect(),
+        words,
+    })
+}
+
+fn add(path: &str, rows: Vec<Arc<Served>>, compiled: &Compiled) -> Result<Added, ApiError> {
+    let beside = compiled.v3.contains_key(path);
+    let v3 = if beside {
+        // A definition in a group of ours: both are in one document.
+        let ours = grouped(compiled.rows.iter()).remove(path).unwrap_or_default();
+        let all: Vec<Arc<Served>> = ours.into_iter().chain(rows.iter().cloned()).collect();
+        let (paths, schemas) = describe(&all, Edition::V3, &descriptions::all());
+        third(&paths, &schemas, &info())
+    } else {
+        let (paths, schemas) = describe(&rows, Edition::V3, &compiled.words);
+        let info = json!({"title": "Kubernetes CRD Swagger", "version": "v0.1.0"});
+        third(&paths, &schemas, &info)
+    };
+    let (paths, mut definitions) = describe(&rows, Edition::V2, &compiled.words);
+    definitions.retain(|name, _| !compiled.names.contains(name));
+    let after = |text: String| if text.is_empty() { text } else { format!(",{text}") };
+    Ok(Added {
+        rows,
+        v3: Arc::new(Document::json(&v3)?),
+        paths: after(entries(&paths)?),
+        definitions: after(entries(&definitions)?),
+    })
 }
 
 fn info() -> Value {
@@ -163,24 +244,34 @@ fn describe(
         kinds.entry(*id).or_default().push(gvk.clone());
     }
     kinds.values_mut().for_each(|all| all.sort());
-    let meta =
-        |kind: &str| registry.by_name(&format!("io.k8s.apimachinery.pkg.apis.meta.v1.{kind}"));
+    let meta = |kind: &str| {
+        let name = format!("io.k8s.apimachinery.pkg.apis.meta.v1.{kind}");
+        registry.by_name(&name).map(SchemaOf::Type)
+    };
     let mut schemas = Schemas::new(registry, descriptions, &kinds, edition);
     let mut paths = Map::new();
     for served in rows {
         let row = &served.row;
         let list = GroupVersionKind::new(&row.group, &row.version, &served.list_kind);
+        let (own, list) = if row.custom.is_some() {
+            custom::put(served, &mut schemas);
+            let name = |kind: &str| Some(SchemaOf::Name(custom::model_name(served, kind)));
+            (name(&row.kind), name(&served.list_kind))
+        } else {
+            schemas.want(row.message);
+            (Some(SchemaOf::Type(row.message)), registry.kind(&list).map(SchemaOf::Type))
+        };
         let mut context = paths::Context {
             edition,
             name_of: &mut |id| schemas.want(id),
-            list: registry.kind(&list),
+            own,
+            list,
             patch: meta("Patch"),
             status: meta("Status"),
             delete_options: meta("DeleteOptions"),
             kind: &|gvk| registry.kind(gvk),
         };
         context.paths(served, &mut paths);
-        schemas.want(row.message);
     }
     (paths, schemas.finish())
 }
@@ -195,11 +286,11 @@ pub(crate) async fn answer(call: &Call, rest: &[&str]) -> Result<Response<Body>,
         ["v2"] => second(call, &built).await,
         ["v3"] => {
             let mut paths: Map<String, Value> = built
-                .v3
-                .iter()
+                .thirds()
+                .into_iter()
                 .map(|(path, document)| {
                     let url = format!("/openapi/v3/{path}?hash={}", document.hash);
-                    (path.clone(), json!({"serverRelativeURL": url}))
+                    (path.to_owned(), json!({"serverRelativeURL": url}))
                 })
                 .collect();
             for path in call.api.aggregation.openapi_paths() {
@@ -210,7 +301,7 @@ pub(crate) async fn answer(call: &Call, rest: &[&str]) -> Result<Response<Body>,
             let index = index.map_err(|e| ApiError::Internal(e.to_string()))?;
             Ok(call.send(200, "application/json", index.into()).await)
         }
-        ["v3", path @ ..] => match built.v3.get(&path.join("/")) {
+        ["v3", path @ ..] => match built.third(&path.join("/")) {
             Some(document) => {
                 let mut response = send(call, document).await?;
                 if call.query.get("hash") == Some(document.hash.as_str()) {

@@ -9,15 +9,25 @@ use super::schemas::{Edition, gvk};
 use crate::registry::catalog::Served;
 use crate::registry::{Action, Verbs};
 
+/// What a value is described by.
+#[derive(Clone)]
+pub(super) enum SchemaOf {
+    Type(MessageId),
+    /// A schema that is no compiled type's.
+    Name(String),
+}
+
 /// What a resource's paths need to know.
 pub(super) struct Context<'a> {
     pub(super) edition: Edition,
     /// Gives the name of a type's schema.
     pub(super) name_of: &'a mut dyn FnMut(MessageId) -> String,
-    pub(super) list: Option<MessageId>,
-    pub(super) patch: Option<MessageId>,
-    pub(super) status: Option<MessageId>,
-    pub(super) delete_options: Option<MessageId>,
+    /// The resource itself.
+    pub(super) own: Option<SchemaOf>,
+    pub(super) list: Option<SchemaOf>,
+    pub(super) patch: Option<SchemaOf>,
+    pub(super) status: Option<SchemaOf>,
+    pub(super) delete_options: Option<SchemaOf>,
     /// The type of a kind.
     pub(super) kind: &'a dyn Fn(&GroupVersionKind) -> Option<MessageId>,
 }
@@ -147,14 +157,17 @@ impl Context<'_> {
         all.concat().into_iter().map(|p| self.parameter(p, "query")).collect()
     }
 
-    fn reference(&mut self, id: Option<MessageId>) -> Value {
-        match id {
-            Some(id) => {
-                let name = (self.name_of)(id);
-                json!({"$ref": self.edition.reference(&name)})
-            }
-            None => json!({"type": "object"}),
-        }
+    fn reference(&mut self, to: Option<SchemaOf>) -> Value {
+        let name = match to {
+            Some(SchemaOf::Type(id)) => (self.name_of)(id),
+            Some(SchemaOf::Name(name)) => name,
+            None => return json!({"type": "object"}),
+        };
+        json!({"$ref": self.edition.reference(&name)})
+    }
+
+    fn of_kind(&self, kind: &GroupVersionKind) -> Option<SchemaOf> {
+        (self.kind)(kind).map(SchemaOf::Type)
     }
 
     fn content(types: &[&str], schema: &Value) -> Value {
@@ -172,8 +185,8 @@ impl Context<'_> {
         action: &str,
         kind: &GroupVersionKind,
         parameters: Vec<Value>,
-        body: Option<(Option<MessageId>, &[&str], bool)>,
-        (codes, answer, streams): (&[&str], Option<MessageId>, bool),
+        body: Option<(Option<SchemaOf>, &[&str], bool)>,
+        (codes, answer, streams): (&[&str], Option<SchemaOf>, bool),
     ) -> Value {
         let tag = if served.row.group.is_empty() {
             format!("core_{}", served.row.version)
@@ -182,8 +195,8 @@ impl Context<'_> {
             format!("{}_{}", camel(group, false), served.row.version)
         };
         let answer = self.reference(answer);
-        let mut types: Vec<&str> = JSON.to_vec();
-        if streams {
+        let mut types: Vec<&str> = types(served).to_vec();
+        if streams && served.row.custom.is_none() {
             types.extend(STREAMS);
         }
         let mut responses = Map::new();
@@ -304,13 +317,13 @@ impl Context<'_> {
         let id = Self::id(served, "list", !scope.is_empty(), suffix);
         let text = format!("list or watch objects of kind {}", row.kind);
         let parameters = self.query(&[&LISTS]);
-        let list = self.list;
+        let list = self.list.clone();
         let answer = (&["200"][..], list, true);
         self.operation(served, id, text, "list", &served.gvk, parameters, None, answer)
     }
 
     fn collection(&mut self, served: &Served, namespaced: bool) -> Map<String, Value> {
-        let own = Some(served.row.message);
+        let own = self.own.clone();
         let kind = &served.row.kind;
         let mut at = Map::new();
         let id = |verb: &str| Self::id(served, verb, namespaced, "");
@@ -324,7 +337,7 @@ impl Context<'_> {
                 "post",
                 &served.gvk,
                 parameters,
-                Some((own, &JSON, true)),
+                Some((own.clone(), types(served), true)),
                 (&["200", "201", "202"], own, false),
             ),
         );
@@ -334,7 +347,7 @@ impl Context<'_> {
         let list = self.list(served, "", if namespaced { "Namespaced" } else { "" });
         at.insert("get".into(), list);
         let parameters = self.query(&[&LISTS[1..9], &DELETES]);
-        let (options, status) = (self.delete_options, self.status);
+        let (options, status) = (self.delete_options.clone(), self.status.clone());
         at.insert(
             "delete".into(),
             self.operation(
@@ -348,7 +361,7 @@ impl Context<'_> {
                 "deletecollection",
                 &served.gvk,
                 parameters,
-                Some((options, &JSON, false)),
+                Some((options, types(served), false)),
                 (&["200"], status, false),
             ),
         );
@@ -356,11 +369,11 @@ impl Context<'_> {
     }
 
     fn object(&mut self, served: &Served, namespaced: bool) -> Map<String, Value> {
-        let own = Some(served.row.message);
+        let own = self.own.clone();
         let kind = served.row.kind.to_string();
         let mut at = self.part(served, "", own, &served.gvk, namespaced);
         let parameters = self.query(&[&DELETES]);
-        let (options, status) = (self.delete_options, self.status);
+        let (options, status) = (self.delete_options.clone(), self.status.clone());
         at.insert(
             "delete".into(),
             self.operation(
@@ -370,7 +383,7 @@ impl Context<'_> {
                 "delete",
                 &served.gvk,
                 parameters,
-                Some((options, &JSON, false)),
+                Some((options, types(served), false)),
                 (&["200", "202"], status, false),
             ),
         );
@@ -382,7 +395,7 @@ impl Context<'_> {
         &mut self,
         served: &Served,
         sub: &str,
-        own: Option<MessageId>,
+        own: Option<SchemaOf>,
         kind: &GroupVersionKind,
         namespaced: bool,
     ) -> Map<String, Value> {
@@ -401,7 +414,7 @@ impl Context<'_> {
                 kind,
                 Vec::new(),
                 None,
-                (&["200"], own, false),
+                (&["200"], own.clone(), false),
             ),
         );
         let parameters = self.query(&[&WRITES]);
@@ -414,12 +427,12 @@ impl Context<'_> {
                 "put",
                 kind,
                 parameters,
-                Some((own, &JSON, true)),
-                (&["200", "201"], own, false),
+                Some((own.clone(), types(served), true)),
+                (&["200", "201"], own.clone(), false),
             ),
         );
         let parameters = self.query(&[&WRITES, &[FORCE]]);
-        let patch = self.patch;
+        let patch = self.patch.clone();
         at.insert(
             "patch".into(),
             self.operation(
@@ -429,7 +442,7 @@ impl Context<'_> {
                 "patch",
                 kind,
                 parameters,
-                Some((patch, &PATCHES, true)),
+                Some((patch, patches(served), true)),
                 (&["200", "201"], own, false),
             ),
         );
@@ -445,21 +458,21 @@ impl Context<'_> {
     ) -> Map<String, Value> {
         match action {
             Action::Part { .. } => {
-                self.part(served, name, Some(served.row.message), &served.gvk, namespaced)
+                self.part(served, name, self.own.clone(), &served.gvk, namespaced)
             }
             Action::Scale { .. } => {
                 let scale = GroupVersionKind::new("autoscaling", "v1", "Scale");
-                let own = (self.kind)(&scale);
+                let own = self.of_kind(&scale);
                 self.part(served, name, own, &scale, namespaced)
             }
             Action::Post { group, version, kind, .. } => {
                 let gvk = GroupVersionKind::new(group, version, kind);
-                let own = (self.kind)(&gvk);
+                let own = self.of_kind(&gvk);
                 let id = Self::id(served, "create", namespaced, &camel(name, true));
                 let text = format!("create {name} of {}", article(&served.row.kind));
                 let parameters = self.query(&[&WRITES]);
-                let answer = (&["200", "201", "202"][..], own, false);
-                let body = Some((own, &JSON[..], true));
+                let answer = (&["200", "201", "202"][..], own.clone(), false);
+                let body = Some((own, types(served), true));
                 let post = self.operation(served, id, text, "post", &gvk, parameters, body, answer);
                 Map::from_iter([("post".to_owned(), post)])
             }
@@ -481,6 +494,17 @@ impl Context<'_> {
             }
         }
     }
+}
+
+/// Custom resources have no protobuf.
+fn types(served: &Served) -> &'static [&'static str] {
+    const PLAIN: [&str; 2] = [JSON[0], JSON[1]];
+    if served.row.custom.is_some() { &PLAIN } else { &JSON }
+}
+
+fn patches(served: &Served) -> &'static [&'static str] {
+    const PLAIN: [&str; 3] = [PATCHES[0], PATCHES[1], PATCHES[3]];
+    if served.row.custom.is_some() { &PLAIN } else { &PATCHES }
 }
 
 /// `a Pod`, `an Endpoints`.

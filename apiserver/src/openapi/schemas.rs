@@ -66,6 +66,33 @@ impl<'a> Schemas<'a> {
         self.registry.message(id).name.clone()
     }
 
+    pub(super) fn edition(&self) -> Edition {
+        self.edition
+    }
+
+    /// Wants a type by its name, and refers to it.
+    pub(super) fn of_type(&mut self, name: &str) -> Value {
+        if let Some(id) = self.registry.by_name(name) {
+            self.want(id);
+        }
+        self.reference(name)
+    }
+
+    /// Refers to a schema where nothing is said beside.
+    pub(super) fn reference_inside(&self, name: &str) -> Value {
+        json!({"$ref": self.edition.reference(name)})
+    }
+
+    /// What is said of a field of a type.
+    pub(super) fn words(&self, name: &str, field: &str) -> &str {
+        self.descriptions.get(name).and_then(|d| d.fields.get(field)).map_or("", String::as_str)
+    }
+
+    /// A schema that is no compiled type's.
+    pub(super) fn put(&mut self, name: String, schema: Value) {
+        self.made.insert(name, schema);
+    }
+
     /// All schemas that were wanted.
     pub(super) fn finish(mut self) -> BTreeMap<String, Value> {
         while let Some(id) = self.wanted.pop() {

@@ -2,9 +2,11 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use apimachinery::codec::{DecodeError, Schema, canonicalize, proto};
+use apimachinery::codec::{self, DecodeError, Schema, proto};
 use apimachinery::gvk::{GroupResource, GroupVersionKind, api_version};
+use apimachinery::patch::apply::Typing;
 use apimachinery::schema::{MessageId, Registry};
 use apimachinery::status::ApiError;
 use apimachinery::{Value, object};
@@ -12,6 +14,7 @@ use bytes::Bytes;
 use store::SharedStore;
 
 use super::{Action, Resource, SelectableField, Subresource, Verbs};
+use crate::apiextensions::{self, Custom, Definition, Memory};
 use crate::cache::{Cache, Cached, Codec, splice};
 
 /// A row in service.
@@ -30,11 +33,106 @@ pub struct Served {
     pub same_version: bool,
     /// Objects that are never stored have none.
     pub cache: Option<Arc<Cache>>,
+    /// Objects that a webhook has converted.
+    memory: Memory,
 }
 
 impl Served {
-    pub fn schema(&self) -> Schema<'static> {
-        Schema { registry: self.registry, message: self.row.message }
+    /// A version of a custom resource.
+    pub fn custom(definition: Arc<Definition>, version: usize, cache: Arc<Cache>) -> Self {
+        let custom = Custom { definition, version };
+        let same_version = custom.is_stored() && !custom.may_convert();
+        let list_kind = custom.definition.names.list_kind.clone();
+        let row = apiextensions::row(custom);
+        let gvk = GroupVersionKind::new(&row.group, &row.version, &row.kind);
+        Self {
+            gr: GroupResource::new(&row.group, &row.plural),
+            api_version: gvk.api_version(),
+            list_kind,
+            registry: Registry::builtin(),
+            stored_message: row.message,
+            gvk,
+            same_version,
+            cache: Some(cache),
+            memory: Memory::default(),
+            row,
+        }
+    }
+
+    /// The compiled schema; a custom resource has none.
+    pub fn schema(&self) -> Option<Schema<'static>> {
+        let compiled = Schema { registry: self.registry, message: self.row.message };
+        self.row.custom.is_none().then_some(compiled)
+    }
+
+    /// How server-side apply sees objects of the served version.
+    pub fn typing(&self) -> Typing<'_> {
+        match (&self.row.custom, self.schema()) {
+            (Some(custom), _) => custom.definition.typing(custom.version),
+            (None, Some(schema)) => Typing::Schema(schema),
+            (None, None) => Typing::Deduced,
+        }
+    }
+
+    /// Makes an object that was changed in memory what its schema allows.
+    ///
+    /// # Errors
+    /// It does not fit the schema.
+    pub fn canonicalize(&self, object: &mut Value) -> Result<(), DecodeError> {
+        match (&self.row.custom, self.schema()) {
+            (Some(custom), _) => custom.definition.settle(object),
+            (None, Some(schema)) => codec::canonicalize(schema, object),
+            (None, None) => Ok(()),
+        }
+    }
+
+    /// Defaults of the schema and of the strategy.
+    pub fn apply_defaults(&self, object: &mut Value) {
+        if let Some(schema) = self.schema() {
+            codec::apply_defaults(schema, object);
+        }
+        self.row.strategy.default(object);
+    }
+
+    /// Whether objects that are read may have to be [brought](Self::bring) to the served version.
+    pub fn may_convert(&self) -> bool {
+        self.row.custom.as_ref().is_some_and(Custom::may_convert)
+    }
+
+    /// Objects in the served version, where a webhook must convert them.
+    ///
+    /// # Errors
+    /// As the webhook fails.
+    pub async fn bring(&self, objects: Vec<Arc<Cached>>) -> Result<Vec<Arc<Cached>>, ApiError> {
+        match (&self.row.custom, &self.cache) {
+            (Some(custom), Some(cache)) if custom.may_convert() => {
+                custom.bring(&cache.codec, objects, &self.memory).await
+            }
+            _ => Ok(objects),
+        }
+    }
+
+    /// One object, as [`bring`](Self::bring) brings them.
+    ///
+    /// # Errors
+    /// As [`bring`](Self::bring).
+    pub async fn bring_one(&self, object: Arc<Cached>) -> Result<Arc<Cached>, ApiError> {
+        if !self.may_convert() {
+            return Ok(object);
+        }
+        let brought = self.bring(vec![object]).await?;
+        brought.into_iter().next().ok_or_else(|| ApiError::Internal("nothing came".to_owned()))
+    }
+
+    /// An object in the version that is stored, where a webhook must convert it.
+    ///
+    /// # Errors
+    /// As the webhook fails.
+    pub async fn before_storing(&self, object: Value) -> Result<Value, ApiError> {
+        match &self.row.custom {
+            Some(custom) => custom.before_storing(object).await,
+            None => Ok(object),
+        }
     }
 
     fn stored_schema(&self) -> Schema<'static> {
@@ -94,10 +192,17 @@ impl Served {
     pub fn to_stored(&self, object: &Value) -> Result<Bytes, DecodeError> {
         let mut object = object.clone();
         object::remove(&mut object, &["metadata", "resourceVersion"]);
+        if let Some(custom) = &self.row.custom {
+            custom.to_storage(&mut object)?;
+            return to_json(&object);
+        }
         if !self.same_version {
             self.row.strategy.to_storage(&mut object);
             let (group, version) = &self.row.storage.version;
             object::set(&mut object, &["apiVersion"], api_version(group, version));
+        }
+        if self.row.storage.json {
+            return to_json(&object);
         }
         proto::encode_enveloped(self.stored_schema(), &object).map(Bytes::from)
     }
@@ -118,10 +223,13 @@ impl Served {
     }
 
     fn convert(&self, object: &mut Value) -> Result<(), DecodeError> {
+        if let Some(custom) = &self.row.custom {
+            return custom.definition.to_version(object, custom.version);
+        }
         self.row.strategy.to_served(object);
         object::set(object, &["apiVersion"], self.api_version.as_str());
         object::set(object, &["kind"], &*self.row.kind);
-        canonicalize(self.schema(), object)
+        self.canonicalize(object)
     }
 
     /// The object's JSON in the served version, with a line feed.
@@ -131,11 +239,17 @@ impl Served {
     pub fn json_line(&self, cached: &Cached) -> Result<Bytes, DecodeError> {
         match &self.cache {
             Some(cache) if self.same_version => cached.json_line(&cache.codec).cloned(),
+            _ if self.row.custom.is_some() => {
+                let mut text = to_json(&self.decode(cached)?)?.to_vec();
+                text.push(b'\n');
+                Ok(text.into())
+            }
             _ => {
                 // By way of protobuf the fields come in the order in which lists expect them.
                 let raw = self.raw(cached)?;
                 let mut out = Vec::with_capacity(raw.len() * 2);
-                proto::to_json(self.schema(), &self.api_version, &self.row.kind, &raw, &mut out)?;
+                let schema = self.compiled()?;
+                proto::to_json(schema, &self.api_version, &self.row.kind, &raw, &mut out)?;
                 out.push(b'\n');
                 Ok(out.into())
             }
@@ -158,8 +272,12 @@ impl Served {
     pub fn raw(&self, cached: &Cached) -> Result<Bytes, DecodeError> {
         match &self.cache {
             Some(cache) if self.same_version => cached.raw(&cache.codec).cloned(),
-            _ => proto::encode(self.schema(), &self.decode(cached)?).map(Bytes::from),
+            _ => proto::encode(self.compiled()?, &self.decode(cached)?).map(Bytes::from),
         }
+    }
+
+    fn compiled(&self) -> Result<Schema<'static>, DecodeError> {
+        self.schema().ok_or_else(|| DecodeError::Malformed("has no protobuf".to_owned()))
     }
 
     /// The object's metadata as a bare `PartialObjectMetadata`.
@@ -171,7 +289,24 @@ impl Served {
         let Some(cache) = &self.cache else {
             return Err(DecodeError::Malformed("is not stored".to_owned()));
         };
+        if self.row.custom.is_some() {
+            return self.partial_of(&self.decode(cached)?);
+        }
         splice::partial(cached.raw(&cache.codec)?).map(Bytes::from)
+    }
+
+    /// The metadata of an object in memory as a bare `PartialObjectMetadata`.
+    ///
+    /// # Errors
+    /// The metadata does not fit its type.
+    pub fn partial_of(&self, object: &Value) -> Result<Bytes, DecodeError> {
+        let partial = "io.k8s.apimachinery.pkg.apis.meta.v1.PartialObjectMetadata";
+        let Some(message) = self.registry.by_name(partial) else {
+            return Err(DecodeError::Malformed("metadata has no schema".to_owned()));
+        };
+        let metadata = object.get("metadata").cloned().unwrap_or_default();
+        let object = serde_json::json!({ "metadata": metadata });
+        proto::encode(Schema { registry: self.registry, message }, &object).map(Bytes::from)
     }
 
     /// Whether `/namespaces/x/...` paths or such without are right for the resource.
@@ -181,13 +316,22 @@ impl Served {
 
     /// The verbs of the resource as discovery lists them.
     pub fn verbs(&self) -> &'static [&'static str] {
+        let ending =
+            self.row.custom.as_ref().is_some_and(|custom| custom.definition.is_terminating());
         match self.row.verbs {
+            Verbs::All if ending => &["delete", "deletecollection", "get", "list", "watch"],
             Verbs::All => {
                 &["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"]
             }
             Verbs::CreateOnly => &["create"],
         }
     }
+}
+
+/// JSON as upstream's extensions store it.
+fn to_json(object: &Value) -> Result<Bytes, DecodeError> {
+    let text = serde_json::to_vec(object).map_err(|e| DecodeError::Malformed(e.to_string()))?;
+    Ok(text.into())
 }
 
 /// Verbs of a subresource as discovery lists them.
@@ -201,15 +345,48 @@ pub fn subresource_verbs(action: &Action) -> &'static [&'static str] {
     }
 }
 
+static NEXT_ID: AtomicU64 = AtomicU64::new(1);
+
 /// All rows in service.
-#[derive(Default)]
 pub struct Catalog {
+    /// No other catalog of this process has it.
+    id: u64,
     rows: Vec<Arc<Served>>,
     by_path: HashMap<(String, String, String), Arc<Served>>,
     caches: HashMap<GroupResource, Arc<Cache>>,
 }
 
+impl Default for Catalog {
+    fn default() -> Self {
+        Self {
+            id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
+            rows: Vec::new(),
+            by_path: HashMap::new(),
+            caches: HashMap::new(),
+        }
+    }
+}
+
 impl Catalog {
+    /// What documents made of the catalog are known by.
+    pub fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// The rows that are compiled in, and these. A row whose path is taken is left out.
+    pub fn with_custom(&self, custom: impl IntoIterator<Item = Arc<Served>>) -> Self {
+        let mut catalog = Self::default();
+        let compiled = self.rows.iter().filter(|s| s.row.custom.is_none()).cloned();
+        compiled.for_each(|served| catalog.add(served));
+        for served in custom {
+            let row = &served.row;
+            if catalog.find(&row.group, &row.version, &row.plural).is_none() {
+                catalog.add(served);
+            }
+        }
+        catalog
+    }
+
     /// Puts rows into service: rows with the same prefix share a cache, which reads the stored
     /// version. `root` is `--etcd-prefix`.
     pub fn new(
@@ -243,6 +420,7 @@ impl Catalog {
                         api_version: stored_gvk.api_version(),
                         kind: row.kind.to_string(),
                         fields: fields.remove(&prefix).unwrap_or_default(),
+                        custom: None,
                     };
                     Cache::new(store.clone(), format!("{root}/{prefix}/"), codec)
                 };
@@ -257,6 +435,7 @@ impl Catalog {
                 gvk,
                 same_version,
                 cache,
+                memory: Memory::default(),
                 row,
             };
             catalog.add(Arc::new(served));

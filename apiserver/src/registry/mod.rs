@@ -12,6 +12,8 @@ use std::sync::Arc;
 use apimachinery::Value;
 use apimachinery::schema::MessageId;
 
+use crate::apiextensions::Custom;
+
 pub use strategy::{Context, Strategy};
 
 /// Text that built-in rows write as literals and custom resources own.
@@ -30,8 +32,10 @@ pub struct Resource {
     pub short_names: Vec<Text>,
     pub categories: Vec<Text>,
     pub namespaced: bool,
-    /// Schema of the served version.
+    /// Schema of the served version; of a custom resource, that of nothing but metadata.
     pub message: MessageId,
+    /// What a custom resource has instead of a compiled schema, columns and fields.
+    pub custom: Option<Custom>,
     pub storage: Storage,
     pub strategy: Arc<dyn Strategy>,
     pub columns: Vec<Column>,
@@ -50,6 +54,8 @@ pub struct Storage {
     pub version: (Text, Text),
     /// Objects expire (Events).
     pub ttl: Option<std::time::Duration>,
+    /// Stored as JSON, as upstream stores what its extensions serve.
+    pub json: bool,
 }
 
 /// Which verbs a resource has. Objects that are only created (TokenReview) have no storage.
@@ -95,10 +101,11 @@ pub enum Action {
     },
     /// `autoscaling/v1` Scale, over these paths in the object.
     Scale {
-        spec_replicas: &'static str,
-        status_replicas: &'static str,
-        /// JSON path of the status selector, or of `spec.selector`, as a LabelSelector.
-        selector: &'static str,
+        spec_replicas: Text,
+        status_replicas: Text,
+        /// JSON path of the status selector, or of `spec.selector`, as a LabelSelector. Empty:
+        /// there is none.
+        selector: Text,
     },
     /// Create of another kind (`pods/binding`, `pods/eviction`, `serviceaccounts/token`): handled
     /// by name of the action in `verbs/action`.

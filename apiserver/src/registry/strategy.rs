@@ -98,6 +98,14 @@ pub trait Strategy: Send + Sync + 'static {
     /// The object was marked as deleted and is kept for now: what else changes of it.
     fn begin_deletion(&self, _object: &mut Value) {}
 
+    /// Why no object may be created at present.
+    fn refuses_new(&self) -> Option<&'static str> {
+        None
+    }
+
+    /// The first deletion of an object: what is to hold it.
+    fn hold(&self, _object: &mut Value) {}
+
     /// A delete answers with the object, where others answer with a `Status`.
     fn returns_deleted(&self) -> bool {
         false

@@ -2,9 +2,8 @@
 
 use std::sync::Arc;
 
-use apimachinery::codec::canonicalize;
 use apimachinery::field::{ErrorList, FieldError, Path};
-use apimachinery::patch::apply::{Manager, track_update};
+use apimachinery::patch::apply::{Manager, track_update_typed};
 use apimachinery::status::ApiError;
 use apimachinery::{Value, meta, object};
 use http::Response;
@@ -110,6 +109,11 @@ impl New<'_> {
                 message: "resourceVersion should not be set on objects to be created".to_owned(),
             });
         }
+        if let Some(reason) = served.row.strategy.refuses_new() {
+            let name = object::name(&object).to_owned();
+            let reason = reason.to_owned();
+            return Err(ApiError::Forbidden { resource: served.gr.clone(), name, reason });
+        }
         fill_system_fields(&mut object, now);
         if !self.applied {
             self.track(&mut object, now);
@@ -128,9 +132,8 @@ impl New<'_> {
             dry_run: input.dry_run,
         };
         admission.mutate(&mut object, None, warnings).await?;
-        canonicalize(served.schema(), &mut object)
-            .map_err(|e| ApiError::Internal(e.to_string()))?;
-        input::apply_defaults(served, &mut object);
+        served.canonicalize(&mut object).map_err(|e| ApiError::Internal(e.to_string()))?;
+        served.apply_defaults(&mut object);
         if object::name(&object).is_empty() && !object::generate_name(&object).is_empty() {
             let name = generated_name(object::generate_name(&object), &mut rand::rng());
             object::set_name(&mut object, &name);
@@ -172,7 +175,7 @@ impl New<'_> {
             now: &rfc3339(now),
         };
         let reset = self.served.row.strategy.reset_fields();
-        track_update(self.served.schema(), None, object, &manager, reset);
+        track_update_typed(self.served.typing(), None, object, &manager, reset);
     }
 }
 

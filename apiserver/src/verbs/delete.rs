@@ -137,6 +137,7 @@ async fn carry_out(
     match step {
         Step::Pending => {
             let cached = write::written(key, old.revision, old.created, old.bytes);
+            let cached = served.bring_one(cached).await?;
             Ok(Some(Deleted { cached, uid, gone: false, marked: false }))
         }
         Step::Mark(object) => {
@@ -145,12 +146,13 @@ async fn carry_out(
             Ok(stored.map(|cached| Deleted { cached, uid, gone: false, marked: true }))
         }
         Step::Remove(object) => {
-            let bytes = write::encode(served, &object)?;
+            let bytes = write::encode(served, &object).await?;
             let dry_run = input.dry_run;
             let removed = write::remove(api, served, key, old.revision, &admitted, dry_run).await?;
             let Some(revision) = removed else { return Ok(None) };
             after(served, &old.object, dry_run).await;
             let cached = write::written(key, revision, old.created, bytes);
+            let cached = served.bring_one(cached).await?;
             Ok(Some(Deleted { cached, uid, gone: true, marked: false }))
         }
     }
@@ -195,6 +197,9 @@ fn plan(strategy: &dyn Strategy, old: &Value, input: &DeleteInput, now: Timestam
     let mut object = old.clone();
     let asked = input.grace.map(|seconds| if seconds < 0 { 1 } else { seconds });
     let deleting = !object::deletion_timestamp(old).is_empty();
+    if !deleting {
+        strategy.hold(&mut object);
+    }
     let grace = strategy.grace_period(old, asked);
     let mut graceful = None;
     if deleting && grace.is_some() {
@@ -213,7 +218,8 @@ fn plan(strategy: &dyn Strategy, old: &Value, input: &DeleteInput, now: Timestam
         mark(&mut object, now, seconds);
         graceful = Some(seconds);
     }
-    set_finalizers(&mut object, finalizers(strategy, old, input));
+    let finalizers = finalizers(strategy, &object, input);
+    set_finalizers(&mut object, finalizers);
     let held = object::finalizers(&object).next().is_some() || strategy.is_held(&object);
     match graceful {
         Some(seconds) if seconds > 0 || held => Step::Mark(begun(strategy, object, deleting)),

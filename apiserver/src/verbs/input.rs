@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use apimachinery::codec::{self, DecodeError, Decoded, FieldValidation, Schema, json, proto, yaml};
+use apimachinery::codec::{DecodeError, Decoded, FieldValidation, Schema, json, proto, yaml};
 use apimachinery::field::{ErrorList, FieldError, Path};
 use apimachinery::gvk::{GroupVersionKind, split_api_version};
 use apimachinery::meta::validate_field_manager;
@@ -13,6 +13,7 @@ use http_body_util::BodyExt as _;
 use serde_json::json;
 
 use super::{Call, RequestBody};
+use crate::apiextensions::Custom;
 use crate::negotiate::{self, Encoding};
 use crate::query::Query;
 use crate::registry::catalog::Served;
@@ -246,15 +247,79 @@ pub(super) async fn read_object(
 ) -> Result<Body, ApiError> {
     let data = read_body(body).await?;
     let content_type = call.header("content-type");
-    let mut read = decode(content_type, &data, served.schema(), &served.gvk, validation)?;
-    apply_defaults(served, &mut read.object);
+    let mut read = match (&served.row.custom, served.schema()) {
+        (Some(custom), _) => decode_custom(content_type, &data, custom, served, validation)?,
+        (None, Some(schema)) => decode(content_type, &data, schema, &served.gvk, validation)?,
+        (None, None) => return Err(served.not_allowed("create")),
+    };
+    served.apply_defaults(&mut read.object);
     Ok(read)
 }
 
-/// Defaults of the schema and of the strategy.
-pub(super) fn apply_defaults(served: &Served, object: &mut Value) {
-    codec::apply_defaults(served.schema(), object);
-    served.row.strategy.default(object);
+/// Decodes a custom resource out of a body.
+fn decode_custom(
+    content_type: &str,
+    data: &[u8],
+    custom: &Custom,
+    served: &Served,
+    validation: FieldValidation,
+) -> Result<Body, ApiError> {
+    let decoded = match negotiate::body_encoding(content_type)? {
+        Encoding::Json => json::decode_untyped(data, validation),
+        Encoding::Yaml => yaml::decode_untyped(data, validation),
+        Encoding::Protobuf => {
+            return Err(ApiError::UnsupportedMediaType {
+                accepted: [negotiate::JSON, negotiate::YAML].map(str::to_owned).to_vec(),
+            });
+        }
+    };
+    let unrecognized = |why: String| {
+        let shown = match data {
+            [] => "<empty>".to_owned(),
+            _ if data.len() > 30 => {
+                format!("{} ...", String::from_utf8_lossy(data.get(..30).unwrap_or_default()))
+            }
+            _ => String::from_utf8_lossy(data).into_owned(),
+        };
+        ApiError::BadRequest(format!(
+            "the object provided is unrecognized (must be of type {}): {why} ({shown})",
+            served.gvk.kind
+        ))
+    };
+    let cannot = |kind: &str, api_version: &str, why: String| {
+        let (_, version) = split_api_version(api_version);
+        ApiError::BadRequest(format!(
+            "{kind} in version {version:?} cannot be handled as a {}: {why}",
+            served.gvk.kind
+        ))
+    };
+    let decoded = match decoded {
+        Ok(decoded) if decoded.object.is_object() => decoded,
+        Ok(decoded) => {
+            let text = format!("json: cannot unmarshal {} into Go value", decoded.object);
+            return Err(unrecognized(text));
+        }
+        Err(error @ DecodeError::Strict(_)) => {
+            return Err(cannot(&served.gvk.kind, &served.api_version, error.to_string()));
+        }
+        Err(error) => return Err(unrecognized(error.to_string())),
+    };
+    let text = |name: &str| object::str_at(&decoded.object, &[name]).to_owned();
+    let (kind, api_version) = (text("kind"), text("apiVersion"));
+    if kind.is_empty() {
+        let body = String::from_utf8_lossy(data);
+        return Err(unrecognized(format!("Object 'Kind' is missing in '{body}'")));
+    }
+    if api_version != served.api_version {
+        return Err(ApiError::BadRequest(format!(
+            "the API version in the data ({api_version}) does not match the expected API version ({})",
+            served.api_version
+        )));
+    }
+    let sent = custom.definition.sent(decoded, validation);
+    let Decoded { object, warnings } =
+        sent.map_err(|error| cannot(&kind, &api_version, error.to_string()))?;
+    Ok(Body { object, warnings })
 }
 
 /// Makes the object's namespace that of the request.

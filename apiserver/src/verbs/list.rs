@@ -73,10 +73,22 @@ pub(super) async fn matching(call: &Call, served: &Arc<Served>) -> Result<Page, 
     };
     let selected = |cached: &&Arc<Cached>| select.matches(cached, &cache.codec);
     if let Some(key) = select.only(served) {
-        page.objects.extend(cut.objects.get(&key).filter(selected).cloned());
+        let found: Vec<Arc<Cached>> = cut.objects.get(&key).cloned().into_iter().collect();
+        let found = served.bring(found).await?;
+        page.objects.extend(found.iter().filter(selected).cloned());
         return Ok(page);
     }
-    let mut range = cut.objects.range(&prefix, bound);
+    // What is selected shows only once it is in the version asked for.
+    let brought = match served.may_convert() {
+        true => {
+            let stored: Vec<_> = cut.objects.range(&prefix, bound).cloned().collect();
+            let brought = bring_enough(served, &stored, &select, options.limit).await?;
+            Some(Tree::from_sorted(brought))
+        }
+        false => None,
+    };
+    let objects = brought.as_ref().unwrap_or(&cut.objects);
+    let mut range = objects.range(&prefix, bound);
     let mut last = None;
     for cached in range.by_ref() {
         if selected(&cached) {
@@ -100,6 +112,27 @@ pub(super) async fn matching(call: &Call, served: &Arc<Served>) -> Result<Page, 
         cache.remember(&cut);
     }
     Ok(page)
+}
+
+/// Brings as many objects to the served version as make a page, and one more.
+async fn bring_enough(
+    served: &Served,
+    stored: &[Arc<Cached>],
+    select: &Select,
+    limit: usize,
+) -> Result<Vec<Arc<Cached>>, ApiError> {
+    let codec = &served.cache()?.codec;
+    let (mut brought, mut selected) = (Vec::new(), 0);
+    let batch = if limit == 0 { stored.len() } else { limit + 1 };
+    for some in stored.chunks(batch.max(1)) {
+        let some = served.bring(some.to_vec()).await?;
+        selected += some.iter().filter(|cached| select.matches(cached, codec)).count();
+        brought.extend(some);
+        if limit > 0 && selected > limit {
+            break;
+        }
+    }
+    Ok(brought)
 }
 
 /// 410 with a token that goes on, inconsistently.
@@ -221,7 +254,9 @@ fn itself(
     let items = items.map_err(|e| unreadable(&e))?;
     let size: usize = items.iter().map(|i| i.len() + 1).sum();
     let mut out = Vec::with_capacity(size + 256);
-    let mut list = JsonList::begin(api_version, kind, Some(&served.row.kind), meta, &mut out);
+    // Custom resources repeat their kind in lists.
+    let item_kind = served.row.custom.is_none().then_some(&*served.row.kind);
+    let mut list = JsonList::begin(api_version, kind, item_kind, meta, &mut out);
     items.iter().for_each(|item| list.item(item, &mut out));
     list.end(&mut out);
     json_or_yaml(wanted, out)

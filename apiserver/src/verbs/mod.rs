@@ -139,6 +139,63 @@ pub async fn handle(call: Call, body: RequestBody) -> Result<Response<Body>, Api
     let Some(served) = found.filter(|s| s.fits_path(&info.namespace)).cloned() else {
         return Ok(respond::text(404, "404 page not found\n"));
     };
+    handle_row(call, served, body).await
+}
+
+/// Answers a request for a row, which may be one that the catalog does not serve.
+///
+/// # Errors
+/// What the client gets as a `Status`.
+pub(crate) async fn handle_row(
+    mut call: Call,
+    served: Arc<Served>,
+    body: RequestBody,
+) -> Result<Response<Body>, ApiError> {
+    let Some(custom) = &served.row.custom else { return verb(call, served, body).await };
+    let warning = custom.version().and_then(|v| v.warning.clone());
+    let info = call.authorized.info();
+    if info.subresource != "scale" && !without_protobuf(&mut call.parts.headers) {
+        let deletes = call.authorized.info().verb.starts_with("delete");
+        if !deletes {
+            return Err(read::no_protobuf());
+        }
+    }
+    let mut response = verb(call, served, body).await?;
+    if let Some(warning) = warning {
+        respond::warn(response.headers_mut(), &[warning]);
+    }
+    Ok(response)
+}
+
+/// Custom resources have no protobuf: takes it out of what a client accepts. False: it accepts
+/// nothing else.
+fn without_protobuf(headers: &mut HeaderMap) -> bool {
+    let accept: Vec<&str> =
+        headers.get_all("accept").iter().filter_map(|v| v.to_str().ok()).collect();
+    let accept = accept.join(",");
+    let plain = |clause: &&str| {
+        // Metadata alone has a protobuf message.
+        !clause.contains("application/vnd.kubernetes.protobuf") || clause.contains("as=")
+    };
+    let kept: Vec<&str> = accept.split(',').filter(plain).collect();
+    if accept.is_empty() || kept.len() == accept.split(',').count() {
+        return true;
+    }
+    if kept.iter().all(|clause| clause.trim().is_empty()) {
+        return false;
+    }
+    if let Ok(value) = http::HeaderValue::from_str(&kept.join(",")) {
+        headers.insert("accept", value);
+    }
+    true
+}
+
+async fn verb(
+    call: Call,
+    served: Arc<Served>,
+    body: RequestBody,
+) -> Result<Response<Body>, ApiError> {
+    let info = call.authorized.info();
     if !info.subresource.is_empty() {
         return subresource(call, served, body).await;
     }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use apimachinery::codec::{FieldValidation, Schema, json, yaml};
+use apimachinery::codec::{DecodeError, Decoded, FieldValidation, Schema, json, yaml};
 use apimachinery::patch::apply::{self, Manager};
 use apimachinery::patch::{PatchError, json as json_patch, merge, strategic};
 use apimachinery::status::ApiError;
@@ -10,10 +10,11 @@ use apimachinery::{Value, object};
 use bytes::Bytes;
 use http::Response;
 
-use super::input::{self, Input};
+use super::input::Input;
 use super::update::Update;
 use super::{Call, RequestBody};
 use crate::api::rfc3339;
+use crate::apiextensions::Custom;
 use crate::negotiate::Offer;
 use crate::registry::catalog::Served;
 use crate::respond::{self, Body};
@@ -63,10 +64,21 @@ pub(super) async fn patch(
 ) -> Result<Response<Body>, ApiError> {
     let wanted = call.wanted(Offer::Object)?;
     let patch_type = PatchType::read(call.header("content-type"))?;
+    if patch_type == PatchType::Strategic && served.row.custom.is_some() {
+        return Err(ApiError::UnsupportedMediaType {
+            accepted: [
+                "application/json-patch+json",
+                "application/merge-patch+json",
+                "application/apply-patch+yaml",
+            ]
+            .map(str::to_owned)
+            .to_vec(),
+        });
+    }
     let is_apply = patch_type == PatchType::Apply;
     let input = Input::read(&call, "PatchOptions", is_apply)?;
     let data = super::input::read_body(body).await?;
-    let patch = Patch::parse(patch_type, data, served.schema(), input.validation)?;
+    let patch = Patch::parse(patch_type, data, Form::of(&served), input.validation)?;
     let mut warnings = patch.warnings.clone();
     let update = Update::of(&call, &served, &input, is_apply);
     let now = rfc3339(call.api.now());
@@ -75,8 +87,8 @@ pub(super) async fn patch(
             return apply_config(&update, &patch, old, &now);
         }
         let Some(old) = old else { return Err(served.not_found(call.name())) };
-        patch.change(old, served.schema(), input.validation, said).and_then(|mut new| {
-            input::apply_defaults(&served, &mut new);
+        patch.change(old, Form::of(&served), input.validation, said).and_then(|mut new| {
+            served.apply_defaults(&mut new);
             check_identity(&call, &new)?;
             Ok(new)
         })
@@ -91,6 +103,36 @@ pub(super) async fn patch(
 
 fn check_identity(call: &Call, new: &Value) -> Result<(), ApiError> {
     super::update::check_name(call, new)
+}
+
+/// What a patched object must be of.
+#[derive(Clone, Copy)]
+pub(super) enum Form<'a> {
+    Compiled(Schema<'a>),
+    Custom(&'a Custom),
+    /// Anything.
+    Any,
+}
+
+impl<'a> Form<'a> {
+    fn of(served: &'a Served) -> Self {
+        match (&served.row.custom, served.schema()) {
+            (Some(custom), _) => Self::Custom(custom),
+            (None, Some(schema)) => Self::Compiled(schema),
+            (None, None) => Self::Any,
+        }
+    }
+
+    fn decode(self, text: &[u8], validation: FieldValidation) -> Result<Decoded, DecodeError> {
+        match self {
+            Self::Compiled(schema) => json::decode(schema, text, validation),
+            Self::Any => json::decode_untyped(text, validation),
+            Self::Custom(custom) => {
+                let decoded = json::decode_untyped(text, validation)?;
+                custom.definition.sent(decoded, validation)
+            }
+        }
+    }
 }
 
 /// A patch, read once and applied as often as needed.
@@ -108,7 +150,7 @@ impl Patch {
     pub(super) fn parse(
         patch_type: PatchType,
         data: Bytes,
-        schema: Schema<'_>,
+        form: Form<'_>,
         validation: FieldValidation,
     ) -> Result<Self, ApiError> {
         let mut warnings = Vec::new();
@@ -117,7 +159,12 @@ impl Patch {
             PatchType::Merge | PatchType::Strategic => merge::parse(&data)?,
             PatchType::Apply => {
                 // Fields that do not exist are reported; the value is taken as it was sent.
-                match yaml::decode(schema, &data, validation) {
+                let decoded = match form {
+                    Form::Compiled(schema) => yaml::decode(schema, &data, validation),
+                    // Of the rest, the merge tells.
+                    Form::Custom(_) | Form::Any => yaml::decode_untyped(&data, validation),
+                };
+                match decoded {
                     Ok(decoded) => warnings = decoded.warnings,
                     Err(error) => {
                         return Err(ApiError::BadRequest(format!("error decoding YAML: {error}")));
@@ -139,7 +186,7 @@ impl Patch {
     pub(super) fn change(
         &self,
         old: &Value,
-        schema: Schema<'_>,
+        form: Form<'_>,
         validation: FieldValidation,
         warnings: &mut Vec<String>,
     ) -> Result<Value, ApiError> {
@@ -147,13 +194,19 @@ impl Patch {
         match self.patch_type {
             PatchType::Json => json_patch::apply(&mut new, &self.data)?,
             PatchType::Merge => merge::apply(&mut new, &self.value),
-            PatchType::Strategic => strategic::apply(schema, &mut new, &self.value)?,
+            PatchType::Strategic => match form {
+                Form::Compiled(schema) => strategic::apply(schema, &mut new, &self.value)?,
+                Form::Custom(_) | Form::Any => {
+                    let text = "there is no schema to merge by";
+                    return Err(PatchError::Internal(text.to_owned()).into());
+                }
+            },
             PatchType::Apply => {
                 return Err(PatchError::Internal("apply is no merge".to_owned()).into());
             }
         }
         let text = serde_json::to_vec(&new).map_err(|e| ApiError::Internal(e.to_string()))?;
-        let decoded = json::decode(schema, &text, validation).map_err(|error| {
+        let decoded = form.decode(&text, validation).map_err(|error| {
             let kind = object::str_at(old, &["kind"]);
             ApiError::Invalid {
                 group: apimachinery::gvk::split_api_version(object::str_at(old, &["apiVersion"]))
@@ -203,10 +256,9 @@ fn apply_config(
         now,
     };
     let force = input.force.unwrap_or(false);
-    let merged = apply::apply(served.schema(), live, &config, &manager, force, update.reset)?;
-    let mut merged = merged;
-    apimachinery::codec::canonicalize(served.schema(), &mut merged)
-        .map_err(|e| ApiError::Internal(e.to_string()))?;
+    let typing = served.typing();
+    let mut merged = apply::apply_typed(typing, live, &config, &manager, force, update.reset)?;
+    served.canonicalize(&mut merged).map_err(|e| ApiError::Internal(e.to_string()))?;
     Ok(merged)
 }
 

@@ -33,7 +33,10 @@ pub(super) async fn get(call: Call, served: Arc<Served>) -> Result<Response<Body
             let cache = served.cache()?;
             ready(cache).await?;
             reach(cache, version).await?;
-            cache.get(&key)
+            match cache.get(&key) {
+                Some(cached) => Some(served.bring_one(cached).await?),
+                None => None,
+            }
         }
     };
     let Some(cached) = found else { return Err(served.not_found(call.name())) };
@@ -130,19 +133,27 @@ pub(super) fn show_value(
             Ok((content_type(wanted), data))
         }
         (Shape::Partial(version), encoding) => {
-            let raw = proto::encode(served.schema(), object).map_err(|e| internal(&e))?;
-            let raw = crate::cache::splice::partial(&raw).map_err(|e| internal(&e))?;
+            let raw = served.partial_of(object).map_err(|e| internal(&e))?;
             partial(wanted, encoding, version, &raw)
         }
         (Shape::Itself, Encoding::Protobuf) => {
-            let data =
-                proto::encode_enveloped(served.schema(), object).map_err(|e| internal(&e))?;
+            let schema = served.schema().ok_or_else(no_protobuf)?;
+            let data = proto::encode_enveloped(schema, object).map_err(|e| internal(&e))?;
             Ok((content_type(wanted), data.into()))
         }
         (Shape::Itself, _) => {
             let (_, data) = respond::encode(wanted, object)?;
             Ok((content_type(wanted), data))
         }
+    }
+}
+
+/// 406 in upstream's words: a custom resource has no protobuf.
+pub(super) fn no_protobuf() -> ApiError {
+    ApiError::Other {
+        code: 406,
+        reason: "NotAcceptable".to_owned(),
+        message: "object *unstructured.Unstructured does not implement the protobuf marshalling interface and cannot be encoded to a protobuf message".to_owned(),
     }
 }
 

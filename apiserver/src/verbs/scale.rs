@@ -13,7 +13,7 @@ use http::Response;
 use serde_json::json;
 
 use super::input::{self, Input};
-use super::patch::{Patch, PatchType};
+use super::patch::{Form, Patch, PatchType};
 use super::update::Update;
 use super::{Call, RequestBody, write};
 use crate::negotiate::Offer;
@@ -24,16 +24,18 @@ use crate::respond::{self, Body};
 /// Attempts of a change that others overtake.
 const ATTEMPTS: usize = 6;
 
-struct Paths {
-    spec_replicas: Vec<&'static str>,
-    status_replicas: Vec<&'static str>,
-    selector: Vec<&'static str>,
+struct Paths<'a> {
+    spec_replicas: Vec<&'a str>,
+    status_replicas: Vec<&'a str>,
+    selector: Vec<&'a str>,
 }
 
-fn paths(served: &Served) -> Result<Paths, ApiError> {
+fn paths(served: &Served) -> Result<Paths<'_>, ApiError> {
     match served.subresource("scale").map(|s| &s.action) {
         Some(Action::Scale { spec_replicas, status_replicas, selector }) => {
-            let split = |path: &'static str| path.split('.').collect();
+            fn split(path: &str) -> Vec<&str> {
+                if path.is_empty() { Vec::new() } else { path.split('.').collect() }
+            }
             Ok(Paths {
                 spec_replicas: split(spec_replicas),
                 status_replicas: split(status_replicas),
@@ -56,7 +58,7 @@ fn schema() -> Result<Schema<'static>, ApiError> {
 }
 
 /// The Scale of an object.
-fn scale_of(paths: &Paths, from: &Value) -> Value {
+fn scale_of(paths: &Paths<'_>, from: &Value) -> Value {
     let mut metadata = json!({});
     for field in ["name", "namespace", "uid", "resourceVersion", "creationTimestamp"] {
         if let Some(value) = object::get(from, &["metadata", field]) {
@@ -69,7 +71,8 @@ fn scale_of(paths: &Paths, from: &Value) -> Value {
         n => spec["replicas"] = n.into(),
     }
     let mut status = json!({"replicas": object::int_at(from, &paths.status_replicas).unwrap_or(0)});
-    let selector = match object::get(from, &paths.selector) {
+    let found = if paths.selector.is_empty() { None } else { object::get(from, &paths.selector) };
+    let selector = match found {
         Some(Value::String(text)) => text.clone(),
         // ReplicationControllers select by a plain map.
         Some(Value::Object(map)) if map.values().all(Value::is_string) => {
@@ -134,9 +137,10 @@ pub(super) async fn patch(
         (patch_type, data)
     };
     let schema = schema()?;
-    let patch = Patch::parse(patch_type, data, schema, input.validation)?;
+    let form = Form::Compiled(schema);
+    let patch = Patch::parse(patch_type, data, form, input.validation)?;
     let validation = input.validation;
-    run(call, served, input, Vec::new(), |old, said| patch.change(old, schema, validation, said))
+    run(call, served, input, Vec::new(), |old, said| patch.change(old, form, validation, said))
         .await
 }
 
@@ -174,7 +178,7 @@ async fn run(
 }
 
 /// The object with the replicas of a Scale.
-fn apply_scale(paths: &Paths, old: &Value, scale: &Value) -> Result<Value, ApiError> {
+fn apply_scale(paths: &Paths<'_>, old: &Value, scale: &Value) -> Result<Value, ApiError> {
     let replicas = object::int_at(scale, &["spec", "replicas"]).unwrap_or(0);
     if replicas < 0 {
         let path = Path::new("spec").child("replicas");

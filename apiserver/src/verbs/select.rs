@@ -3,6 +3,7 @@
 use apimachinery::selector::{FieldSelector, LabelSelector};
 use apimachinery::status::ApiError;
 
+use crate::apiextensions::Custom;
 use crate::cache::{Cached, Codec, Scope};
 use crate::query::Query;
 use crate::registry::catalog::Served;
@@ -22,10 +23,13 @@ impl Select {
         let labels = LabelSelector::parse(query.text("labelSelector")).map_err(bad)?;
         let fields = FieldSelector::parse(query.text("fieldSelector")).map_err(bad)?;
         for term in &fields.terms {
+            let custom = served.row.custom.as_ref().and_then(Custom::version);
             let known = matches!(term.field.as_str(), "metadata.name" | "metadata.namespace")
-                || served.row.fields.iter().any(|f| f.label == term.field);
+                || served.row.fields.iter().any(|f| f.label == term.field)
+                || custom.is_some_and(|v| v.selectable.contains(&term.field));
             if !known {
-                return Err(ApiError::BadRequest(if served.row.fields.is_empty() {
+                let none = served.row.fields.is_empty() && custom.is_none();
+                return Err(ApiError::BadRequest(if none {
                     format!(
                         "{:?} is not a known field selector: only \"metadata.name\", \"metadata.namespace\"",
                         term.field
@@ -64,8 +68,11 @@ impl Select {
         if let Some(key) = self.only(served) {
             return Scope::Object(key);
         }
-        let field = codec.fields.iter().enumerate().find_map(|(at, field)| {
-            self.fields.exact(field.label).map(|value| Scope::Field(at, value.to_owned()))
+        // Of objects that are to be converted, the fields are not known yet.
+        let terms = self.fields.terms.iter().filter(|_| !served.may_convert());
+        let field = terms.into_iter().find_map(|term| {
+            let at = codec.field_at(&term.field)?;
+            self.fields.exact(&term.field).map(|value| Scope::Field(at, value.to_owned()))
         });
         match field {
             Some(scope) => scope,
@@ -94,12 +101,7 @@ impl Select {
             && self.fields.matches(|field| match field {
                 "metadata.name" => name.into(),
                 "metadata.namespace" => namespace.into(),
-                field => codec
-                    .fields
-                    .iter()
-                    .position(|f| f.label == field)
-                    .map_or("", |at| index.field(at))
-                    .into(),
+                field => codec.field_at(field).map_or("", |at| index.field(at)).into(),
             })
     }
 }

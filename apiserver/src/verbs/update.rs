@@ -2,10 +2,9 @@
 
 use std::sync::Arc;
 
-use apimachinery::codec::canonicalize;
 use apimachinery::field::{ErrorList, FieldError, Path};
 use apimachinery::gvk::GroupVersionKind;
-use apimachinery::patch::apply::{Manager, track_update};
+use apimachinery::patch::apply::{Manager, track_update_typed};
 use apimachinery::patch::managers::keep_times_if_unchanged;
 use apimachinery::status::ApiError;
 use apimachinery::{Value, meta, object};
@@ -150,7 +149,7 @@ impl<'a> Update<'a> {
             return Err(served.conflict(call.name(), text));
         }
         if self.apply {
-            input::apply_defaults(served, &mut object);
+            served.apply_defaults(&mut object);
         }
         input::check_namespace(served, call.namespace(), &mut object)?;
         // It may be allowed to change the object, and not to create it.
@@ -177,14 +176,14 @@ impl<'a> Update<'a> {
         // With a resourceVersion of the client's, being overtaken is for the client to know.
         let conditional = !object::resource_version(&new).is_empty() && !self.is_relative();
         if self.apply {
-            input::apply_defaults(served, &mut new);
+            served.apply_defaults(&mut new);
         } else {
             self.track(&old.object, &mut new, now);
         }
         let admission = self.admission();
         admission.mutate(&mut new, Some(&old.object), warnings).await?;
-        canonicalize(served.schema(), &mut new).map_err(|e| ApiError::Internal(e.to_string()))?;
-        input::apply_defaults(served, &mut new);
+        served.canonicalize(&mut new).map_err(|e| ApiError::Internal(e.to_string()))?;
+        served.apply_defaults(&mut new);
         let context = Context { now, reader: &*api.caches };
         let allocator = if self.subresource.is_empty() { strategy.allocator() } else { None };
         let reservation = match allocator {
@@ -281,7 +280,7 @@ impl<'a> Update<'a> {
             api_version: &self.served.api_version,
             now: &rfc3339(now),
         };
-        track_update(self.served.schema(), Some(old), new, &manager, self.reset);
+        track_update_typed(self.served.typing(), Some(old), new, &manager, self.reset);
     }
 
     /// What an update may not change is put back, and the rest validated.
@@ -335,14 +334,15 @@ impl<'a> Update<'a> {
         if !goes_with(&*served.row.strategy, admitted.object(), &old.object) {
             return write::replace(&call.api, served, key, old, admitted, input.dry_run).await;
         }
-        let bytes = write::encode(served, admitted.object())?;
+        let bytes = write::encode(served, admitted.object()).await?;
         let admission = Admission { operation: Operation::Delete, ..self.admission() };
         let deletion = admission.admit_deletion(&old.object, warnings).await?;
         let removed =
             write::remove(&call.api, served, key, old.revision, &deletion, input.dry_run).await?;
         let Some(revision) = removed else { return Ok(None) };
         super::delete::after(served, &old.object, input.dry_run).await;
-        Ok(Some(write::written(key, revision, old.created, bytes)))
+        let last = write::written(key, revision, old.created, bytes);
+        served.bring_one(last).await.map(Some)
     }
 }
 

@@ -113,7 +113,7 @@ async fn begin(
             list::fresh(call, served, freshness).await?;
             let (cut, watcher) = cache.watch_from_now(scope);
             let state = match start {
-                WatchStart::State(_) => selected(&cut.objects, cache, select, served),
+                WatchStart::State(_) => selected(&cut.objects, cache, select, served).await?,
                 _ => VecDeque::new(),
             };
             Ok(Begun { state, watcher, revision: cut.revision })
@@ -129,19 +129,21 @@ async fn begin(
     }
 }
 
-fn selected(
+async fn selected(
     objects: &Tree,
     cache: &Cache,
     select: &Select,
     served: &Served,
-) -> VecDeque<Arc<Cached>> {
-    let matches = |cached: &&Arc<Cached>| select.matches(cached, &cache.codec);
-    match select.only(served) {
-        Some(key) => objects.get(&key).filter(matches).cloned().into_iter().collect(),
-        None => {
-            objects.range(&select.prefix(), Bound::Unbounded).filter(matches).cloned().collect()
-        }
-    }
+) -> Result<VecDeque<Arc<Cached>>, ApiError> {
+    let matches = |cached: &Arc<Cached>| select.matches(cached, &cache.codec);
+    let converts = served.may_convert();
+    let wanted = |cached: &&Arc<Cached>| converts || matches(cached);
+    let found: Vec<Arc<Cached>> = match select.only(served) {
+        Some(key) => objects.get(&key).filter(wanted).cloned().into_iter().collect(),
+        None => objects.range(&select.prefix(), Bound::Unbounded).filter(wanted).cloned().collect(),
+    };
+    let found = served.bring(found).await?;
+    Ok(found.into_iter().filter(|cached| !converts || matches(cached)).collect())
 }
 
 /// A watch that is under way.
@@ -213,19 +215,19 @@ impl Watching {
         loop {
             match self.wake().await {
                 Wake::Event(event) => {
-                    let mut goes_on = self.put_event(&event, &mut out);
+                    let mut goes_on = self.bring_event(&event, &mut out).await;
                     while goes_on && out.len() < BATCH {
                         let Some(event) = self.watcher.as_mut().and_then(Watcher::ready) else {
                             break;
                         };
-                        goes_on = self.put_event(&event, &mut out);
+                        goes_on = self.bring_event(&event, &mut out).await;
                     }
                     if !out.is_empty() || !goes_on {
                         return (out.into(), goes_on);
                     }
                 }
                 Wake::Bookmark => {
-                    if self.catch_up(&mut out) {
+                    if self.catch_up(&mut out).await {
                         return (out.into(), true);
                     }
                 }
@@ -253,12 +255,12 @@ impl Watching {
     }
 
     /// Writes what is there and a bookmark after it.
-    fn catch_up(&mut self, out: &mut Vec<u8>) -> bool {
+    async fn catch_up(&mut self, out: &mut Vec<u8>) -> bool {
         self.next_bookmark = next_bookmark(Instant::now(), self.until);
         // What is at or below this revision waits in the watcher already.
         let revision = self.cache.revision();
         while let Some(event) = self.watcher.as_mut().and_then(Watcher::ready) {
-            if !self.put_event(&event, out) {
+            if !self.bring_event(&event, out).await {
                 return true;
             }
         }
@@ -268,6 +270,20 @@ impl Watching {
             self.encoder.bookmark(self.delivered, false, out);
         }
         !out.is_empty()
+    }
+
+    /// Writes an event, whose object a webhook may have to convert first.
+    async fn bring_event(&mut self, event: &Arc<Event>, out: &mut Vec<u8>) -> bool {
+        if !self.encoder.served.may_convert() {
+            return self.put_event(event, out);
+        }
+        match converted(&self.encoder.served, event).await {
+            Ok(event) => self.put_event(&event, out),
+            Err(error) => {
+                self.encoder.error(&error, out);
+                false
+            }
+        }
     }
 
     fn put_state(&mut self, cached: &Arc<Cached>, out: &mut Vec<u8>) -> bool {
@@ -296,6 +312,20 @@ impl Watching {
             }
         }
     }
+}
+
+/// An event in the served version.
+async fn converted(served: &Served, event: &Event) -> Result<Arc<Event>, ApiError> {
+    let previous = match event.previous() {
+        Some(previous) => Some(served.bring_one(previous.clone()).await?),
+        None => None,
+    };
+    let gone = matches!(event.seen(|_| true), Some((EventType::Deleted, _)));
+    let made = match previous {
+        Some(last) if gone => Event::delete(last, event.revision()),
+        previous => Event::put(served.bring_one(event.object().clone()).await?, previous),
+    };
+    Ok(Arc::new(made))
 }
 
 /// Makes events what the client wants.
@@ -394,7 +424,10 @@ impl Encoder {
             }
         };
         let encoded = match &self.wanted.shape {
-            Shape::Itself => self.encode(&object, served.schema()),
+            Shape::Itself => match served.schema() {
+                Some(schema) => self.encode(&object, schema),
+                None => serde_json::to_vec(&object).ok(),
+            },
             _ => self.encode_meta(&object),
         };
         if let Some(object) = encoded {

@@ -55,6 +55,18 @@ pub(super) async fn fetch(
     served: &Served,
     key: &str,
 ) -> Result<Option<Arc<Cached>>, ApiError> {
+    match fetch_stored(api, served, key).await? {
+        Some(cached) => served.bring_one(cached).await.map(Some),
+        None => Ok(None),
+    }
+}
+
+/// The same, in the version that it is stored in.
+async fn fetch_stored(
+    api: &Api,
+    served: &Served,
+    key: &str,
+) -> Result<Option<Arc<Cached>>, ApiError> {
     let cache = served.cache()?;
     let (_, kv) = api.store.get(&cache.store_key(key), None).await.map_err(store_error)?;
     Ok(kv.map(|kv| adopt(served, key, kv)))
@@ -75,15 +87,21 @@ pub(super) async fn load(
     served: &Served,
     key: &str,
 ) -> Result<Option<Stored>, ApiError> {
-    let Some(cached) = fetch(api, served, key).await? else { return Ok(None) };
-    let object = served.decode(&cached).map_err(|e| unreadable(&e))?;
+    let Some(cached) = fetch_stored(api, served, key).await? else { return Ok(None) };
     let bytes = cached.stored().clone();
+    let cached = served.bring_one(cached).await?;
+    let object = served.decode(&cached).map_err(|e| unreadable(&e))?;
     Ok(Some(Stored { object, revision: cached.revision, created: cached.created, bytes }))
 }
 
 /// Bytes to store.
-pub(super) fn encode(served: &Served, object: &Value) -> Result<Bytes, ApiError> {
-    served.to_stored(object).map_err(|e| ApiError::BadRequest(e.to_string()))
+pub(super) async fn encode(served: &Served, object: &Value) -> Result<Bytes, ApiError> {
+    let bad = |e: apimachinery::codec::DecodeError| ApiError::BadRequest(e.to_string());
+    if !served.may_convert() && served.row.custom.is_none() {
+        return served.to_stored(object).map_err(bad);
+    }
+    let object = served.before_storing(object.clone()).await?;
+    served.to_stored(&object).map_err(bad)
 }
 
 /// An object as it was stored, at a revision (0: a dry run stored nothing).
@@ -101,15 +119,20 @@ pub(super) async fn insert(
     let object = admitted.into_object();
     let key = served.key(object::namespace(&object), object::name(&object));
     let store_key = served.cache()?.store_key(&key);
-    let bytes = encode(served, &object)?;
+    let bytes = encode(served, &object).await?;
     if dry_run {
         let (_, found) = api.store.get(&store_key, None).await.map_err(store_error)?;
-        return Ok(found.is_none().then(|| written(&key, 0, 0, bytes)));
+        if found.is_some() {
+            return Ok(None);
+        }
+        return served.bring_one(written(&key, 0, 0, bytes)).await.map(Some);
     }
     let ttl = served.row.storage.ttl;
     let put = api.store.put(store_key, bytes.clone(), Expect::Absent, ttl);
     match put.await.map_err(store_error)? {
-        Outcome::Done(revision) => Ok(Some(written(&key, revision, revision, bytes))),
+        Outcome::Done(revision) => {
+            served.bring_one(written(&key, revision, revision, bytes)).await.map(Some)
+        }
         Outcome::Mismatch(_) => Ok(None),
     }
 }
@@ -123,17 +146,20 @@ pub(super) async fn replace(
     admitted: Admitted,
     dry_run: bool,
 ) -> Result<Option<Arc<Cached>>, ApiError> {
-    let bytes = encode(served, admitted.object())?;
+    let bytes = encode(served, admitted.object()).await?;
     // A write that changes nothing is none.
     if dry_run || bytes == old.bytes {
-        return Ok(Some(written(key, old.revision, old.created, bytes)));
+        let same = written(key, old.revision, old.created, bytes);
+        return served.bring_one(same).await.map(Some);
     }
     let store_key = served.cache()?.store_key(key);
     let ttl = served.row.storage.ttl;
     let expect = Expect::At(old.revision);
     let put = api.store.put(store_key, bytes.clone(), expect, ttl);
     match put.await.map_err(store_error)? {
-        Outcome::Done(revision) => Ok(Some(written(key, revision, old.created, bytes))),
+        Outcome::Done(revision) => {
+            served.bring_one(written(key, revision, old.created, bytes)).await.map(Some)
+        }
         Outcome::Mismatch(_) => Ok(None),
     }
 }

@@ -1,6 +1,8 @@
 //! A real server in this process, on port 0, over an embedded store in a temporary directory.
 #![allow(dead_code, reason = "each test binary uses a part")]
 
+pub mod hooks;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 

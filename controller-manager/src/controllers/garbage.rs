@@ -21,6 +21,7 @@ use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client};
 use parking_lot::Mutex;
 use serde_json::json;
+use tokio_util::sync::CancellationToken;
 
 use crate::action::is_gone;
 use crate::runner::Context;
@@ -41,7 +42,7 @@ struct Object {
     orphan: bool,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 struct Kind {
     resource: ApiResource,
     namespaced: bool,
@@ -56,6 +57,12 @@ impl Kind {
             _ => Api::all_with(client.clone(), &self.resource),
         }
     }
+}
+
+/// A kind that is watched.
+struct Followed {
+    kind: Arc<Kind>,
+    end: CancellationToken,
 }
 
 /// Who owns whom, by uid.
@@ -240,18 +247,13 @@ pub async fn run(context: Context) {
     });
     let follow = Arc::clone(&collector);
     let watches = async {
-        let mut known: HashSet<(String, String)> = HashSet::new();
+        let mut known: HashMap<(String, String), Followed> = HashMap::new();
         loop {
-            match follow.discover(&mut known).await {
+            match follow.discover(&mut known, &context.shutdown).await {
                 Ok(kinds) => {
-                    for kind in kinds {
-                        let (me, shutdown) = (Arc::clone(&follow), context.shutdown.clone());
-                        tokio::spawn(async move {
-                            tokio::select! {
-                                () = me.follow(kind) => {}
-                                () = shutdown.cancelled() => {}
-                            }
-                        });
+                    for (kind, end) in kinds {
+                        let me = Arc::clone(&follow);
+                        tokio::spawn(async move { me.follow(kind, end).await });
                     }
                 }
                 Err(error) => {
@@ -273,13 +275,15 @@ pub async fn run(context: Context) {
 }
 
 impl Collector {
-    /// Kinds that can be listed, watched and deleted, and are not followed yet.
+    /// Kinds that can be listed, watched and deleted, and are not followed yet. Those that are
+    /// served no longer, or in another version, are let go.
     async fn discover(
         &self,
-        known: &mut HashSet<(String, String)>,
-    ) -> anyhow::Result<Vec<Arc<Kind>>> {
+        known: &mut HashMap<(String, String), Followed>,
+        shutdown: &CancellationToken,
+    ) -> anyhow::Result<Vec<(Arc<Kind>, CancellationToken)>> {
         let discovery = Discovery::new(self.client.clone()).run_aggregated().await?;
-        let mut fresh = Vec::new();
+        let mut found = HashMap::new();
         let wanted = |c: &ApiCapabilities| {
             [verbs::LIST, verbs::WATCH, verbs::DELETE].iter().all(|v| c.supports_operation(v))
         };
@@ -290,22 +294,45 @@ impl Collector {
                     continue;
                 }
                 let id = (resource.group.clone(), resource.kind.clone());
-                if known.insert(id.clone()) {
-                    let namespaced = capabilities.scope == Scope::Namespaced;
-                    let kind = Arc::new(Kind { resource, namespaced });
-                    self.graph.lock().kinds.insert(id, Arc::clone(&kind));
-                    fresh.push(kind);
-                }
+                let namespaced = capabilities.scope == Scope::Namespaced;
+                found.entry(id).or_insert(Kind { resource, namespaced });
+            }
+        }
+        known.retain(|id, followed| {
+            let stays = found.get(id).is_some_and(|kind| *kind == *followed.kind);
+            if !stays {
+                followed.end.cancel();
+                self.graph.lock().kinds.remove(id);
+            }
+            stays
+        });
+        let mut fresh = Vec::new();
+        for (id, kind) in found {
+            if !known.contains_key(&id) {
+                let (kind, end) = (Arc::new(kind), shutdown.child_token());
+                self.graph.lock().kinds.insert(id.clone(), Arc::clone(&kind));
+                known.insert(id, Followed { kind: Arc::clone(&kind), end: end.clone() });
+                fresh.push((kind, end));
             }
         }
         Ok(fresh)
     }
 
-    async fn follow(&self, kind: Arc<Kind>) {
+    /// Follows a kind until it is let go; what it had is forgotten then.
+    async fn follow(&self, kind: Arc<Kind>, end: CancellationToken) {
+        let mine = Mutex::new(HashSet::new());
+        tokio::select! {
+            () = self.watch(&kind, &mine) => {}
+            () = end.cancelled() => {}
+        }
+        let mine = std::mem::take(&mut *mine.lock());
+        mine.iter().for_each(|uid| self.remove(uid));
+    }
+
+    async fn watch(&self, kind: &Arc<Kind>, mine: &Mutex<HashSet<String>>) {
         let api: Api<PartialObjectMeta<DynamicObject>> =
             Api::all_with(self.client.clone(), &kind.resource);
         let mut events = watcher(api, watcher::Config::default()).default_backoff().boxed();
-        let mut mine: HashSet<String> = HashSet::new();
         let mut listed: HashSet<String> = HashSet::new();
         loop {
             let event = match events.try_next().await {
@@ -320,18 +347,17 @@ impl Collector {
             match event {
                 watcher::Event::Init => listed.clear(),
                 watcher::Event::InitApply(object) => {
-                    listed.extend(self.put(&kind, &object));
+                    listed.extend(self.put(kind, &object));
                 }
                 watcher::Event::InitDone => {
-                    for uid in mine.difference(&listed) {
-                        self.remove(uid);
-                    }
-                    mine = std::mem::take(&mut listed);
+                    let before = std::mem::replace(&mut *mine.lock(), listed.clone());
+                    before.difference(&listed).for_each(|uid| self.remove(uid));
+                    listed.clear();
                 }
-                watcher::Event::Apply(object) => mine.extend(self.put(&kind, &object)),
+                watcher::Event::Apply(object) => mine.lock().extend(self.put(kind, &object)),
                 watcher::Event::Delete(object) => {
                     if let Some(uid) = &object.metadata.uid {
-                        mine.remove(uid);
+                        mine.lock().remove(uid);
                         self.remove(uid);
                     }
                 }
@@ -360,14 +386,14 @@ impl Collector {
         };
         let owners = match object.deleting {
             true => Vec::new(),
-            false => self.owners(&object).await?,
+            false => self.owners(uid, &object).await?,
         };
         let decision = decide(&object, &owners, &dependents);
         self.carry_out(uid, &object, decision).await
     }
 
     /// The states of an object's owners. What the graph does not have, the API is asked for.
-    async fn owners(&self, object: &Object) -> anyhow::Result<Vec<(String, Owner)>> {
+    async fn owners(&self, uid: &str, object: &Object) -> anyhow::Result<Vec<(String, Owner)>> {
         let mut states = Vec::with_capacity(object.owners.len());
         for owner in &object.owners {
             let (known, kind) = {
@@ -382,8 +408,12 @@ impl Collector {
                     Owner::Gone
                 }
                 (Some(_), _) => Owner::Solid,
-                // A kind that is not served: nobody can tell, so nothing is deleted.
-                (None, None) => Owner::Solid,
+                // A kind that is not served, or not known yet: nobody can tell, so nothing is
+                // deleted for now.
+                (None, None) => {
+                    self.queue.add_after(uid.to_owned(), DISCOVERY);
+                    Owner::Solid
+                }
                 (None, Some(kind)) => self.ask(&kind, &object.key.namespace, owner).await?,
             };
             states.push((owner.uid.clone(), state));

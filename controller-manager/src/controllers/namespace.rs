@@ -105,20 +105,25 @@ async fn empty(client: &Client, namespace: &Namespace) -> anyhow::Result<Option<
     Ok(None)
 }
 
-/// Every namespaced kind that can be deleted, in its preferred version.
+/// Every namespaced kind that can be deleted, in the version that its group prefers, or else in the
+/// next that has it.
 async fn discover(client: &Client) -> anyhow::Result<Vec<Kind>> {
     let mut kinds = Vec::new();
     let core = client.list_core_api_resources("v1").await.context("discovery of v1")?;
     collect("", "v1", core, &mut kinds);
     for group in client.list_api_groups().await.context("discovery of groups")?.groups {
-        let preferred = group.preferred_version.as_ref().or(group.versions.first());
-        let Some(version) = preferred else { continue };
-        let gv = &version.group_version;
-        let list = client
-            .list_api_group_resources(gv)
-            .await
-            .with_context(|| format!("discovery of {gv}"))?;
-        collect(&group.name, &version.version, list, &mut kinds);
+        let preferred = group.preferred_version.as_ref().map(|v| v.version.as_str());
+        let mut versions: Vec<_> = group.versions.iter().collect();
+        versions.sort_by_key(|v| Some(v.version.as_str()) != preferred);
+        for version in versions {
+            let gv = &version.group_version;
+            match client.list_api_group_resources(gv).await {
+                Ok(list) => collect(&group.name, &version.version, list, &mut kinds),
+                // A definition that went meanwhile took its objects with it.
+                Err(error) if is_gone(&error) => {}
+                Err(error) => return Err(error).with_context(|| format!("discovery of {gv}")),
+            }
+        }
     }
     Ok(kinds)
 }
@@ -127,6 +132,10 @@ fn collect(group: &str, version: &str, list: APIResourceList, kinds: &mut Vec<Ki
     for resource in list.resources {
         let verb = |v: &str| resource.verbs.iter().any(|have| have == v);
         if !resource.namespaced || resource.name.contains('/') || !verb("delete") {
+            continue;
+        }
+        let same = |k: &Kind| k.resource.group == group && k.resource.plural == resource.name;
+        if kinds.iter().any(same) {
             continue;
         }
         // Events of both groups are the same objects.

@@ -329,9 +329,9 @@ impl ValidatingPolicies {
                     continue;
                 }
             };
-            let convert = |o: &Value| matching::converted(&catalog, attributes, &found, o);
-            let shown = expressions::shown(object.map(convert).transpose()?);
-            let old = expressions::shown(attributes.old.map(convert).transpose()?);
+            let convert = |o| matching::converted_if_any(&catalog, attributes, &found, o);
+            let shown = expressions::shown(convert(object).await?);
+            let old = expressions::shown(convert(attributes.old).await?);
             let request = expressions::request(attributes, &namespace, &found);
             let resource = expressions::request_resource(attributes, &namespace);
             let namespace_object = self.namespace_object(attributes, &namespace).await?;

@@ -16,10 +16,11 @@ use tokio_util::sync::CancellationToken;
 use super::environment::{Composition, Declared, compile, typed_environment};
 use crate::admission::matching::GROUP;
 use crate::api::Api;
+use crate::apiextensions::rules;
 use crate::cel::{Structure, Type};
 use crate::pipeline::local;
 use crate::reader::Reader as _;
-use crate::registry::catalog::Catalog;
+use crate::registry::catalog::{Catalog, Served};
 
 /// How often it is looked for policies that changed.
 const PERIOD: Duration = Duration::from_millis(300);
@@ -84,8 +85,9 @@ fn types(policy: &Value, catalog: &Catalog) -> BTreeMap<GroupVersionKind, Type> 
             plain.filter_map(move |r| catalog.find(g, v, r))
         });
         for served in served.take(MAX_TYPES) {
-            let schema = served.schema();
-            found.insert(served.gvk.clone(), message_type(schema.registry, schema.message));
+            if let Some(ty) = served_type(served) {
+                found.insert(served.gvk.clone(), ty);
+            }
         }
     }
     found
@@ -96,8 +98,16 @@ fn params_type(policy: &Value, catalog: &Catalog) -> Option<Type> {
     let (group, version) = split_api_version(object::str_at(kind, &["apiVersion"]));
     let gvk = GroupVersionKind::new(group, version, object::str_at(kind, &["kind"]));
     let served = catalog.rows().iter().find(|s| s.gvk == gvk)?;
-    let schema = served.schema();
-    Some(message_type(schema.registry, schema.message))
+    served_type(served)
+}
+
+/// The type of the objects of a resource, when it is known.
+fn served_type(served: &Served) -> Option<Type> {
+    match (&served.row.custom, served.schema()) {
+        (Some(custom), _) => custom.version()?.schema.as_ref().and_then(rules::resource_type),
+        (None, Some(schema)) => Some(message_type(schema.registry, schema.message)),
+        (None, None) => None,
+    }
 }
 
 /// What types say against a policy's expressions.

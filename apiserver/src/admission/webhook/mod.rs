@@ -6,7 +6,7 @@ mod review;
 use std::sync::Arc;
 use std::time::Duration;
 
-use apimachinery::codec::{self, Schema, canonicalize};
+use apimachinery::codec::{Schema, canonicalize};
 use apimachinery::gvk::GroupResource;
 use apimachinery::patch::json as json_patch;
 use apimachinery::schema::Registry;
@@ -144,9 +144,9 @@ impl Hooks {
         if hook.conditions.is_empty() {
             return Ok(Some(found));
         }
-        let convert = |o: &Value| matching::converted(&catalog, attributes, &found, o);
-        let shown = expressions::shown(object.map(convert).transpose()?);
-        let old = expressions::shown(attributes.old.map(convert).transpose()?);
+        let convert = |o| matching::converted_if_any(&catalog, attributes, &found, o);
+        let shown = expressions::shown(convert(object).await?);
+        let old = expressions::shown(convert(attributes.old).await?);
         let namespace = matching::namespace(attributes, object);
         let request = expressions::request(attributes, namespace, &found);
         let subject = Subject {
@@ -186,11 +186,9 @@ impl Hooks {
             return Err(Refusal::Denied(ApiError::BadRequest(text)));
         }
         let catalog = self.shared.caches.catalog();
-        let convert = |o: &Value| {
-            matching::converted(&catalog, attributes, found, o).map_err(Refusal::Denied)
-        };
-        let shown = expressions::shown(object.map(convert).transpose()?);
-        let old = expressions::shown(attributes.old.map(convert).transpose()?);
+        let convert = |o| matching::converted_if_any(&catalog, attributes, found, o);
+        let shown = expressions::shown(convert(object).await.map_err(Refusal::Denied)?);
+        let old = expressions::shown(convert(attributes.old).await.map_err(Refusal::Denied)?);
         let namespace = matching::namespace(attributes, object);
         let mut request = expressions::request(attributes, namespace, found);
         request["object"] = shown;
@@ -294,12 +292,14 @@ impl Plugin for Mutating {
                 }
                 (Some(patch), Some(object)) => {
                     let catalog = self.0.shared.caches.catalog();
-                    let mut shown = matching::converted(&catalog, attributes, &found, object)?;
+                    let converting = matching::converted(&catalog, attributes, &found, object);
+                    let mut shown = converting.await?;
                     let before = shown.clone();
                     apply(patch, &mut shown, &found, &catalog, attributes)?;
                     let changed = shown != before;
                     if changed {
-                        *object = matching::converted_back(&catalog, attributes, &found, shown)?;
+                        *object =
+                            matching::converted_back(&catalog, attributes, &found, shown).await?;
                     }
                     changed
                 }
@@ -328,9 +328,8 @@ fn apply(
     json_patch::apply(object, patch).map_err(|e| internal(&e))?;
     let served = catalog.find(&found.group, &found.version, &found.resource);
     if let Some(served) = served.filter(|served| served.gvk == found.kind) {
-        canonicalize(served.schema(), object).map_err(|e| internal(&e))?;
-        codec::apply_defaults(served.schema(), object);
-        served.row.strategy.default(object);
+        served.canonicalize(object).map_err(|e| internal(&e))?;
+        served.apply_defaults(object);
         return Ok(());
     }
     // The kind of a subresource.

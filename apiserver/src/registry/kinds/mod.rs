@@ -15,6 +15,7 @@ pub mod certificates;
 pub mod check;
 pub mod config;
 pub mod coordination;
+pub mod custom_resource_definitions;
 pub mod devices;
 pub mod endpoints;
 pub mod events;
@@ -107,6 +108,7 @@ pub fn all(schemas: &schema::Registry, deps: &Deps) -> Vec<Resource> {
     admissionregistration::rows(&mut rows);
     apiregistration::rows(&mut rows);
     reviews::rows(&mut rows);
+    custom_resource_definitions::rows(&mut rows);
     rows.rows
 }
 

@@ -53,10 +53,12 @@ impl Row {
             categories: Vec::new(),
             namespaced: true,
             message,
+            custom: None,
             storage: Storage {
                 prefix: plural.into(),
                 version: (group.into(), version.into()),
                 ttl: None,
+                json: false,
             },
             strategy: Arc::new(super::Plain),
             columns: super::cells::named([super::cells::created_at_column()]),
@@ -105,6 +107,12 @@ impl Row {
         self
     }
 
+    /// Stored as JSON.
+    pub fn json(mut self) -> Self {
+        self.0.storage.json = true;
+        self
+    }
+
     pub fn ttl(mut self, ttl: Duration) -> Self {
         self.0.storage.ttl = Some(ttl);
         self
@@ -146,9 +154,9 @@ impl Row {
         self.0.subresources.push(Subresource {
             name: "scale",
             action: Action::Scale {
-                spec_replicas: "spec.replicas",
-                status_replicas: "status.replicas",
-                selector,
+                spec_replicas: "spec.replicas".into(),
+                status_replicas: "status.replicas".into(),
+                selector: selector.into(),
             },
         });
         self

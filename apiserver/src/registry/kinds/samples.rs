@@ -36,6 +36,7 @@ pub fn samples() -> Vec<Sample> {
     list.extend(storage());
     list.extend(others());
     list.extend(admission());
+    list.push(definition());
     list.extend(reviews());
     for (group, version, kind, object) in &mut list {
         object["apiVersion"] = apimachinery::gvk::api_version(group, version).into();
@@ -304,6 +305,17 @@ fn admission() -> Vec<Sample> {
             json!({"spec": {"policyName": "sample", "validationActions": ["Deny"]}}),
         ),
     ]
+}
+
+fn definition() -> Sample {
+    let object = json!({
+        "metadata": {"name": "samples.sample.example.com"},
+        "spec": {"group": "sample.example.com", "scope": "Namespaced",
+            "names": {"plural": "samples", "kind": "Sample"},
+            "versions": [{"name": "v1", "served": true, "storage": true,
+                "schema": {"openAPIV3Schema": {"type": "object"}}}]},
+    });
+    ("apiextensions.k8s.io", "v1", "CustomResourceDefinition", object)
 }
 
 fn reviews() -> Vec<Sample> {

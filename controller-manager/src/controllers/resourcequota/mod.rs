@@ -1,6 +1,7 @@
 //! ResourceQuotas: how much of each is used. Admission counts what comes; this counts what is, and
 //! so gives back what goes.
 
+mod others;
 mod usage;
 
 use std::any::TypeId;
@@ -28,6 +29,7 @@ use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity as Text;
 use parking_lot::Mutex;
 
+use self::others::Others;
 use self::usage::{Amounts, add, units};
 use crate::action::{Action, Plan};
 use crate::runner::{Context, Controller};
@@ -44,6 +46,7 @@ pub struct Quotas {
     queue: OnceLock<Queue<Key>>,
     /// Kinds that wake their namespace's quotas: those that some quota counts.
     wired: Mutex<HashSet<TypeId>>,
+    others: Others,
 }
 
 impl Quotas {
@@ -54,6 +57,7 @@ impl Quotas {
             caches: context.caches.clone(),
             queue: OnceLock::new(),
             wired: Mutex::default(),
+            others: Others::new(context.client().clone(), context.shutdown.clone()),
         }
     }
 
@@ -80,12 +84,28 @@ impl Quotas {
         cache.is_synced().then(|| cache.list_in(namespace))
     }
 
-    /// How many objects of a resource there are; `None` when that is not known.
-    fn count(&self, resource: &str, namespace: &str) -> Option<usize> {
+    /// Wakes the quotas of a namespace, or of all, when objects came or went.
+    fn changed(&self) -> others::Changed {
+        let (queue, quotas) = (self.queue.get().cloned(), self.quotas.clone());
+        Arc::new(move |namespace: &str| {
+            let found = match namespace {
+                "" => quotas.list(),
+                namespace => quotas.list_in(namespace),
+            };
+            for (quota, queue) in found.iter().flat_map(|q| queue.as_ref().map(|queue| (q, queue)))
+            {
+                queue.add_after(Key::of(&**quota), SETTLE);
+            }
+        })
+    }
+
+    /// How many objects of a resource there are, when that is known; `None`: the resource is not
+    /// compiled in.
+    fn count(&self, resource: &str, namespace: &str) -> Option<Option<usize>> {
         macro_rules! kinds {
             ($($name:literal => $kind:ty,)*) => {
                 match resource {
-                    $($name => self.objects::<$kind>(namespace).map(|all| all.len()),)*
+                    $($name => Some(self.objects::<$kind>(namespace).map(|all| all.len())),)*
                     _ => None,
                 }
             };
@@ -171,15 +191,25 @@ impl Controller for Quotas {
             true => self.objects::<PersistentVolumeClaim>(namespace),
             false => Some(Vec::new()),
         };
-        let mut counts = BTreeMap::new();
+        let (mut counts, mut uncounted) = (BTreeMap::new(), Vec::new());
         for name in hard.keys() {
             let resource = name.strip_prefix("count/").unwrap_or(name);
-            if let Some(n) = self.count(resource, namespace) {
-                counts.insert(name.clone(), n);
+            let counted = match self.count(resource, namespace) {
+                Some(counted) => counted,
+                None if name.starts_with("count/") && resource.contains('.') => {
+                    self.others.count(resource, namespace, &self.changed())
+                }
+                None => continue,
+            };
+            match counted {
+                Some(n) => {
+                    counts.insert(name.clone(), n);
+                }
+                None => uncounted.push(name.clone()),
             }
         }
         let pods = self.pods.list_in(namespace);
-        plan(&quota, &View { pods, services, claims, counts }, now)
+        plan(&quota, &View { pods, services, claims, counts, uncounted }, now)
     }
 
     fn workers(&self) -> usize {
@@ -194,6 +224,8 @@ pub struct View {
     pub claims: Option<Vec<Arc<PersistentVolumeClaim>>>,
     /// Objects of other kinds, by the quota's names for them.
     pub counts: BTreeMap<String, usize>,
+    /// The quota's names for kinds whose objects are not known yet.
+    pub uncounted: Vec<String>,
 }
 
 /// Decides about a quota.
@@ -214,7 +246,8 @@ pub fn plan(quota: &ResourceQuota, view: &View, now: Timestamp) -> Plan {
     }
     let old = quota.status.clone().unwrap_or_default();
     let unknown = |name: &str| {
-        view.services.is_none() && name.contains("services")
+        view.uncounted.iter().any(|n| n == name)
+            || view.services.is_none() && name.contains("services")
             || view.claims.is_none()
                 && (name.contains("storage") || name.contains("persistentvolumeclaims"))
     };
@@ -278,6 +311,7 @@ mod tests {
             services: Some(vec![Arc::new(serde_json::from_value(service).expect("a service"))]),
             claims: Some(vec![Arc::new(serde_json::from_value(claim).expect("a claim"))]),
             counts: BTreeMap::from([("count/jobs.batch".into(), 3), ("secrets".into(), 2)]),
+            uncounted: vec!["count/orders.shop.example.com".into()],
         }
     }
 
@@ -317,6 +351,21 @@ mod tests {
                 ("configmaps", "0"),
             ],
         );
+    }
+
+    #[test]
+    fn what_is_not_known_stays_as_it_was() {
+        let name = "count/orders.shop.example.com";
+        let now = "2026-01-01T00:00:00Z".parse().expect("a time");
+        let mut quota = quota(&[name], json!({}));
+        let amounts = |n: &str| Some(BTreeMap::from([(name.to_owned(), Text(n.to_owned()))]));
+        let status = ResourceQuotaStatus { hard: amounts("9"), used: amounts("4") };
+        quota.status = Some(status);
+        assert!(plan(&quota, &view(), now).actions.is_empty());
+        let mut view = view();
+        view.uncounted.clear();
+        view.counts.insert(name.to_owned(), 5);
+        assert_eq!(plan(&quota, &view, now).actions.len(), 1);
     }
 
     #[test]

@@ -92,7 +92,8 @@ impl<'a> TypeRef<'a> {
             Self::UntypedAtomic => untyped(Self::UntypedAtomic, true),
             Self::Message { registry, id, atomic } => {
                 let message = registry.message(id);
-                let element = message.fields.is_empty().then_some(Self::Deduced);
+                let open = message.open || message.fields.is_empty();
+                let element = open.then_some(Self::Deduced);
                 let atomic = atomic || message.atomic;
                 let map = MapAtom { message: Some((registry, id)), element, atomic };
                 Atom { map: Some(map), ..Atom::default() }

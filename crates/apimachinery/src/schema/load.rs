@@ -34,6 +34,7 @@ pub(super) fn parse(text: &str) -> Result<Registry, String> {
                 name: name.to_owned(),
                 fields: Vec::new(),
                 atomic: flags.contains('a'),
+                open: false,
             });
         }
     }

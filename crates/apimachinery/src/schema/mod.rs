@@ -35,10 +35,12 @@ pub struct Message {
     pub fields: Vec<Field>,
     /// `+structType=atomic` on the type itself: server-side apply owns it as a whole.
     pub atomic: bool,
+    /// It may have fields beside those declared (of custom resources only).
+    pub open: bool,
 }
 
 /// A field of a message.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Field {
     /// Name in JSON. For an inlined message, the protobuf name, which JSON does not show.
     pub json: String,
