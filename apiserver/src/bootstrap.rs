@@ -24,6 +24,21 @@ use crate::pipeline::local;
 use crate::registry::allocate::AddressRange;
 
 const NAMESPACES: [&str; 4] = ["kube-system", "kube-public", "kube-node-lease", "default"];
+/// Classes of the system's own pods: name, value and description
+/// (`pkg/apis/scheduling/v1/helpers.go`).
+const PRIORITIES: [(&str, i32, &str); 2] = [
+    (
+        "system-node-critical",
+        2_000_001_000,
+        "Used for system critical pods that must not be moved from their current node.",
+    ),
+    (
+        "system-cluster-critical",
+        2_000_000_000,
+        "Used for system critical pods that must run in the cluster, but can be moved to another \
+         node if necessary.",
+    ),
+];
 /// How often the objects are looked at.
 const PERIOD: Duration = Duration::from_secs(10);
 const RETRY: Duration = Duration::from_millis(500);
@@ -110,6 +125,11 @@ async fn keep(api: &Arc<Api>, settings: &Settings, first: bool) -> Result<(), Ap
         keep_policy(api).await?;
     }
     flow::keep(api).await?;
+    for (name, value, description) in PRIORITIES {
+        let class = json!({"apiVersion": "scheduling.k8s.io/v1", "kind": "PriorityClass",
+            "metadata": {"name": name}, "value": value, "description": description});
+        ensure(api, "/apis/scheduling.k8s.io/v1/priorityclasses", class).await?;
+    }
     keep_trust(api, settings).await?;
     keep_service(api, settings).await?;
     let Some(leases) = leases(api, settings) else { return Ok(()) };

@@ -4,6 +4,7 @@
 pub mod manifests;
 mod namespace;
 mod run;
+pub mod services;
 mod settings;
 
 use std::fs::File;

@@ -60,6 +60,43 @@ spec:
     )
 }
 
+/// What the pods of [`each`] do.
+pub enum Each {
+    Idles,
+    /// The test server runs, on this port of the node.
+    Serves {
+        host_port: u16,
+    },
+}
+
+/// A DaemonSet of that name.
+pub fn each(what: Each) -> String {
+    let (command, more) = match what {
+        Each::Idles => ("sleep, infinity", String::new()),
+        Each::Serves { host_port } => (
+            "testserver",
+            format!(
+                "env: [{{name: DRAIN_SECONDS, value: '0'}}], ports: [{{containerPort: 8080, hostPort: \
+                 {host_port}}}]"
+            ),
+        ),
+    };
+    format!(
+        r"
+apiVersion: apps/v1
+kind: DaemonSet
+metadata: {{name: each}}
+spec:
+  selector: {{matchLabels: {{app: each}}}}
+  template:
+    metadata: {{labels: {{app: each}}}}
+    spec:
+      terminationGracePeriodSeconds: 0
+      containers: [{{name: main, image: 'localhost/test:1', command: [{command}], {more}}}]
+"
+    )
+}
+
 /// `count` ConfigMaps, one document each, whose names start with `prefix`.
 pub fn maps(prefix: &str, count: usize) -> String {
     let map =

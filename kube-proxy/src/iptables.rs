@@ -77,7 +77,8 @@ impl Service<'_> {
         if row.node_port.is_none() && outside.is_empty() {
             return;
         }
-        let inner = match row.external.backends == row.internal.backends {
+        // Masquerading comes before: with the same backends, the chain for inside does.
+        let inner = match !row.external_local && row.external.backends == row.internal.backends {
             true => svc.clone(),
             false => {
                 let svl = self.chain("SVL");
@@ -85,51 +86,71 @@ impl Service<'_> {
                 svl
             }
         };
-        if rules.nat.contains_key(&inner) {
-            let mut chain = Vec::new();
-            match (row.external_local, &self.node.pods) {
-                (false, _) => chain.push("-j KUBE-MARK-MASQ".to_owned()),
-                (true, pods) => {
-                    if let (Some(pods), true) = (pods, rules.nat.contains_key(&svc)) {
-                        chain.push(format!("-s {pods} -j {svc}"));
-                    }
-                    chain.push("-m addrtype --src-type LOCAL -j KUBE-MARK-MASQ".to_owned());
-                }
+        let mut chain = Vec::new();
+        if !row.external_local {
+            chain.push("-j KUBE-MARK-MASQ".to_owned());
+        } else if rules.nat.contains_key(&svc) {
+            // Pods and the node itself are inside wherever they knock.
+            if let Some(pods) = &self.node.pods {
+                chain.push(format!("-s {pods} -j {svc}"));
             }
+            chain.push("-m addrtype --src-type LOCAL -j KUBE-MARK-MASQ".to_owned());
+            chain.push(format!("-m addrtype --src-type LOCAL -j {svc}"));
+        }
+        if rules.nat.contains_key(&inner) {
             chain.push(format!("-j {inner}"));
+        }
+        let leads = rules.nat.contains_key(&inner) || row.external_local && !chain.is_empty();
+        if leads {
             rules.nat.insert(ext.clone(), chain);
         }
+        let ext = leads.then_some(&*ext);
         for address in &row.external_ips {
-            self.lead(rules, &self.matching(address), &row.external, &ext);
+            self.lead_external(rules, &self.matching(address), ext);
         }
         for address in &row.load_balancer_ips {
-            self.lead_load_balancer(rules, &self.matching(address), &ext);
+            self.lead_load_balancer(rules, &self.matching(address), ext);
         }
         if let Some(port) = row.node_port {
             let protocol = row.protocol.name();
             let matching = format!("-p {protocol} -m {protocol} --dport {port}");
+            if let Some(ext) = ext {
+                let lead = format!("{matching} -j {ext}");
+                rules.nat.entry("KUBE-NODEPORTS".into()).or_default().push(lead);
+            }
             if row.external.backends.is_empty() {
                 let verdict = verdict(&row.external);
                 let local = format!(
                     "-m addrtype --dst-type LOCAL {matching} -m conntrack --ctstate NEW {verdict}"
                 );
                 rules.filter.entry("KUBE-REFUSE".into()).or_default().push(local);
-            } else {
-                let lead = format!("{matching} -j {ext}");
-                rules.nat.entry("KUBE-NODEPORTS".into()).or_default().push(lead);
             }
         }
     }
 
-    fn lead_load_balancer(&self, rules: &mut Ruleset, matching: &str, ext: &str) {
-        let row = self.row;
-        if row.source_ranges.is_empty() || row.external.backends.is_empty() {
-            return self.lead(rules, matching, &row.external, ext);
+    /// From outside to a chain, if there is one. What it leaves alone, because its node has no
+    /// backend, is dropped or refused.
+    fn lead_external(&self, rules: &mut Ruleset, matching: &str, chain: Option<&str>) {
+        if let Some(chain) = chain {
+            let rule = format!("{matching} -j {chain}");
+            rules.nat.entry("KUBE-SERVICES".into()).or_default().push(rule);
         }
+        if self.row.external.backends.is_empty() {
+            let verdict = verdict(&self.row.external);
+            let rule = format!("{matching} -m conntrack --ctstate NEW {verdict}");
+            rules.filter.entry("KUBE-REFUSE".into()).or_default().push(rule);
+        }
+    }
+
+    fn lead_load_balancer(&self, rules: &mut Ruleset, matching: &str, ext: Option<&str>) {
+        let row = self.row;
+        let Some(ext) = ext.filter(|_| !row.source_ranges.is_empty()) else {
+            return self.lead_external(rules, matching, ext);
+        };
         let fw = self.chain("FW");
         let allow = row.source_ranges.iter().map(|range| format!("-s {range} -j {ext}"));
         rules.nat.insert(fw.clone(), allow.collect());
-        self.lead(rules, matching, &row.external, &fw);
+        self.lead_external(rules, matching, Some(&fw));
         // What no range let through is still addressed to the balancer: table nat cannot drop.
         let refused = format!("{matching} -m conntrack --ctstate NEW -j DROP");
         rules.filter.entry("KUBE-REFUSE".into()).or_default().push(refused);

@@ -97,7 +97,8 @@ impl Ruleset {
         }
     }
 
-    /// The chains that hooks call. Services without backends are refused before translation.
+    /// The chains that hooks call. What is addressed to a service still after translation has no
+    /// backend.
     fn base_chains(&mut self, ip: &str, node: &Node, ipv6: bool) {
         let to_service = format!("{ip} daddr . meta l4proto . th dport vmap");
         let to_node = format!("{ip} daddr @nodeport-ips meta l4proto . th dport vmap");
@@ -110,7 +111,7 @@ impl Ruleset {
         };
         let refuse = |hook: &str| {
             vec![
-                format!("type filter hook {hook} priority -110 ;"),
+                format!("type filter hook {hook} priority -90 ;"),
                 format!("ct state new {to_service} @no-endpoint-services"),
                 format!("ct state new {to_node} @no-endpoint-nodeports"),
             ]
@@ -176,9 +177,9 @@ impl Service<'_> {
             return;
         }
         let external = format!("external-{id}");
-        // The same backends as inside: one chain does, with masquerading before it.
-        let inner = match row.external.backends == row.internal.backends {
-            true => internal,
+        // Masquerading comes before: with the same backends, the chain for inside does.
+        let inner = match !row.external_local && row.external.backends == row.internal.backends {
+            true => internal.clone(),
             false => {
                 let name = format!("local-{id}");
                 self.targets(rules, &row.external, &name, address, false);
@@ -188,34 +189,46 @@ impl Service<'_> {
         let mut chain = Vec::new();
         if !row.external_local {
             chain.push("jump mark-for-masquerade".to_owned());
-        } else if let Some(pods) = &self.node.pods {
-            // Pods are inside wherever they knock: all backends, not only this node's.
-            let all = format!("service-{id}");
-            if rules.chains.contains_key(&all) {
-                chain.push(format!("{} saddr {pods} goto {all}", self.ip));
+        } else if rules.chains.contains_key(&internal) {
+            // Pods and the node itself are inside wherever they knock: all backends, not only this
+            // node's.
+            if let Some(pods) = &self.node.pods {
+                chain.push(format!("{} saddr {pods} goto {internal}", self.ip));
             }
             chain.push("fib saddr type local jump mark-for-masquerade".to_owned());
+            chain.push(format!("fib saddr type local goto {internal}"));
         }
-        if rules.chains.contains_key(&inner) {
+        let leads = rules.chains.contains_key(&inner);
+        if leads {
             chain.push(format!("goto {inner}"));
-        } else {
-            chain.push("drop".to_owned());
         }
-        rules.chain(&external, chain);
+        let leads = leads || row.external_local && !chain.is_empty();
+        if leads {
+            rules.chain(&external, chain);
+        }
         for ip in &row.external_ips {
-            self.lead(rules, &key(ip), &row.external, &external);
+            self.lead_external(rules, "services", &key(ip), leads.then_some(&external));
         }
         for ip in &row.load_balancer_ips {
-            self.lead_load_balancer(rules, &key(ip), &external);
+            self.lead_load_balancer(rules, &key(ip), leads.then_some(&external));
         }
         if let Some(port) = row.node_port {
             let key = format!("{} . {port}", row.protocol.name());
-            let (map, verdict) = match (row.external.backends.is_empty(), row.external.elsewhere) {
-                (false, _) => ("service-nodeports", format!("goto {external}")),
-                (true, true) => ("no-endpoint-nodeports", "drop".to_owned()),
-                (true, false) => ("no-endpoint-nodeports", "goto refuse".to_owned()),
-            };
-            rules.element(map, &key, &verdict);
+            self.lead_external(rules, "nodeports", &key, leads.then_some(&external));
+        }
+    }
+
+    /// From outside to a chain, if there is one. What it leaves alone, because its node has no
+    /// backend, is dropped or refused.
+    fn lead_external(&self, rules: &mut Ruleset, what: &str, key: &str, chain: Option<&String>) {
+        let targets = &self.row.external;
+        if let Some(chain) = chain {
+            let map = if what == "services" { "service-ips" } else { "service-nodeports" };
+            rules.element(map, key, &format!("goto {chain}"));
+        }
+        if targets.backends.is_empty() {
+            let verdict = if targets.elsewhere { "drop" } else { "goto refuse" };
+            rules.element(&format!("no-endpoint-{what}"), key, verdict);
         }
     }
 
@@ -229,16 +242,16 @@ impl Service<'_> {
     }
 
     /// A load balancer's address, with its source ranges checked first.
-    fn lead_load_balancer(&self, rules: &mut Ruleset, key: &str, external: &str) {
+    fn lead_load_balancer(&self, rules: &mut Ruleset, key: &str, external: Option<&String>) {
         let row = self.row;
-        if row.source_ranges.is_empty() || row.external.backends.is_empty() {
-            return self.lead(rules, key, &row.external, external);
-        }
+        let Some(external) = external.filter(|_| !row.source_ranges.is_empty()) else {
+            return self.lead_external(rules, "services", key, external);
+        };
         let firewall = format!("firewall-{}", self.id());
         let ranges: Vec<String> = row.source_ranges.iter().map(ToString::to_string).collect();
         let allow = format!("{} saddr {{ {} }} goto {external}", self.ip, ranges.join(", "));
         rules.chain(&firewall, [allow, "drop".to_owned()]);
-        self.lead(rules, key, &row.external, &firewall);
+        self.lead_external(rules, "services", key, Some(&firewall));
     }
 
     /// The chain that sends to one of the backends.
@@ -476,6 +489,28 @@ mod tests {
         }
         let gone = script.find("delete chain").expect("chains go");
         assert!(script.find("delete element").is_some_and(|at| at < gone), "{script}");
+    }
+
+    #[test]
+    fn local_traffic_keeps_its_address() {
+        let mut local = web();
+        local["externalTrafficPolicy"] = "Local".into();
+        local["type"] = "NodePort".into();
+        let external = |rules: &Ruleset| -> Vec<String> {
+            let chain = rules.chains.iter().find(|(name, _)| name.starts_with("external-"));
+            chain.map(|(_, rules)| rules.clone()).unwrap_or_default()
+        };
+        // One backend, and it is here: still not the chain that masquerades.
+        let here = rules(local.clone(), &["10.0.0.1"]);
+        let chain = external(&here);
+        assert!(chain.last().is_some_and(|rule| rule.starts_with("goto local-")), "{chain:?}");
+        // None is here: who is inside is led all the same, others are dropped.
+        let elsewhere = rules(local, &["10.0.0.2@n2"]);
+        let chain = external(&elsewhere);
+        assert!(chain.iter().all(|rule| !rule.starts_with("goto")), "{chain:?}");
+        assert!(chain.iter().any(|rule| rule.starts_with("fib saddr type local goto service-")));
+        let dropped = &elsewhere.sets["no-endpoint-nodeports"].elements;
+        assert_eq!(dropped.values().collect::<Vec<_>>(), ["drop"]);
     }
 
     /// The kernel's own parser judges what we render, in a namespace of its own.

@@ -7,6 +7,7 @@ use k8s_openapi::api::core::v1::{NodeSelectorTerm, Pod};
 use parking_lot::Mutex;
 
 use crate::kubelet::Kubelet;
+use crate::node::status::is_extended;
 use crate::objects::{is_static, is_terminal_phase, namespace, spec, status, uid};
 use crate::pod::resources::pod_total;
 use crate::pod::status::Waiting;
@@ -49,10 +50,11 @@ impl Admission {
             pressure::admits(&k.pressure.borrow(), pod)?;
             fits_system(pod, &k.node_labels(), k.runtime.lock().supplemental_groups)?;
             sysctl::check(pod, &k.config.allowed_unsafe_sysctls, &k.machine.kernel)?;
-            fits(pod, &others, &k.allocatable())?;
+            fits(pod, &others, &k.admissible())?;
             if !is_static(pod) && k.node.is_some() {
                 matches_node(pod, &k.node_name, &k.node_labels())?;
             }
+            has_ports(pod, &others)?;
             tolerates(k, pod)?;
         }
         admitted.insert(uid(pod).to_owned());
@@ -123,6 +125,10 @@ pub fn fits(pod: &Pod, others: &[&Pod], allocatable: &List) -> Result<(), Waitin
         }
     }
     for (name, wanted) in pod_total(pod, |r| r.requests.as_ref()) {
+        if is_extended(&name) && !allocatable.contains_key(&name) {
+            // What this node knows nothing of is for others to count.
+            continue;
+        }
         let taken = used.get(&name).copied().unwrap_or(0);
         if wanted > 0 && taken + wanted > capacity(&name) {
             // CPU is counted in thousandths, the rest in units.
@@ -137,6 +143,45 @@ pub fn fits(pod: &Pod, others: &[&Pod], allocatable: &List) -> Result<(), Waitin
         }
     }
     Ok(())
+}
+
+/// Whether the ports of the node that the pod takes are free.
+///
+/// # Errors
+/// `NodePorts`.
+fn has_ports(pod: &Pod, others: &[&Pod]) -> Result<(), Waiting> {
+    let wanted = host_ports(pod);
+    let clash = |(protocol, port, ip): &HostPort<'_>| {
+        wanted
+            .iter()
+            .any(|(p, n, i)| p == protocol && n == port && (i == ip || *i == ANY || *ip == ANY))
+    };
+    match others.iter().any(|other| host_ports(other).iter().any(clash)) {
+        false => Ok(()),
+        true => Err(refuse(
+            "NodePorts",
+            "Pod was rejected: Predicate NodePorts failed: node(s) didn't have free ports for the requested pod ports",
+        )),
+    }
+}
+
+/// Every address of the node.
+const ANY: &str = "0.0.0.0";
+
+/// Protocol, port and address.
+type HostPort<'p> = (&'p str, i32, &'p str);
+
+/// The ports of the node that a pod takes, by its containers and sidecars.
+fn host_ports(pod: &Pod) -> Vec<HostPort<'_>> {
+    let sidecars = spec(pod).init_containers.iter().flatten();
+    let sidecars = sidecars.filter(|c| c.restart_policy.as_deref() == Some("Always"));
+    let ports = spec(pod).containers.iter().chain(sidecars).flat_map(|c| c.ports.iter().flatten());
+    let taken = ports.filter_map(|p| {
+        let port = p.host_port.filter(|port| *port > 0)?;
+        let ip = p.host_ip.as_deref().filter(|ip| !ip.is_empty()).unwrap_or(ANY);
+        Some((p.protocol.as_deref().unwrap_or("TCP"), port, ip))
+    });
+    taken.collect()
 }
 
 /// Whether the node is one that the pod asks for.
@@ -239,6 +284,7 @@ fn tolerates(k: &Kubelet, pod: &Pod) -> Result<(), Waiting> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::node::status::with_extended;
     use serde_json::json;
 
     fn pod(requests: serde_json::Value, more: serde_json::Value) -> Pod {
@@ -264,7 +310,34 @@ mod tests {
         );
         assert_eq!(fits(&small, &[&small, &small], &allocatable).unwrap_err().reason, "OutOfpods");
         let odd = pod(json!({"example.org/x": "1"}), json!({}));
-        assert_eq!(fits(&odd, &[], &allocatable).unwrap_err().reason, "OutOfexample.org/x");
+        // Nobody told this node of such a thing; once told, it counts.
+        assert!(fits(&odd, &[], &allocatable).is_ok());
+        let given: List = serde_json::from_value(json!({"example.org/x": "1"})).unwrap();
+        let allocatable = with_extended(allocatable, Some(&given));
+        assert!(fits(&odd, &[], &allocatable).is_ok());
+        let refused = fits(&odd, &[&odd], &allocatable).unwrap_err();
+        assert_eq!(refused.reason, "OutOfexample.org/x");
+    }
+
+    #[test]
+    fn ports_of_the_node_are_taken_once() {
+        let on = |port: serde_json::Value| {
+            let containers = json!([{"name": "c", "ports": [port]}]);
+            pod(json!({}), json!({ "containers": containers }))
+        };
+        let first = on(json!({"containerPort": 1, "hostPort": 80, "protocol": "TCP"}));
+        for (port, free) in [
+            (json!({"containerPort": 1}), true),
+            (json!({"containerPort": 1, "hostPort": 81}), true),
+            (json!({"containerPort": 1, "hostPort": 80, "protocol": "UDP"}), true),
+            (json!({"containerPort": 2, "hostPort": 80}), false),
+            (json!({"containerPort": 2, "hostPort": 80, "hostIP": "127.0.0.1"}), false),
+        ] {
+            assert_eq!(has_ports(&on(port.clone()), &[&first]).is_ok(), free, "{port}");
+        }
+        let here = |ip: &str| on(json!({"containerPort": 2, "hostPort": 80, "hostIP": ip}));
+        assert!(has_ports(&here("127.0.0.1"), &[&here("127.0.0.2")]).is_ok());
+        assert!(has_ports(&here("127.0.0.1"), &[&here("127.0.0.1")]).is_err());
     }
 
     #[test]

@@ -132,6 +132,15 @@ impl Kubelet {
         crate::node::status::allocatable(&self.config, &self.machine, &self.thresholds)
     }
 
+    /// What pods are let in by: what they may use of this machine, and the extended resources that
+    /// the node is said to have.
+    pub fn admissible(&self) -> List {
+        let nodes = self.node.as_ref().map(Cache::list).unwrap_or_default();
+        let status = nodes.first().and_then(|n| n.status.as_ref());
+        let given = status.and_then(|s| s.allocatable.as_ref());
+        crate::node::status::with_extended(self.allocatable(), given)
+    }
+
     /// The node's labels, empty without an API server.
     pub fn node_labels(&self) -> BTreeMap<String, String> {
         let nodes = self.node.as_ref().map(Cache::list).unwrap_or_default();

@@ -3,31 +3,15 @@
 use std::collections::BTreeSet;
 
 use anyhow::{Context, ensure};
-use e2e::manifests::web;
-use e2e::{SOON, eventually};
+use e2e::manifests::{Each, each};
+use e2e::{SOON, eventually, services};
 
 use crate::cluster;
 
 #[test]
 fn pods_of_both_nodes_reach_each_other() -> anyhow::Result<()> {
     let ns = cluster()?.namespace("nodes")?;
-    let set = r"
-apiVersion: apps/v1
-kind: DaemonSet
-metadata: {name: each}
-spec:
-  selector: {matchLabels: {app: each}}
-  template:
-    metadata: {labels: {app: each}}
-    spec:
-      containers:
-      - name: server
-        image: localhost/test:1
-        command: [testserver]
-        env: [{name: DRAIN_SECONDS, value: '0'}]
-        ports: [{containerPort: 8080, hostPort: 8099}]
-";
-    ns.apply(set)?;
+    ns.apply(&each(Each::Serves { host_port: 8099 }))?;
     ns.rolled_out("daemonset/each")?;
     let pods = ns.get(&["pods"])?;
     let items = pods["items"].as_array().context("pods")?;
@@ -52,92 +36,22 @@ spec:
 
 #[test]
 fn a_node_port_leads_to_pods() -> anyhow::Result<()> {
-    let cluster = cluster()?;
-    let ns = cluster.namespace("nodeport")?;
-    ns.apply(&web("web", 2))?;
-    ns.rolled_out("deployment/web")?;
-    ns.kubectl(&[
-        "expose",
-        "deployment",
-        "web",
-        "--name=outside",
-        "--type=NodePort",
-        "--port=80",
-        "--target-port=http",
-    ])?;
-    let service = ns.get(&["service", "outside"])?;
-    let port = service["spec"]["ports"][0]["nodePort"].as_u64().context("a port")?;
-    ensure!((30000..=32767).contains(&port), "{port}");
-    let nodes = cluster.get(&["nodes"])?;
-    for node in nodes["items"].as_array().context("nodes")? {
-        let address = node["status"]["addresses"][0]["address"].as_str().context("an address")?;
-        let mut names = BTreeSet::new();
-        eventually("both pods answer", SOON, || {
-            names.insert(cluster.fetch(&format!("http://{address}:{port}/hostname"))?);
-            ensure!(names.len() == 2, "{names:?} at {address}");
-            Ok(())
-        })?;
-    }
-    // The type back, and the port is nobody's.
-    ns.kubectl(&["patch", "service", "outside", "-p", r#"{"spec":{"type":"ClusterIP"}}"#])?;
-    let first = nodes["items"][0]["status"]["addresses"][0]["address"].as_str().context("one")?;
-    eventually("the port is closed", SOON, || {
-        ensure!(cluster.fetch(&format!("http://{first}:{port}/hostname")).is_err(), "open");
-        Ok(())
-    })
+    services::node_port(&cluster()?.namespace("nodeport")?)
 }
 
 #[test]
 fn services_follow_their_pods() -> anyhow::Result<()> {
-    let ns = cluster()?.namespace("services")?;
-    ns.apply(&web("web", 2))?;
-    ns.rolled_out("deployment/web")?;
-    ns.idle("client")?;
-    let slices = ns.get(&["endpointslices", "-l", "kubernetes.io/service-name=web"])?;
-    let endpoints = slices["items"][0]["endpoints"].as_array().context("endpoints")?;
-    ensure!(endpoints.len() == 2, "{endpoints:?}");
-    ensure!(endpoints.iter().all(|e| e["conditions"]["ready"] == true), "{endpoints:?}");
+    services::follow_pods(&cluster()?.namespace("services")?)
+}
 
-    // Without an address of its own, its name leads to the pods.
-    let headless = "apiVersion: v1\nkind: Service\nmetadata: {name: each}\nspec: \
-                    {clusterIP: None, selector: {app: web}, ports: [{name: http, port: 8080}]}\n";
-    ns.apply(headless)?;
-    let addresses: BTreeSet<&str> =
-        endpoints.iter().filter_map(|e| e["addresses"][0].as_str()).collect();
-    let full = format!("each.{}.svc.cluster.local", ns.name());
-    eventually("the name leads to all pods", SOON, || {
-        let found = ns.shell("client", &format!("nslookup -type=a {full}"))?;
-        ensure!(addresses.iter().all(|a| found.contains(a)), "{addresses:?}: {found}");
-        Ok(())
-    })?;
+#[test]
+fn a_local_node_port_keeps_clients_addresses() -> anyhow::Result<()> {
+    services::local_node_port(&cluster()?.namespace("local")?)
+}
 
-    // One client stays with one pod.
-    ns.kubectl(&["patch", "service", "web", "-p", r#"{"spec":{"sessionAffinity":"ClientIP"}}"#])?;
-    eventually("one pod answers", SOON, || {
-        let ask = "for i in $(seq 10); do timeout 3 wget -q -O - http://web/hostname; done";
-        let answered = ns.shell("client", ask)?;
-        let names: BTreeSet<&str> = answered.lines().collect();
-        ensure!(names.len() == 1, "{names:?}");
-        Ok(())
-    })?;
-
-    // Nobody behind it: refused, not lost.
-    ns.kubectl(&["scale", "deployment/web", "--replicas=0"])?;
-    eventually("the service refuses", SOON, || {
-        let refused = ns.refusal(
-            &["exec", "client", "--", "timeout", "3", "wget", "-O", "-", "http://web/"],
-            "",
-        )?;
-        ensure!(refused.contains("refused"), "{refused}");
-        Ok(())
-    })?;
-    ns.kubectl(&["delete", "service", "web"])?;
-    let gone = ns.refusal(
-        &["exec", "client", "--", "nslookup", &format!("web.{}.svc.cluster.local", ns.name())],
-        "",
-    )?;
-    ensure!(gone.contains("exit code 1"), "{gone}");
-    Ok(())
+#[test]
+fn datagrams_of_one_socket_follow_a_service() -> anyhow::Result<()> {
+    services::datagrams(&cluster()?.namespace("datagrams")?)
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use e2e::manifests::web;
+use e2e::manifests::{Each, each, web};
 use e2e::{Namespace, SOON, eventually};
 use serde_json::Value;
 
@@ -205,19 +205,7 @@ fn a_node_is_drained_and_comes_back() -> anyhow::Result<()> {
 #[test]
 fn a_daemon_set_runs_on_each_node_and_rolls() -> anyhow::Result<()> {
     let ns = cluster()?.namespace("daemons")?;
-    let set = r"
-apiVersion: apps/v1
-kind: DaemonSet
-metadata: {name: each}
-spec:
-  selector: {matchLabels: {app: each}}
-  template:
-    metadata: {labels: {app: each}}
-    spec:
-      terminationGracePeriodSeconds: 0
-      containers: [{name: main, image: 'localhost/test:1', command: [sleep, infinity]}]
-";
-    ns.apply(set)?;
+    ns.apply(&each(Each::Idles))?;
     ns.rolled_out("daemonset/each")?;
     let pods = ns.get(&["pods", "-l", "app=each"])?;
     let items = pods["items"].as_array().context("pods")?;

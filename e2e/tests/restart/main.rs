@@ -3,5 +3,6 @@
 
 mod alone;
 mod input;
+mod iptables;
 mod kills;
 mod pressure;

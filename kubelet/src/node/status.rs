@@ -30,6 +30,19 @@ pub fn capacity(config: &KubeletConfiguration, machine: &Machine) -> List {
     ])
 }
 
+/// Whether a resource is nobody's here: of somebody else's domain, and counted by whole ones.
+pub fn is_extended(name: &str) -> bool {
+    let native = !name.contains('/') || name.contains("kubernetes.io/");
+    !native && !name.starts_with("requests.")
+}
+
+/// The list with the extended resources that somebody gave the node.
+pub fn with_extended(mut list: List, given: Option<&List>) -> List {
+    let extended = given.into_iter().flatten().filter(|(name, _)| is_extended(name));
+    list.extend(extended.map(|(name, amount)| (name.clone(), amount.clone())));
+    list
+}
+
 fn max_pods(config: &KubeletConfiguration, machine: &Machine) -> i64 {
     match i64::from(config.pods_per_core) {
         0 => i64::from(config.max_pods),
@@ -177,8 +190,9 @@ pub async fn current(k: &Kubelet, node: &Node, now: &Time) -> NodeStatus {
     let runtime = k.runtime.lock().clone();
     let pressure = k.pressure.borrow().clone();
     NodeStatus {
-        capacity: Some(capacity(&k.config, m)),
-        allocatable: Some(k.allocatable()),
+        // All that there is of an extended resource may be used.
+        allocatable: Some(with_extended(k.allocatable(), old.capacity.as_ref())),
+        capacity: Some(with_extended(capacity(&k.config, m), old.capacity.as_ref())),
         conditions: Some(conditions(
             &health,
             &pressure,
