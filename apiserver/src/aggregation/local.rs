@@ -15,6 +15,7 @@ use super::resource;
 use crate::api::Api;
 use crate::pipeline::local;
 use crate::reader::Reader as _;
+use crate::registry::catalog::group_priority;
 
 const PERIOD: Duration = Duration::from_millis(500);
 /// The label of those that we made, and its value for what is compiled in and for what is not.
@@ -23,32 +24,15 @@ const COMPILED: &str = "onstart";
 const DYNAMIC: &str = "true";
 const PATH: &str = "/apis/apiregistration.k8s.io/v1/apiservices";
 
+/// The priority of custom resources' groups.
+const CUSTOM: i64 = 1000;
+
 /// Priorities of a group and of its version, as upstream has them.
 pub(super) fn priorities(group: &str, version: &str) -> (i64, i64) {
-    let of_group = match group {
-        "" => 18_000,
-        "apps" => 17_800,
-        "events.k8s.io" => 17_750,
-        "authentication.k8s.io" => 17_700,
-        "authorization.k8s.io" => 17_600,
-        "autoscaling" => 17_500,
-        "batch" => 17_400,
-        "certificates.k8s.io" => 17_300,
-        "networking.k8s.io" => 17_200,
-        "policy" => 17_100,
-        "rbac.authorization.k8s.io" => 17_000,
-        "storage.k8s.io" => 16_800,
-        "admissionregistration.k8s.io" | "apiextensions.k8s.io" => 16_700,
-        "scheduling.k8s.io" => 16_600,
-        "coordination.k8s.io" => 16_500,
-        "node.k8s.io" => 16_300,
-        "discovery.k8s.io" | "resource.k8s.io" => 16_200,
-        "flowcontrol.apiserver.k8s.io" => 16_100,
-        "internal.apiserver.k8s.io" => 16_000,
-        "storagemigration.k8s.io" => 15_800,
-        // Custom resources.
-        _ => return (1000, 100),
-    };
+    let of_group = group_priority(group);
+    if of_group == CUSTOM {
+        return (CUSTOM, 100);
+    }
     let of_version = match (group, version) {
         ("", "v1") => 1,
         ("autoscaling", "v2") => 30,

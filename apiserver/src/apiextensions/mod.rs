@@ -225,6 +225,7 @@ pub(crate) fn row(custom: Custom) -> Resource {
         fields: Vec::new(),
         subresources,
         verbs: Verbs::All,
+        delete_collection: true,
         custom: Some(custom),
     }
 }

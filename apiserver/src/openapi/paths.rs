@@ -346,6 +346,9 @@ impl Context<'_> {
         }
         let list = self.list(served, "", if namespaced { "Namespaced" } else { "" });
         at.insert("get".into(), list);
+        if !served.row.delete_collection {
+            return at;
+        }
         let parameters = self.query(&[&LISTS[1..9], &DELETES]);
         let (options, status) = (self.delete_options.clone(), self.status.clone());
         at.insert(

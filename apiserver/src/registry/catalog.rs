@@ -323,6 +323,9 @@ impl Served {
             Verbs::All if self.row.custom.is_some() => {
                 &["delete", "deletecollection", "get", "list", "patch", "create", "update", "watch"]
             }
+            Verbs::All if !self.row.delete_collection => {
+                &["create", "delete", "get", "list", "patch", "update", "watch"]
+            }
             Verbs::All => {
                 &["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"]
             }
@@ -508,7 +511,7 @@ impl Catalog {
         for (_, versions) in &mut groups {
             versions.sort_by_key(|v| std::cmp::Reverse(version_rank(v)));
         }
-        groups.sort_by(|(a, _), (b, _)| group_rank(b).cmp(&group_rank(a)).then(a.cmp(b)));
+        groups.sort_by(|(a, _), (b, _)| group_priority(b).cmp(&group_priority(a)).then(a.cmp(b)));
         groups
     }
 }
@@ -526,32 +529,31 @@ pub fn version_rank(version: &str) -> (u8, u32, u32) {
     (3, numbers(rest), 0)
 }
 
-/// Priorities that upstream's aggregator gives its own groups; the higher comes first.
-fn group_rank(group: &str) -> u32 {
+/// The priority of a group among groups, as upstream's APIServices give it; 1000 for custom ones.
+pub fn group_priority(group: &str) -> i64 {
     match group {
         // It is our own, and no APIService's.
-        "apiregistration.k8s.io" => 20001,
-        "" => 18000,
-        "apps" => 17800,
-        "events.k8s.io" => 17750,
-        "authentication.k8s.io" => 17700,
-        "authorization.k8s.io" => 17600,
-        "autoscaling" => 17500,
-        "batch" => 17400,
-        "certificates.k8s.io" => 17300,
-        "networking.k8s.io" => 17200,
-        "policy" => 17100,
-        "rbac.authorization.k8s.io" => 17000,
-        "storage.k8s.io" => 16800,
-        "admissionregistration.k8s.io" => 16700,
-        "apiextensions.k8s.io" => 16700,
-        "scheduling.k8s.io" => 16600,
-        "coordination.k8s.io" => 16500,
-        "node.k8s.io" => 16300,
-        "discovery.k8s.io" => 16200,
-        "flowcontrol.apiserver.k8s.io" => 16100,
-        "internal.apiserver.k8s.io" => 16000,
-        "resource.k8s.io" => 9900,
+        "apiregistration.k8s.io" => 20_001,
+        "" => 18_000,
+        "apps" => 17_800,
+        "events.k8s.io" => 17_750,
+        "authentication.k8s.io" => 17_700,
+        "authorization.k8s.io" => 17_600,
+        "autoscaling" => 17_500,
+        "batch" => 17_400,
+        "certificates.k8s.io" => 17_300,
+        "networking.k8s.io" => 17_200,
+        "policy" => 17_100,
+        "rbac.authorization.k8s.io" => 17_000,
+        "storage.k8s.io" => 16_800,
+        "admissionregistration.k8s.io" | "apiextensions.k8s.io" => 16_700,
+        "scheduling.k8s.io" => 16_600,
+        "coordination.k8s.io" => 16_500,
+        "node.k8s.io" => 16_300,
+        "discovery.k8s.io" | "resource.k8s.io" => 16_200,
+        "flowcontrol.apiserver.k8s.io" => 16_100,
+        "internal.apiserver.k8s.io" => 16_000,
+        "storagemigration.k8s.io" => 15_800,
         _ => 1000,
     }
 }

@@ -44,6 +44,8 @@ pub struct Resource {
     pub fields: Vec<SelectableField>,
     pub subresources: Vec<Subresource>,
     pub verbs: Verbs,
+    /// Whether a whole collection may be deleted.
+    pub delete_collection: bool,
 }
 
 /// Where and as what objects are stored.

@@ -220,7 +220,9 @@ async fn verb(
         (_, "update", true) => update::update(call, served, body).await,
         (_, "patch", true) => patch::patch(call, served, body).await,
         (_, "delete", true) => delete::delete(call, served, body).await,
-        (_, "deletecollection", false) => delete::delete_collection(call, served, body).await,
+        (_, "deletecollection", false) if served.row.delete_collection => {
+            delete::delete_collection(call, served, body).await
+        }
         _ => Err(no_method()),
     }
 }

@@ -20,6 +20,7 @@ pub fn rows(rows: &mut Rows<'_>) {
         // Old clients select by a bare name.
         fields.push(SelectableField { label: "name", get: |n| object::name(n).into() });
         row.cluster()
+            .no_delete_collection()
             .short(&["ns"])
             .strategy(Namespaces)
             .status(Status)

@@ -65,11 +65,18 @@ impl Row {
             fields: Vec::new(),
             subresources: Vec::new(),
             verbs: Verbs::All,
+            delete_collection: true,
         })
     }
 
     pub fn cluster(mut self) -> Self {
         self.0.namespaced = false;
+        self
+    }
+
+    /// Only one object is deleted at a time.
+    pub fn no_delete_collection(mut self) -> Self {
+        self.0.delete_collection = false;
         self
     }
 
