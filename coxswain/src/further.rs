@@ -99,7 +99,9 @@ impl Further {
             .append(true)
             .open(&path)
             .with_context(|| path.display().to_string())?;
-        Command::new(std::env::current_exe()?)
+        // This very program, whatever its file has become meanwhile.
+        Command::new("/proc/self/exe")
+            .arg0(std::env::args_os().next().unwrap_or_else(|| "coxswain".into()))
             .args(["node", "--netns", &self.netns, "--spec"])
             .arg(self.spec())
             .args(["-v", &self.v.to_string()])
