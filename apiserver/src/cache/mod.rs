@@ -4,6 +4,7 @@
 //! events for watches that resume, those of shortly before its first list included. It is fed by
 //! one list and one watch of the store. What it has delivered to its watchers is always exactly what happened up to [`State::revision`].
 
+mod cuts;
 pub mod event;
 pub mod object;
 mod recall;
@@ -23,6 +24,7 @@ use store::{Change, ListRequest, SharedStore, StoreError, WatchEvent};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use cuts::Cuts;
 use recall::recall;
 
 pub use event::{Event, EventType};
@@ -39,8 +41,6 @@ const MAX_EVENTS: usize = 20_000;
 /// Stored bytes of the objects in the events kept, at most; what was made of them is a few times
 /// as large.
 const MAX_EVENT_BYTES: usize = 16 << 20;
-/// Consistent cuts remembered for the pages of lists that are under way.
-const MAX_CUTS: usize = 32;
 /// Objects in one page of the initial list from the store.
 const PAGE: usize = 5000;
 /// How often progress is asked for again while somebody waits.
@@ -111,7 +111,7 @@ pub struct Cache {
     prefix: String,
     store: SharedStore,
     state: RwLock<State>,
-    cuts: Mutex<VecDeque<Cut>>,
+    cuts: Mutex<Cuts>,
     /// The revision reached, for those who wait.
     reached: watch::Sender<u64>,
 }
@@ -176,26 +176,21 @@ impl Cache {
 
     /// The state as of a revision, when the cache still has it.
     pub fn cut_at(&self, revision: u64) -> Option<Cut> {
+        let (mut cuts, now) = (self.cuts.lock(), Instant::now());
         {
             let state = self.state.read();
-            if state.changed <= revision && revision <= state.revision {
+            let is_now = revision == state.revision;
+            let unchanged = state.changed <= revision && revision < state.revision;
+            if is_now || unchanged && cuts.lasts(revision, now) {
                 return Some(Cut { revision, objects: state.objects.clone() });
             }
         }
-        let cuts = self.cuts.lock();
-        cuts.iter().find(|cut| cut.revision == revision).cloned()
+        cuts.get(revision, now)
     }
 
     /// Remembers a cut of which more pages will be asked for.
     pub fn remember(&self, cut: &Cut) {
-        let mut cuts = self.cuts.lock();
-        if cuts.iter().any(|c| c.revision == cut.revision) {
-            return;
-        }
-        if cuts.len() >= MAX_CUTS {
-            cuts.pop_front();
-        }
-        cuts.push_back(cut.clone());
+        self.cuts.lock().remember(cut, Instant::now());
     }
 
     /// Waits until the cache has reached a revision.
