@@ -50,6 +50,20 @@ type options struct {
 	extra                                   []string
 }
 
+// selects tells whether the command line says which tests to run.
+func (o options) selects() bool {
+	return o.focus != "" || o.skip != "" || o.sig != "" || o.names != "" || o.conformance
+}
+
+// lines are the specs' names, one a line.
+func lines(specs []spec) string {
+	var b strings.Builder
+	for _, s := range specs {
+		b.WriteString(s.Name + "\n")
+	}
+	return b.String()
+}
+
 func main() {
 	var o options
 	flag.StringVar(&o.bin, "bin", "conformance/.build/bin", "folder of e2e.test, ginkgo and kubectl")
@@ -98,6 +112,11 @@ func run(o options) (green bool, err error) {
 	if err != nil {
 		return false, err
 	}
+	// A run that is resumed is of the same tests, unless others are asked for.
+	selection := filepath.Join(o.out, "selected.txt")
+	if _, err := os.Stat(selection); err == nil && o.out != "" && !o.selects() {
+		o.names = selection
+	}
 	chosen, err := choose(all, o)
 	if err != nil {
 		return false, err
@@ -112,6 +131,9 @@ func run(o options) (green bool, err error) {
 		return false, fmt.Errorf("no test is selected")
 	}
 	if err := os.MkdirAll(o.out, 0o755); err != nil {
+		return false, err
+	}
+	if err := os.WriteFile(selection, []byte(lines(chosen)), 0o644); err != nil {
 		return false, err
 	}
 	version, err := exec.Command(filepath.Join(o.bin, "e2e.test"), "-version").Output()

@@ -233,3 +233,18 @@ func TestCompare(t *testing.T) {
 		}
 	}
 }
+
+func TestFitting(t *testing.T) {
+	few := []spec{{Name: "[sig-a] one"}, {Name: "[sig-a] two"}}
+	if got := fitting(few); len(got) != 2 {
+		t.Errorf("%d of 2 fit", len(got))
+	}
+	long := spec{Name: strings.Repeat("x", 50<<10)}
+	if got := fitting([]spec{long, long, long}); len(got) != 2 {
+		t.Errorf("%d of 3 fit", len(got))
+	}
+	// One that fits nowhere is tried all the same.
+	if got := fitting([]spec{{Name: strings.Repeat("x", 200<<10)}, long}); len(got) != 1 {
+		t.Errorf("%d of 2 fit", len(got))
+	}
+}
