@@ -85,8 +85,11 @@ pub fn local_node_port(ns: &Namespace<'_>) -> anyhow::Result<()> {
                     [sleep, infinity]}]}\n";
     ns.ready(outsider, "outsider")?;
     let asked = format!("timeout 3 wget -q -O - http://{here}:{port}/peer");
-    ensure!(ns.shell("outsider", &asked).is_err(), "the node without a pod answers");
-    Ok(())
+    // Each node learns of the policy in its own time.
+    eventually("the node without a pod does not answer", SOON, || {
+        ensure!(ns.shell("outsider", &asked).is_err(), "it does");
+        Ok(())
+    })
 }
 
 /// A client that keeps its socket reaches the pods that there are now, though the kernel remembers
