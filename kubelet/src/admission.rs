@@ -3,6 +3,8 @@
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
+use apimachinery::amounts::{Amounts, Combine};
+use apimachinery::quantity::Quantity;
 use k8s_openapi::api::core::v1::{NodeSelectorTerm, Pod};
 use parking_lot::Mutex;
 
@@ -109,40 +111,41 @@ pub fn fits_system(
 /// # Errors
 /// `OutOfpods`, `OutOfcpu` and the like.
 pub fn fits(pod: &Pod, others: &[&Pod], allocatable: &List) -> Result<(), Waiting> {
-    let capacity = |name: &str| allocatable.get(name).map_or(0, |q| amount(q).milli_value());
-    if (others.len() as i64 + 1) * 1000 > capacity("pods") {
+    let capacity = |name: &str| allocatable.get(name).map(amount).unwrap_or_default();
+    let pods = capacity("pods").value();
+    if others.len() as i64 + 1 > pods {
         let message = format!(
-            "Pod was rejected: Node didn't have enough resource: pods, requested: 1, used: {}, capacity: {}",
-            others.len(),
-            capacity("pods") / 1000
+            "Pod was rejected: Node didn't have enough resource: pods, requested: 1, used: {}, capacity: {pods}",
+            others.len()
         );
         return Err(refuse("OutOfpods", message));
     }
-    let mut used: BTreeMap<String, i64> = BTreeMap::new();
+    let mut used = Amounts::new();
     for other in others {
-        for (name, n) in pod_total(other, |r| r.requests.as_ref()) {
-            *used.entry(name).or_default() += n;
-        }
+        used.add(&pod_total(other, |r| r.requests.as_ref()));
     }
     for (name, wanted) in pod_total(pod, |r| r.requests.as_ref()) {
         if is_extended(&name) && !allocatable.contains_key(&name) {
             // What this node knows nothing of is for others to count.
             continue;
         }
-        let taken = used.get(&name).copied().unwrap_or(0);
-        if wanted > 0 && taken + wanted > capacity(&name) {
-            // CPU is counted in thousandths, the rest in units.
-            let unit = if name == "cpu" { 1 } else { 1000 };
+        let taken = used.get(&name).copied().unwrap_or_default();
+        if wanted.sign() > 0 && taken + wanted > capacity(&name) {
             let message = format!(
                 "Pod was rejected: Node didn't have enough resource: {name}, requested: {}, used: {}, capacity: {}",
-                wanted / unit,
-                taken / unit,
-                capacity(&name) / unit
+                counted(&name, wanted),
+                counted(&name, taken),
+                counted(&name, capacity(&name))
             );
             return Err(refuse(format!("OutOf{name}"), message));
         }
     }
     Ok(())
+}
+
+/// An amount as messages tell it: CPU in thousandths, the rest in units.
+pub fn counted(name: &str, amount: Quantity) -> i64 {
+    if name == "cpu" { amount.milli_value() } else { amount.value() }
 }
 
 /// Whether the ports of the node that the pod takes are free.

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use apimachinery::quantity::Quantity;
 use k8s_openapi::api::core::v1::{Container, Pod};
 use parking_lot::Mutex;
 
@@ -98,7 +99,7 @@ fn exceeds(pod: &Pod, used: &Used) -> Option<String> {
             }
         }
     }
-    let total = pod_total(pod, |r| r.limits.as_ref()).get(STORAGE).map_or(0, |milli| milli / 1000);
+    let total = pod_total(pod, |r| r.limits.as_ref()).get(STORAGE).map_or(0, Quantity::value);
     let all = used.sum();
     let every = spec(pod).containers.iter().all(|c| limit(c).is_some());
     if every && total > 0 && bytes(all) > total {

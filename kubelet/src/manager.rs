@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
+use apimachinery::quantity::Quantity;
 use client::Cache;
 use k8s_openapi::api::core::v1::Pod;
 use tokio::sync::{Notify, watch};
@@ -197,8 +198,10 @@ impl Manager {
                     && !is_terminal_phase(p.status.as_ref().and_then(|s| s.phase.as_deref()))
                     && !spec(p).containers.is_empty()
             });
-            live.map(|p| pod_total(p, |r| r.requests.as_ref()).get("cpu").copied().unwrap_or(0))
-                .sum()
+            live.map(|p| {
+                pod_total(p, |r| r.requests.as_ref()).get("cpu").map_or(0, Quantity::milli_value)
+            })
+            .sum()
         };
         if let Err(error) = self.k.cgroups.balance(burstable) {
             tracing::warn!(error = format!("{error:#}"), "shares of classes not set");

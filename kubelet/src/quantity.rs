@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use apimachinery::amounts::Amounts;
 use apimachinery::quantity::{Format, Quantity as Amount};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
@@ -11,6 +12,11 @@ pub type List = BTreeMap<String, Quantity>;
 /// Reads a quantity; what the API server has accepted parses, anything else counts as zero.
 pub fn amount(quantity: &Quantity) -> Amount {
     quantity.0.parse().unwrap_or(Amount::ZERO)
+}
+
+/// The amounts of a list.
+pub fn amounts(list: Option<&List>) -> Amounts {
+    list.into_iter().flatten().map(|(name, q)| (name.clone(), amount(q))).collect()
 }
 
 /// Whole units of a resource, if the list has it.

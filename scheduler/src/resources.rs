@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::str::FromStr;
 
+use apimachinery::amounts::{Combine, of_containers};
 use apimachinery::quantity::Quantity;
 use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity as Text;
@@ -44,17 +45,8 @@ impl Resources {
         out
     }
 
-    pub fn add(&mut self, other: &Self) {
-        self.apply(other, i64::saturating_add);
-    }
-
     pub fn subtract(&mut self, other: &Self) {
         self.apply(other, i64::saturating_sub);
-    }
-
-    /// The larger of each.
-    pub fn max(&mut self, other: &Self) {
-        self.apply(other, i64::max);
     }
 
     fn apply(&mut self, other: &Self, f: fn(i64, i64) -> i64) {
@@ -65,6 +57,16 @@ impl Resources {
             let mine = self.others.entry(name.clone()).or_insert(0);
             *mine = f(*mine, *amount);
         }
+    }
+}
+
+impl Combine for Resources {
+    fn add(&mut self, more: &Self) {
+        self.apply(more, i64::saturating_add);
+    }
+
+    fn raise(&mut self, other: &Self) {
+        self.apply(other, i64::max);
     }
 }
 
@@ -80,8 +82,8 @@ pub struct PodRequests {
 /// if that is more; plus overhead (KEP-753, KEP-688; pod-level resources: KEP-2837).
 pub fn of_pod(pod: &Pod) -> PodRequests {
     let Some(spec) = &pod.spec else { return PodRequests::default() };
-    let mut asked = total(spec, &|c| requests(c));
-    let mut scored = total(spec, &|c| with_defaults(requests(c)));
+    let mut asked = total(spec, requests);
+    let mut scored = total(spec, |c| with_defaults(requests(c)));
     if let Some(pod_level) = spec.resources.as_ref().and_then(|r| r.requests.as_ref()) {
         let level = Resources::parse(Some(pod_level));
         for (name, whole) in [("cpu", level.milli_cpu), ("memory", level.memory)] {
@@ -114,26 +116,10 @@ fn with_defaults(mut requests: Resources) -> Resources {
     requests
 }
 
-fn total(spec: &PodSpec, of: &dyn Fn(&Container) -> Resources) -> Resources {
-    let mut running = Resources::default();
-    for container in &spec.containers {
-        running.add(&of(container));
-    }
-    let mut sidecars = Resources::default();
-    let mut largest = Resources::default();
-    for container in spec.init_containers.iter().flatten() {
-        let mut step = of(container);
-        if container.restart_policy.as_deref() == Some("Always") {
-            running.add(&step);
-            sidecars.add(&step);
-            largest.max(&sidecars);
-        } else {
-            step.add(&sidecars);
-            largest.max(&step);
-        }
-    }
-    running.max(&largest);
-    running
+fn total(spec: &PodSpec, of: impl Fn(&Container) -> Resources) -> Resources {
+    let is_sidecar = |c: &Container| c.restart_policy.as_deref() == Some("Always");
+    let init = spec.init_containers.iter().flatten().map(|c| (of(c), is_sidecar(c)));
+    of_containers(spec.containers.iter().map(&of), init)
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
+use apimachinery::amounts::Combine;
 use client::Key;
 use k8s_openapi::api::core::v1::{Node, Pod};
 

@@ -4,13 +4,14 @@
 
 use std::sync::Arc;
 
+use apimachinery::amounts::{Amounts, read};
 use apimachinery::gvk::GroupResource;
 use apimachinery::quantity::Quantity;
 use apimachinery::status::ApiError;
 use apimachinery::{Value, object};
 use async_trait::async_trait;
 
-use super::resource_quota::usage::{Amounts, pod_limits, pod_requests, read};
+use super::resource_quota::usage::{pod_limits, pod_requests};
 use super::{Attributes, Operation, Plugin, forbidden};
 use crate::reader::{Object, Reader};
 
@@ -43,10 +44,6 @@ impl LimitRanger {
 impl Plugin for LimitRanger {
     fn name(&self) -> &'static str {
         "LimitRanger"
-    }
-
-    fn handles(&self, operation: Operation) -> bool {
-        matches!(operation, Operation::Create | Operation::Update)
     }
 
     async fn mutate(

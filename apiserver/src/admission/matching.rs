@@ -25,6 +25,83 @@ pub struct Matched {
     pub kind: GroupVersionKind,
 }
 
+impl Matched {
+    /// The resource that a request names.
+    fn own(attributes: &Attributes<'_>) -> Self {
+        Self {
+            group: attributes.resource.group.clone(),
+            version: attributes.version.to_owned(),
+            resource: attributes.resource.resource.clone(),
+            kind: attributes.kind.clone(),
+        }
+    }
+}
+
+/// What requests a webhook, a policy or a binding of one is for.
+pub struct Criteria {
+    namespaces: LabelSelector,
+    objects: LabelSelector,
+    /// `None`: for all resources.
+    rules: Option<Vec<Value>>,
+    excluded: Vec<Value>,
+    equivalent: bool,
+}
+
+impl Criteria {
+    /// Those of an item of `webhooks`.
+    pub fn of_webhook(value: &Value) -> Self {
+        Self::read(value, Some(object::list_at(value, &["rules"]).to_vec()))
+    }
+
+    /// Those of `matchConstraints` and `matchResources`.
+    pub fn of_policy(value: &Value) -> Self {
+        let rules = object::list_at(value, &["resourceRules"]).to_vec();
+        Self::read(value, Some(rules).filter(|rules| !rules.is_empty()))
+    }
+
+    fn read(value: &Value, rules: Option<Vec<Value>>) -> Self {
+        Self {
+            namespaces: selector(value, "namespaceSelector"),
+            objects: selector(value, "objectSelector"),
+            rules,
+            excluded: object::list_at(value, &["excludeResourceRules"]).to_vec(),
+            equivalent: object::str_at(value, &["matchPolicy"]) != "Exact",
+        }
+    }
+
+    /// The resource by which they fit a request, if they do.
+    ///
+    /// # Errors
+    /// They would, but its namespace is not there.
+    pub async fn matched(
+        &self,
+        lookup: &Lookup,
+        catalog: &Catalog,
+        attributes: &Attributes<'_>,
+        object: Option<&Value>,
+    ) -> Result<Option<Matched>, ApiError> {
+        let in_namespace = namespace_selected(&self.namespaces, lookup, attributes, object).await;
+        if matches!(in_namespace, Ok(false))
+            || !object_selected(&self.objects, object, attributes.old)
+        {
+            return Ok(None);
+        }
+        let fit = |rules| matched(rules, self.equivalent, catalog, attributes, object);
+        if fit(&self.excluded).is_some() {
+            return Ok(None);
+        }
+        let found = match &self.rules {
+            Some(rules) => fit(rules),
+            None => Some(Matched::own(attributes)),
+        };
+        // Only what is for the request may fail it.
+        if found.is_some() {
+            in_namespace?;
+        }
+        Ok(found)
+    }
+}
+
 /// Objects that say how admission works are not subject to what they say.
 pub fn is_exempt(attributes: &Attributes<'_>) -> bool {
     attributes.kind.group == GROUP
@@ -66,7 +143,7 @@ pub fn namespace<'a>(attributes: &'a Attributes<'_>, object: Option<&'a Value>) 
 
 /// Whether a rule (`operations`, `apiGroups`, `apiVersions`, `resources`, `scope`) fits a request
 /// of a resource.
-pub fn rule_fits(
+fn rule_fits(
     rule: &Value,
     attributes: &Attributes<'_>,
     namespace: &str,
@@ -122,8 +199,8 @@ fn equivalents(catalog: &Catalog, attributes: &Attributes<'_>) -> Vec<Matched> {
 }
 
 /// The resource by which the first of some rules fits a request: its own, or, if `equivalent`,
-/// one that is the same in another version. `names`: rules may name objects.
-pub fn matched(
+/// one that is the same in another version.
+fn matched(
     rules: &[Value],
     equivalent: bool,
     catalog: &Catalog,
@@ -138,12 +215,7 @@ pub fn matched(
     };
     let own = (group.as_str(), attributes.version, resource.as_str());
     if rules.iter().any(|rule| rule_fits(rule, attributes, namespace, own) && named(rule)) {
-        return Some(Matched {
-            group: group.clone(),
-            version: attributes.version.to_owned(),
-            resource: resource.clone(),
-            kind: attributes.kind.clone(),
-        });
+        return Some(Matched::own(attributes));
     }
     if !equivalent {
         return None;
@@ -161,7 +233,7 @@ pub fn matched(
 ///
 /// # Errors
 /// There is no such namespace.
-pub async fn namespace_selected(
+async fn namespace_selected(
     selector: &LabelSelector,
     lookup: &Lookup,
     attributes: &Attributes<'_>,
@@ -198,11 +270,7 @@ pub async fn find_namespace(lookup: &Lookup, name: &str) -> Option<crate::reader
 }
 
 /// Whether one of a request's objects has the labels that a selector wants.
-pub fn object_selected(
-    selector: &LabelSelector,
-    object: Option<&Value>,
-    old: Option<&Value>,
-) -> bool {
+fn object_selected(selector: &LabelSelector, object: Option<&Value>, old: Option<&Value>) -> bool {
     let has_labels = |o: &Value| o.get("metadata").is_some_and(Value::is_object);
     let selected = |o: Option<&Value>| {
         o.is_some_and(|o| !o.is_null() && has_labels(o) && selector.matches_object(o))
@@ -210,7 +278,8 @@ pub fn object_selected(
     selector.is_everything() || selected(object) || selected(old)
 }
 
-/// A selector of a webhook or policy. Absent is everything; one that cannot be read fits nothing.
+/// A selector of a webhook or policy. Absent is everything; so is one that cannot be read, which
+/// validation does not let in: what guards is rather asked too often than not at all.
 pub fn selector(of: &Value, field: &str) -> LabelSelector {
     let everything = || LabelSelector::new(Vec::new());
     match LabelSelector::from_json(of.get(field)) {

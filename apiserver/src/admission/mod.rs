@@ -130,7 +130,10 @@ pub trait Plugin: Send + Sync + 'static {
     /// Upstream's name (`NamespaceLifecycle`).
     fn name(&self) -> &'static str;
 
-    fn handles(&self, operation: Operation) -> bool;
+    /// What it is asked about.
+    fn handles(&self, operation: Operation) -> bool {
+        matches!(operation, Operation::Create | Operation::Update)
+    }
 
     /// May change the object. Runs before validation.
     async fn mutate(

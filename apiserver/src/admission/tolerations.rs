@@ -6,7 +6,7 @@ use apimachinery::{Value, object};
 use async_trait::async_trait;
 use serde_json::json;
 
-use super::{Attributes, Operation, Plugin};
+use super::{Attributes, Plugin};
 
 pub const NOT_READY: &str = "node.kubernetes.io/not-ready";
 pub const UNREACHABLE: &str = "node.kubernetes.io/unreachable";
@@ -32,10 +32,6 @@ fn field<'a>(toleration: &'a Value, name: &str) -> &'a str {
 impl Plugin for DefaultTolerationSeconds {
     fn name(&self) -> &'static str {
         "DefaultTolerationSeconds"
-    }
-
-    fn handles(&self, operation: Operation) -> bool {
-        matches!(operation, Operation::Create | Operation::Update)
     }
 
     async fn mutate(

@@ -155,10 +155,6 @@ impl admission::Plugin for Plugin {
         "RBACEscalation"
     }
 
-    fn handles(&self, operation: Operation) -> bool {
-        matches!(operation, Operation::Create | Operation::Update)
-    }
-
     async fn mutate(
         &self,
         a: &admission::Attributes<'_>,

@@ -5,6 +5,7 @@
 //! by its [`schema`] (what upstream's typed structs would encode). [`object`] reads and writes
 //! its metadata.
 
+pub mod amounts;
 pub mod codec;
 pub mod field;
 pub mod gvk;

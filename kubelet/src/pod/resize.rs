@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::plan::{Kill, KillReason, Plan};
 use super::resources::{PodLimits, pod_total};
-use crate::admission::fits;
+use crate::admission::{counted, fits};
 use crate::objects::{init_containers, is_static, spec};
 use crate::quantity::{List, amount};
 use crate::runtime::{PodView, State};
@@ -117,14 +117,14 @@ pub fn judge(pod: &Pod, others: &[&Pod], allocatable: &List) -> Result<(), Pendi
         return infeasible("In-place resize of static-pods is not supported".to_owned());
     }
     let wanted = pod_total(pod, |r| r.requests.as_ref());
-    for (name, unit) in [("memory", 1000), ("cpu", 1)] {
-        let wanted = wanted.get(name).copied().unwrap_or(0);
-        let capacity = allocatable.get(name).map_or(0, |q| amount(q).milli_value());
+    for name in ["memory", "cpu"] {
+        let wanted = wanted.get(name).copied().unwrap_or_default();
+        let capacity = allocatable.get(name).map(amount).unwrap_or_default();
         if wanted > capacity {
             return infeasible(format!(
                 "Node didn't have enough capacity: {name}, requested: {}, capacity: {}",
-                wanted / unit,
-                capacity / unit
+                counted(name, wanted),
+                counted(name, capacity)
             ));
         }
     }

@@ -1,12 +1,12 @@
 //! Quality of service and the cgroup settings that follow from requests and limits.
 
-use std::collections::BTreeMap;
-
+use apimachinery::amounts::{Amounts, Combine, of_containers};
+use apimachinery::quantity::Quantity;
 use k8s_cri::v1::LinuxContainerResources;
 use k8s_openapi::api::core::v1::{Container, Pod, ResourceRequirements};
 
 use crate::objects::{init_containers, is_sidecar, spec};
-use crate::quantity::{List, amount, millis, value};
+use crate::quantity::{List, amounts, millis, value};
 
 /// Least `cpu.shares`.
 const MIN_SHARES: i64 = 2;
@@ -141,49 +141,12 @@ pub fn container_resources(
 
 /// What a pod asks for in all: the largest of what its containers need at any one time, or the
 /// pod's own request where it has one.
-pub fn pod_total(
-    pod: &Pod,
-    pick: impl Fn(&ResourceRequirements) -> Option<&List>,
-) -> BTreeMap<String, i64> {
-    let of = |c: &Container| -> BTreeMap<String, i64> {
-        let list = c.resources.as_ref().and_then(&pick);
-        let amounts = list.into_iter().flatten();
-        amounts.map(|(name, q)| (name.clone(), amount(q).milli_value())).collect()
-    };
-    let add = |into: &mut BTreeMap<String, i64>, from: &BTreeMap<String, i64>| {
-        for (name, n) in from {
-            *into.entry(name.clone()).or_default() += n;
-        }
-    };
-    let (mut total, mut sidecars, mut peak) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
-    for container in &spec(pod).containers {
-        add(&mut total, &of(container));
-    }
-    for container in init_containers(pod) {
-        let mut at_once = sidecars.clone();
-        add(&mut at_once, &of(container));
-        if is_sidecar(container) {
-            sidecars = at_once.clone();
-        }
-        for (name, n) in at_once {
-            let highest = peak.entry(name).or_insert(0);
-            *highest = n.max(*highest);
-        }
-    }
-    add(&mut total, &sidecars);
-    for (name, n) in peak {
-        let sum = total.entry(name).or_insert(0);
-        *sum = n.max(*sum);
-    }
-    if let Some(list) = spec(pod).resources.as_ref().and_then(&pick) {
-        for (name, q) in list {
-            total.insert(name.clone(), amount(q).milli_value());
-        }
-    }
-    let overhead = spec(pod).overhead.iter().flatten();
-    for (name, q) in overhead {
-        *total.entry(name.clone()).or_default() += amount(q).milli_value();
-    }
+pub fn pod_total(pod: &Pod, pick: impl Fn(&ResourceRequirements) -> Option<&List>) -> Amounts {
+    let of = |c: &Container| amounts(c.resources.as_ref().and_then(&pick));
+    let init = init_containers(pod).iter().map(|c| (of(c), is_sidecar(c)));
+    let mut total = of_containers(spec(pod).containers.iter().map(of), init);
+    total.extend(amounts(spec(pod).resources.as_ref().and_then(&pick)));
+    total.add(&amounts(spec(pod).overhead.as_ref()));
     total
 }
 
@@ -208,10 +171,10 @@ pub fn pod_limits(pod: &Pod, how: Limiting) -> PodLimits {
                 value(list, name).is_some_and(|v| v > 0)
             })
     };
-    let milli_limit = limits.get("cpu").copied().unwrap_or(0);
-    let milli_request = requests.get("cpu").copied().unwrap_or(milli_limit);
+    let milli_limit = limits.get("cpu").map_or(0, Quantity::milli_value);
+    let milli_request = requests.get("cpu").map_or(milli_limit, Quantity::milli_value);
     let quota = (how.enforce_quota && limited("cpu")).then(|| quota(milli_limit, how.period));
-    let memory = limited("memory").then(|| limits.get("memory").copied().unwrap_or(0) / 1000);
+    let memory = limited("memory").then(|| limits.get("memory").map_or(0, Quantity::value));
     if qos_class(pod) == "BestEffort" {
         return PodLimits { shares: MIN_SHARES, ..PodLimits::default() };
     }
@@ -262,6 +225,6 @@ mod tests {
             ],
             "containers": [{"name": "a", "resources": {"requests": {"cpu": "2"}}}],
         }));
-        assert_eq!(pod_total(&pod, |r| r.requests.as_ref())["cpu"], 4000);
+        assert_eq!(pod_total(&pod, |r| r.requests.as_ref())["cpu"].value(), 4);
     }
 }

@@ -3,6 +3,7 @@
 use std::cmp::Reverse;
 use std::sync::Arc;
 
+use apimachinery::quantity::Quantity;
 use k8s_openapi::api::core::v1::{Container, Pod};
 
 use super::judge::Observations;
@@ -30,7 +31,7 @@ pub fn is_critical(pod: &Pod) -> bool {
 /// What a pod asked for of a resource, in whole units.
 fn request(pod: &Pod, resource: &str) -> u64 {
     let total = pod_total(pod, |r| r.requests.as_ref());
-    let whole = total.get(resource).map_or(0, |milli| milli / 1000);
+    let whole = total.get(resource).map_or(0, Quantity::value);
     u64::try_from(whole).unwrap_or(0)
 }
 

@@ -13,7 +13,7 @@ use apimachinery::{Value, object};
 use async_trait::async_trait;
 
 use super::lookup::Lookup;
-use super::{Attributes, Operation, Plugin, pods};
+use super::{Attributes, Plugin, pods};
 
 const LABEL: &str = "pod-security.kubernetes.io/";
 /// At most so many pods are looked at when a namespace's policy gets stricter.
@@ -310,10 +310,6 @@ impl Plugin for PodSecurity {
         "PodSecurity"
     }
 
-    fn handles(&self, operation: Operation) -> bool {
-        matches!(operation, Operation::Create | Operation::Update)
-    }
-
     async fn validate(
         &self,
         a: &Attributes<'_>,
@@ -354,6 +350,7 @@ impl Plugin for PodSecurity {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Operation;
     use super::super::testing::Write;
     use super::*;
     use crate::authorization::testing::Memory;

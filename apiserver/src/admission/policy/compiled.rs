@@ -6,8 +6,8 @@ use std::sync::Arc;
 use apimachinery::{Value, object};
 use parking_lot::Mutex;
 
-use super::Criteria;
 use super::environment::{Composition, Declared, compile, environment};
+use crate::admission::matching::Criteria;
 use crate::cel::{Activation, Budget, EvalError, Fields, Program, Type, Val};
 use crate::reader::Object;
 
@@ -81,7 +81,7 @@ impl Policy {
             .collect();
         let constraints = spec.get("matchConstraints").unwrap_or(&Value::Null);
         Self {
-            criteria: Criteria::read(constraints),
+            criteria: Criteria::of_policy(constraints),
             ignores_failures: object::str_at(spec, &["failurePolicy"]) == "Ignore",
             conditions,
             variables,

@@ -10,14 +10,13 @@ pub mod typecheck;
 use std::sync::Arc;
 
 use apimachinery::gvk::{GroupResource, split_api_version};
-use apimachinery::selector::LabelSelector;
 use apimachinery::status::ApiError;
 use apimachinery::{Value, object};
 use async_trait::async_trait;
 use parking_lot::Mutex;
 
 use super::expressions::{self, Conditions, Evaluator, Subject};
-use super::matching::{self, GROUP, Matched};
+use super::matching::{self, Criteria, GROUP, Matched};
 use super::webhook::Shared;
 use super::{Attributes, Operation, Plugin, forbidden};
 use crate::cel::{Budget, POLICY_BUDGET, Val, authz};
@@ -32,23 +31,6 @@ struct Binding {
     value: Object,
     /// `matchResources`, if it has them.
     criteria: Option<Criteria>,
-}
-
-/// What requests a policy or a binding is for.
-pub(super) struct Criteria {
-    value: Value,
-    namespaces: LabelSelector,
-    objects: LabelSelector,
-}
-
-impl Criteria {
-    fn read(value: &Value) -> Self {
-        Self {
-            namespaces: matching::selector(value, "namespaceSelector"),
-            objects: matching::selector(value, "objectSelector"),
-            value: value.clone(),
-        }
-    }
 }
 
 /// Policies with their bindings, as of some versions of both.
@@ -96,7 +78,7 @@ impl ValidatingPolicies {
                     value: b.clone(),
                     criteria: object::get(b, &["spec", "matchResources"])
                         .filter(|m| m.is_object())
-                        .map(Criteria::read),
+                        .map(Criteria::of_policy),
                 })
                 .collect();
             // What is bound to nothing decides nothing.
@@ -124,34 +106,8 @@ impl ValidatingPolicies {
         attributes: &Attributes<'_>,
         object: Option<&Value>,
     ) -> Result<Option<Matched>, ApiError> {
-        let lookup = &self.shared.lookup;
-        let in_namespace =
-            matching::namespace_selected(&criteria.namespaces, lookup, attributes, object).await;
-        if matches!(in_namespace, Ok(false))
-            || !matching::object_selected(&criteria.objects, object, attributes.old)
-        {
-            return Ok(None);
-        }
         let catalog = self.shared.caches.catalog();
-        let equivalent = object::str_at(&criteria.value, &["matchPolicy"]) != "Exact";
-        let rules = |field| object::list_at(&criteria.value, &[field]);
-        let fit = |rules| matching::matched(rules, equivalent, &catalog, attributes, object);
-        if fit(rules("excludeResourceRules")).is_some() {
-            return Ok(None);
-        }
-        let found = match rules("resourceRules") {
-            [] => Some(Matched {
-                group: attributes.resource.group.clone(),
-                version: attributes.version.to_owned(),
-                resource: attributes.resource.resource.clone(),
-                kind: attributes.kind.clone(),
-            }),
-            rules => fit(rules),
-        };
-        if found.is_some() {
-            in_namespace?;
-        }
-        Ok(found)
+        criteria.matched(&self.shared.lookup, &catalog, attributes, object).await
     }
 
     /// The parameters of a binding for a request; one that is `None` for a policy without.

@@ -1,5 +1,6 @@
 //! Where quotas' statuses are written.
 
+use apimachinery::amounts::Amounts;
 use apimachinery::patch::apply::{Manager, track_update_typed};
 use apimachinery::status::ApiError;
 use apimachinery::{Value, object};
@@ -7,7 +8,6 @@ use async_trait::async_trait;
 use store::{Expect, Outcome};
 
 use super::to_list;
-use super::usage::Amounts;
 use crate::api::rfc3339;
 use crate::reader::Caches;
 use crate::verbs::write::store_error;

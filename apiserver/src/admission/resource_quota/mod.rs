@@ -12,6 +12,7 @@ use std::collections::BTreeSet;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::Arc;
 
+use apimachinery::amounts::{Amounts, read};
 use apimachinery::gvk::GroupResource;
 use apimachinery::status::ApiError;
 use apimachinery::{Value, object};
@@ -21,7 +22,7 @@ use serde_json::json;
 use tokio::sync::Mutex;
 
 use self::ledger::Ledger;
-use self::usage::{Amounts, Counted, attributes_classes, is_terminating, read, scopes};
+use self::usage::{Counted, attributes_classes, is_terminating, scopes};
 use super::lookup::Lookup;
 use super::{Attributes, Operation, Plugin, forbidden};
 use crate::authentication::Clock;
@@ -117,10 +118,6 @@ impl ResourceQuota {
 impl Plugin for ResourceQuota {
     fn name(&self) -> &'static str {
         "ResourceQuota"
-    }
-
-    fn handles(&self, operation: Operation) -> bool {
-        matches!(operation, Operation::Create | Operation::Update)
     }
 
     async fn validate(

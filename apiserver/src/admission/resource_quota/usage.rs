@@ -3,16 +3,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use apimachinery::amounts::{Amounts, Combine, quantity, read};
 use apimachinery::quantity::{Format, Quantity};
 use apimachinery::{Value, object};
 use jiff::{SignedDuration, Timestamp};
 
-use crate::registry::kinds::check::quantity;
 use crate::registry::kinds::pods::qos_class;
-use crate::registry::kinds::resources::{is_hugepages, is_native, is_sidecar};
-
-/// Amounts by name.
-pub type Amounts = BTreeMap<String, Quantity>;
+use crate::registry::kinds::resources::{is_hugepages, is_native, of_spec};
 
 /// Devices that a claim for "all" may get.
 const ALL_DEVICES: i64 = 32;
@@ -36,30 +33,8 @@ const OF_PODS: [&str; 11] = [
 const MUST_SAY: [&str; 6] =
     ["cpu", "limits.cpu", "limits.memory", "memory", "requests.cpu", "requests.memory"];
 
-/// A ResourceList.
-pub fn read(list: Option<&Value>) -> Amounts {
-    let entries = list.and_then(Value::as_object).into_iter().flatten();
-    entries.filter_map(|(name, amount)| Some((name.clone(), quantity(amount)?))).collect()
-}
-
 pub fn units(n: usize) -> Quantity {
     Quantity::from_units(i64::try_from(n).unwrap_or(i64::MAX), Format::DecimalSI)
-}
-
-fn add(into: &mut Amounts, from: &Amounts) {
-    for (name, amount) in from {
-        match into.get_mut(name) {
-            Some(have) => *have += *amount,
-            None => drop(into.insert(name.clone(), *amount)),
-        }
-    }
-}
-
-fn raise(into: &mut Amounts, from: &Amounts) {
-    for (name, amount) in from {
-        let have = into.entry(name.clone()).or_insert(*amount);
-        *have = (*have).max(*amount);
-    }
 }
 
 /// What all containers ask for; of those that are being resized, with `granted`, the most of what
@@ -72,30 +47,14 @@ fn of_containers(pod: &Value, field: &str, granted: bool) -> Amounts {
         let status =
             statuses.iter().flat_map(|s| s.iter()).find(|s| s["name"] == container["name"]);
         if let Some(status) = status.filter(|_| granted) {
-            raise(&mut asked, &read(object::get(status, &["resources", field])));
+            asked.raise(&read(object::get(status, &["resources", field])));
             if field == "requests" {
-                raise(&mut asked, &read(status.get("allocatedResources")));
+                asked.raise(&read(status.get("allocatedResources")));
             }
         }
         asked
     };
-    let mut total = Amounts::new();
-    for container in object::list_at(pod, &["spec", "containers"]) {
-        add(&mut total, &of(container));
-    }
-    let (mut sidecars, mut peak) = (Amounts::new(), Amounts::new());
-    for container in object::list_at(pod, &["spec", "initContainers"]) {
-        let mut moment = of(container);
-        if is_sidecar(container) {
-            add(&mut total, &moment);
-            add(&mut sidecars, &moment);
-            moment = sidecars.clone();
-        } else {
-            add(&mut moment, &sidecars);
-        }
-        raise(&mut peak, &moment);
-    }
-    raise(&mut total, &peak);
+    let mut total = of_spec(pod.get("spec").unwrap_or(&Value::Null), of);
     // What the pod says of itself as a whole goes before.
     for (name, amount) in read(object::get(pod, &["spec", "resources", field])) {
         if matches!(name.as_str(), "cpu" | "memory") || granted && is_hugepages(&name) {
@@ -109,7 +68,7 @@ fn of_containers(pod: &Value, field: &str, granted: bool) -> Amounts {
 pub fn pod_requests(pod: &Value, whole: bool) -> Amounts {
     let mut total = of_containers(pod, "requests", whole);
     if whole {
-        add(&mut total, &read(object::get(pod, &["spec", "overhead"])));
+        total.add(&read(object::get(pod, &["spec", "overhead"])));
     }
     total
 }
@@ -355,9 +314,9 @@ fn of_device_claim(claim: &Value) -> Amounts {
         let alternatives = object::list_at(request, &["firstAvailable"]);
         for one in alternatives.iter().chain(request.get("exactly")) {
             let amount = Quantity::from_units(count(one), Format::DecimalSI);
-            raise(&mut worst, &Amounts::from([(name(one), amount)]));
+            worst.raise(&Amounts::from([(name(one), amount)]));
         }
-        add(&mut used, &worst);
+        used.add(&worst);
     }
     used
 }

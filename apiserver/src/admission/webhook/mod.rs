@@ -10,7 +10,6 @@ use apimachinery::codec::{Schema, canonicalize};
 use apimachinery::gvk::GroupResource;
 use apimachinery::patch::json as json_patch;
 use apimachinery::schema::Registry;
-use apimachinery::selector::LabelSelector;
 use apimachinery::status::ApiError;
 use apimachinery::{Value, object};
 use async_trait::async_trait;
@@ -18,7 +17,7 @@ use parking_lot::Mutex;
 
 use super::expressions::{self, Conditions, Evaluator, Subject};
 use super::lookup::Lookup;
-use super::matching::{self, GROUP, Matched};
+use super::matching::{self, Criteria, GROUP, Matched};
 use super::policy::environment::{Declared, compile, environment};
 use super::{Attributes, Operation, Plugin};
 use crate::authorization::Authorizer;
@@ -33,8 +32,7 @@ struct Hook {
     id: String,
     name: String,
     value: Value,
-    namespaces: LabelSelector,
-    objects: LabelSelector,
+    criteria: Criteria,
     conditions: Vec<Result<Program, String>>,
     timeout: Duration,
     ignores_failures: bool,
@@ -52,18 +50,13 @@ impl Hook {
         let seconds = object::int_at(value, &["timeoutSeconds"]).unwrap_or(10);
         Self {
             id: format!("{configuration}/{name}/{at}"),
-            namespaces: matching::selector(value, "namespaceSelector"),
-            objects: matching::selector(value, "objectSelector"),
+            criteria: Criteria::of_webhook(value),
             conditions,
             timeout: Duration::from_secs(u64::try_from(seconds).unwrap_or(10)),
             ignores_failures: text("failurePolicy") == "Ignore",
             name,
             value: value.clone(),
         }
-    }
-
-    fn rules(&self) -> &[Value] {
-        object::list_at(&self.value, &["rules"])
     }
 }
 
@@ -127,20 +120,10 @@ impl Hooks {
         attributes: &Attributes<'_>,
         object: Option<&Value>,
     ) -> Result<Option<Matched>, ApiError> {
-        let lookup = &self.shared.lookup;
-        let in_namespace =
-            matching::namespace_selected(&hook.namespaces, lookup, attributes, object).await;
-        if matches!(in_namespace, Ok(false))
-            || !matching::object_selected(&hook.objects, object, attributes.old)
-        {
-            return Ok(None);
-        }
         let catalog = self.shared.caches.catalog();
-        let equivalent = object::str_at(&hook.value, &["matchPolicy"]) == "Equivalent";
-        let found = matching::matched(hook.rules(), equivalent, &catalog, attributes, object);
+        let lookup = &self.shared.lookup;
+        let found = hook.criteria.matched(lookup, &catalog, attributes, object).await?;
         let Some(found) = found else { return Ok(None) };
-        // Only what is for the request may fail it.
-        in_namespace?;
         if hook.conditions.is_empty() {
             return Ok(Some(found));
         }

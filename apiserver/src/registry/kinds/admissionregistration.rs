@@ -6,7 +6,7 @@ use apimachinery::{names, object};
 
 use super::admission_policies;
 use super::cells::{age_column, column, count, named};
-use super::check::{At, Seen, label_selector, same, supported};
+use super::check::{At, Seen, label_selector, same, service_reference, supported};
 use super::row::Rows;
 use super::{checked, default_absent, each};
 use crate::admission::policy::environment::{Declared, compile, environment};
@@ -268,18 +268,7 @@ fn webhook_url(errors: &mut ErrorList, at: &At<'_>) {
 }
 
 fn webhook_service(errors: &mut ErrorList, service: &At<'_>) {
-    for field in ["name", "namespace"] {
-        let at = service.at(field);
-        if at.is_empty() {
-            errors.push(at.required(""));
-        }
-    }
-    let port = service.at("port");
-    let wrong = names::port_number(port.int());
-    if !wrong.is_empty() {
-        let text = format!("port is not valid: {}", wrong.join(", "));
-        errors.push(port.invalid_as(port.int(), text));
-    }
+    service_reference(errors, service, ["name", "namespace"]);
     let path = service.at("path");
     let text = path.str();
     if matches!(text, "" | "/") {

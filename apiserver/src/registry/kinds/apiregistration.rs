@@ -6,7 +6,7 @@ use apimachinery::{names, object};
 use serde_json::json;
 
 use super::cells::{age_column, column, named};
-use super::check::{At, supported};
+use super::check::{At, service_reference, supported};
 use super::row::Rows;
 use super::{STATUS, checked, default_absent, keep};
 use crate::registry::{Context, Strategy};
@@ -132,18 +132,7 @@ fn errors_of(root: &At<'_>, errors: &mut ErrorList) {
         }
         return;
     }
-    for field in ["namespace", "name"] {
-        let at = service.at(field);
-        if at.is_empty() {
-            errors.push(at.required(""));
-        }
-    }
-    let port = service.at("port");
-    let wrong = names::port_number(port.int());
-    if !wrong.is_empty() {
-        let text = format!("port is not valid: {}", wrong.join(", "));
-        errors.push(port.invalid_as(port.int(), text));
-    }
+    service_reference(errors, &service, ["namespace", "name"]);
     if insecure.bool() && !bundle.is_empty() {
         errors.push(insecure.invalid("may not be true if caBundle is present"));
     }

@@ -3,6 +3,7 @@
 
 use std::borrow::Cow;
 
+use apimachinery::amounts::quantity;
 use apimachinery::field::ErrorList;
 use apimachinery::gvk::split_api_version;
 use apimachinery::object::{self, set};
@@ -10,7 +11,7 @@ use apimachinery::{Value, names};
 use serde_json::{Map, json};
 
 use super::cells::{age_column, column, named};
-use super::check::{At, invalid_each, nonnegative, quantity, supported};
+use super::check::{At, invalid_each, nonnegative, supported};
 use super::resources::container_resource_name;
 use super::row::Rows;
 use super::{STATUS, checked, child, default_absent, keep};

@@ -3,6 +3,7 @@
 
 use std::collections::HashSet;
 
+use apimachinery::amounts::quantity;
 use apimachinery::field::{ErrorList, FieldError, Path};
 use apimachinery::quantity::Quantity;
 use apimachinery::{Map, Value, names};
@@ -194,12 +195,20 @@ pub fn same(a: &Value, b: &Value) -> bool {
     }
 }
 
-/// A quantity in JSON: a string, or a number.
-pub fn quantity(value: &Value) -> Option<Quantity> {
-    match value {
-        Value::String(s) => s.parse().ok(),
-        Value::Number(n) => n.to_string().parse().ok(),
-        _ => None,
+/// A service that the API server is to call: `required` fields in the order of their errors, and
+/// the port.
+pub fn service_reference(errors: &mut ErrorList, service: &At<'_>, required: [&str; 2]) {
+    for field in required {
+        let at = service.at(field);
+        if at.is_empty() {
+            errors.push(at.required(""));
+        }
+    }
+    let port = service.at("port");
+    let wrong = names::port_number(port.int());
+    if !wrong.is_empty() {
+        let text = format!("port is not valid: {}", wrong.join(", "));
+        errors.push(port.invalid_as(port.int(), text));
     }
 }
 

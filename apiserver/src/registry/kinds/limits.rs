@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 
+use apimachinery::amounts::quantity;
 use apimachinery::field::ErrorList;
 use apimachinery::object::{self, set};
 use apimachinery::quantity::Quantity;
@@ -10,7 +11,7 @@ use apimachinery::{Value, names};
 use serde_json::json;
 
 use super::cells::{age_column, column, named};
-use super::check::{At, Seen, quantity};
+use super::check::{At, Seen};
 use super::resources::{self, compare};
 use super::row::Rows;
 use super::{STATUS, checked, child, each, keep};

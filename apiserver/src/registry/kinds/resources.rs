@@ -1,52 +1,12 @@
 //! Amounts of resources: which names there are, how requests and limits must fit, and sums over
 //! the containers of a pod.
 
-use std::collections::BTreeMap;
-
+use apimachinery::amounts::{self, Amounts, quantity};
 use apimachinery::field::{ErrorList, FieldError};
 use apimachinery::quantity::Quantity;
 use apimachinery::{Value, names, object};
 
-use super::check::{At, Seen, quantity};
-
-/// An exact sum, in thousandths.
-#[derive(Clone, Copy, Debug)]
-pub struct Amount {
-    millis: i64,
-    format: apimachinery::quantity::Format,
-}
-
-impl Amount {
-    fn of(quantity: Quantity) -> Self {
-        Self { millis: quantity.milli_value(), format: quantity.format() }
-    }
-
-    pub fn millis(self) -> i64 {
-        self.millis
-    }
-
-    /// Nothing, written as this amount is.
-    pub fn zero(self) -> Self {
-        Self { millis: 0, ..self }
-    }
-
-    pub fn plus(self, other: Self) -> Self {
-        Self { millis: self.millis.saturating_add(other.millis), ..self }
-    }
-}
-
-impl std::fmt::Display for Amount {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let quantity = match self.millis % 1000 {
-            0 => Quantity::from_units(self.millis / 1000, self.format),
-            _ => Quantity::from_millis(self.millis, self.format),
-        };
-        quantity.fmt(f)
-    }
-}
-
-/// Amounts by name of the resource.
-pub type Amounts = BTreeMap<String, Amount>;
+use super::check::{At, Seen};
 
 pub fn is_hugepages(name: &str) -> bool {
     name.starts_with("hugepages-")
@@ -283,52 +243,11 @@ pub fn aggregate_limits(spec: &Value) -> Amounts {
 }
 
 fn aggregate(spec: &Value, field: &str) -> Amounts {
-    let of = |container: &Value| amounts(object::get(container, &["resources", field]));
-    let mut total = Amounts::new();
-    for container in object::list_at(spec, &["containers"]) {
-        add(&mut total, &of(container));
-    }
-    let mut sidecars = Amounts::new();
-    let mut peak = Amounts::new();
-    for container in object::list_at(spec, &["initContainers"]) {
-        let mut moment = of(container);
-        if is_sidecar(container) {
-            add(&mut total, &moment);
-            add(&mut sidecars, &moment);
-            moment = sidecars.clone();
-        } else {
-            add(&mut moment, &sidecars);
-        }
-        raise(&mut peak, &moment);
-    }
-    raise(&mut total, &peak);
-    total
+    of_spec(spec, |container| amounts::read(object::get(container, &["resources", field])))
 }
 
-/// The amounts of a ResourceList.
-pub fn amounts(list: Option<&Value>) -> Amounts {
-    let Some(Value::Object(map)) = list else { return Amounts::new() };
-    map.iter().filter_map(|(k, v)| Some((k.clone(), Amount::of(quantity(v)?)))).collect()
-}
-
-fn add(total: &mut Amounts, more: &Amounts) {
-    for (name, amount) in more {
-        total
-            .entry(name.clone())
-            .and_modify(|a| a.millis = a.millis.saturating_add(amount.millis))
-            .or_insert(*amount);
-    }
-}
-
-fn raise(total: &mut Amounts, other: &Amounts) {
-    for (name, amount) in other {
-        total
-            .entry(name.clone())
-            .and_modify(|a| {
-                if amount.millis > a.millis {
-                    *a = *amount;
-                }
-            })
-            .or_insert(*amount);
-    }
+/// What the containers of a pod need together, by what each one does.
+pub fn of_spec(spec: &Value, of: impl Fn(&Value) -> Amounts) -> Amounts {
+    let init = object::list_at(spec, &["initContainers"]).iter().map(|c| (of(c), is_sidecar(c)));
+    amounts::of_containers(object::list_at(spec, &["containers"]).iter().map(&of), init)
 }

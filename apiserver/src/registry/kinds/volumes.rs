@@ -1,5 +1,6 @@
 //! PersistentVolumes and PersistentVolumeClaims.
 
+use apimachinery::amounts::quantity;
 use apimachinery::field::{ErrorList, FieldError};
 use apimachinery::object::{self, set};
 use apimachinery::quantity::Quantity;
@@ -7,7 +8,7 @@ use apimachinery::{Value, names};
 use serde_json::json;
 
 use super::cells::{age_column, column, named, wide};
-use super::check::{At, immutable, invalid_each, quantity, same, supported, supported_if_set};
+use super::check::{At, immutable, invalid_each, same, supported, supported_if_set};
 use super::pods::volumes as sources;
 use super::resources::{self, compare};
 use super::row::Rows;

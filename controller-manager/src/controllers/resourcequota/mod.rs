@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use apimachinery::amounts::{Amounts, Combine};
 use client::cache::Cacheable;
 use client::{Cache, Caches, Key, Queue};
 use jiff::Timestamp;
@@ -30,7 +31,7 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity as Text;
 use parking_lot::Mutex;
 
 use self::others::Others;
-use self::usage::{Amounts, add, units};
+use self::usage::units;
 use crate::action::{Action, Plan};
 use crate::runner::{Context, Controller};
 
@@ -236,12 +237,12 @@ pub fn plan(quota: &ResourceQuota, view: &View, now: Timestamp) -> Plan {
     let scopes = usage::scopes(spec);
     let mut all = Amounts::new();
     for pod in view.pods.iter().filter(|p| usage::covers(&scopes, p)) {
-        add(&mut all, usage::of_pod(pod, now));
+        all.add(&usage::of_pod(pod, now));
     }
     // Scopes are about pods alone: nothing else is in any.
     if scopes.is_empty() {
-        view.services.iter().flatten().for_each(|s| add(&mut all, usage::of_service(s)));
-        view.claims.iter().flatten().for_each(|c| add(&mut all, usage::of_claim(c)));
+        view.services.iter().flatten().for_each(|s| all.add(&usage::of_service(s)));
+        view.claims.iter().flatten().for_each(|c| all.add(&usage::of_claim(c)));
         all.extend(view.counts.iter().map(|(name, n)| (name.clone(), units(*n))));
     }
     let old = quota.status.clone().unwrap_or_default();

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::str::FromStr;
 
+use apimachinery::amounts::{Amounts, Combine, of_containers};
 use apimachinery::quantity::{Format, Quantity};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{
@@ -10,9 +11,6 @@ use k8s_openapi::api::core::v1::{
     ScopedResourceSelectorRequirement, Service,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity as Text;
-
-/// Amounts by name.
-pub type Amounts = BTreeMap<String, Quantity>;
 
 pub fn units(n: usize) -> Quantity {
     Quantity::from_units(i64::try_from(n).unwrap_or(i64::MAX), Format::DecimalSI)
@@ -23,37 +21,10 @@ fn read(list: Option<&BTreeMap<String, Text>>) -> Amounts {
     all.filter_map(|(name, text)| Some((name.clone(), Quantity::from_str(&text.0).ok()?))).collect()
 }
 
-pub fn add(into: &mut Amounts, from: Amounts) {
-    for (name, amount) in from {
-        *into.entry(name).or_default() += amount;
-    }
-}
-
-fn most(into: &mut Amounts, from: &Amounts) {
-    for (name, amount) in from {
-        let have = into.entry(name.clone()).or_insert(*amount);
-        *have = (*have).max(*amount);
-    }
-}
-
-/// Containers and sidecars together, or the largest step of initialization if that is more.
 fn total(spec: &PodSpec, of: impl Fn(&Container) -> Amounts) -> Amounts {
-    let mut running = Amounts::new();
-    spec.containers.iter().for_each(|c| add(&mut running, of(c)));
-    let (mut sidecars, mut largest) = (Amounts::new(), Amounts::new());
-    for container in spec.init_containers.iter().flatten() {
-        let mut step = of(container);
-        if container.restart_policy.as_deref() == Some("Always") {
-            add(&mut running, step.clone());
-            add(&mut sidecars, step);
-            most(&mut largest, &sidecars);
-        } else {
-            add(&mut step, sidecars.clone());
-            most(&mut largest, &step);
-        }
-    }
-    most(&mut running, &largest);
-    running
+    let is_sidecar = |c: &Container| c.restart_policy.as_deref() == Some("Always");
+    let init = spec.init_containers.iter().flatten().map(|c| (of(c), is_sidecar(c)));
+    of_containers(spec.containers.iter().map(&of), init)
 }
 
 fn requests_and_limits(spec: &PodSpec) -> (Amounts, Amounts) {
@@ -68,8 +39,8 @@ fn requests_and_limits(spec: &PodSpec) -> (Amounts, Amounts) {
     // A limit that is not set stays so.
     let limited = overhead.clone().into_iter().filter(|(name, _)| limits.contains_key(name));
     let limited: Amounts = limited.collect();
-    add(&mut limits, limited);
-    add(&mut requests, overhead);
+    limits.add(&limited);
+    requests.add(&overhead);
     (requests, limits)
 }
 

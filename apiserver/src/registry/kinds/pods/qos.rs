@@ -1,18 +1,16 @@
 //! Quality of service: who goes first when a node runs short.
 
+use apimachinery::amounts::{Amounts, Combine, read};
 use apimachinery::{Value, object};
-
-use super::super::resources::{Amounts, amounts};
 
 /// `Guaranteed`, `Burstable` or `BestEffort`, by the pod's spec
 /// (k8s.io/kubernetes `apis/core/helper/qos`).
 pub fn qos_class(pod: &Value) -> &'static str {
     let spec = &pod["spec"];
     let compute = |list: Option<&Value>| -> Amounts {
-        let mut amounts = amounts(list);
-        amounts.retain(|name, amount| {
-            matches!(name.as_str(), "cpu" | "memory") && amount.millis() > 0
-        });
+        let mut amounts = read(list);
+        amounts
+            .retain(|name, amount| matches!(name.as_str(), "cpu" | "memory") && amount.sign() > 0);
         amounts
     };
     let own = &spec["resources"];
@@ -29,26 +27,15 @@ pub fn qos_class(pod: &Value) -> &'static str {
         let resources = &container["resources"];
         let own_limits = compute(resources.get("limits"));
         all_limited &= own_limits.len() == 2;
-        sum(&mut requests, compute(resources.get("requests")));
-        sum(&mut limits, own_limits);
+        requests.add(&compute(resources.get("requests")));
+        limits.add(&own_limits);
     }
     class(&requests, &limits, all_limited)
-}
-
-fn sum(total: &mut Amounts, more: Amounts) {
-    for (name, amount) in more {
-        let entry = total.entry(name).or_insert(amount.zero());
-        *entry = entry.plus(amount);
-    }
 }
 
 fn class(requests: &Amounts, limits: &Amounts, all_limited: bool) -> &'static str {
     if requests.is_empty() && limits.is_empty() {
         return "BestEffort";
     }
-    let equal = requests.len() == limits.len()
-        && requests
-            .iter()
-            .all(|(name, amount)| limits.get(name).is_some_and(|l| l.millis() == amount.millis()));
-    if all_limited && equal { "Guaranteed" } else { "Burstable" }
+    if all_limited && requests == limits { "Guaranteed" } else { "Burstable" }
 }

@@ -1,5 +1,6 @@
 //! Validation of PodSpecs, in pods and in the templates of workloads.
 
+use apimachinery::amounts;
 use apimachinery::field::{ErrorList, FieldError};
 use apimachinery::names;
 
@@ -7,7 +8,7 @@ use super::super::check::{
     At, annotations, check_legacy_ip, invalid_each, labels, one_of, range_message,
 };
 use super::super::resources::{
-    Of, aggregate_limits, aggregate_requests, amounts, is_hugepages, requirements,
+    Of, aggregate_limits, aggregate_requests, is_hugepages, requirements,
 };
 use super::super::{label_name, subdomain_name};
 use super::containers::{self, Surroundings};
@@ -189,9 +190,9 @@ fn pod_resources(errors: &mut ErrorList, spec: &At<'_>, claims: &[&str]) {
         errors.push(at.at("claims").forbidden("claims may not be set for Resources at pod-level"));
     }
     requirements(errors, &at, Of::Pod, claims);
-    let requests = amounts(Some(at.at("requests").value()));
+    let requests = amounts::read(Some(at.at("requests").value()));
     for (name, sum) in aggregate_requests(spec.value()) {
-        if let Some(own) = requests.get(&name).filter(|own| sum.millis() > own.millis()) {
+        if let Some(own) = requests.get(&name).filter(|own| sum > **own) {
             errors.push(FieldError::invalid(
                 &at.path().child("requests").key(&name),
                 own.to_string(),
@@ -199,10 +200,9 @@ fn pod_resources(errors: &mut ErrorList, spec: &At<'_>, claims: &[&str]) {
             ));
         }
     }
-    let limits = amounts(Some(at.at("limits").value()));
+    let limits = amounts::read(Some(at.at("limits").value()));
     for (name, sum) in aggregate_limits(spec.value()) {
-        let own =
-            limits.get(&name).filter(|own| is_hugepages(&name) && sum.millis() > own.millis());
+        let own = limits.get(&name).filter(|own| is_hugepages(&name) && sum > **own);
         if let Some(own) = own {
             errors.push(FieldError::invalid(
                 &at.path().child("limits").key(&name),
@@ -212,9 +212,9 @@ fn pod_resources(errors: &mut ErrorList, spec: &At<'_>, claims: &[&str]) {
         }
     }
     for (i, container) in spec.at("containers").items().enumerate() {
-        let own = amounts(Some(container.down(&["resources", "limits"]).value()));
+        let own = amounts::read(Some(container.down(&["resources", "limits"]).value()));
         for (name, limit) in own {
-            if let Some(pod) = limits.get(&name).filter(|pod| limit.millis() > pod.millis()) {
+            if let Some(pod) = limits.get(&name).filter(|pod| limit > **pod) {
                 let path = at.path().child("containers").index(i).key(&name).child("limits");
                 let text = format!("must be less than or equal to pod limits of {pod}");
                 errors.push(FieldError::invalid(&path, limit.to_string(), text));
