@@ -1,46 +1,22 @@
-//! PersistentVolumes and PersistentVolumeClaims.
+//! PersistentVolumes.
 
-use apimachinery::amounts::quantity;
 use apimachinery::field::{ErrorList, FieldError};
-use apimachinery::object::{self, set};
-use apimachinery::quantity::Quantity;
-use apimachinery::{Value, names};
+use apimachinery::object::set;
+use apimachinery::{Value, names, object};
 use serde_json::json;
 
-use super::cells::{age_column, column, named, wide};
-use super::check::{At, immutable, invalid_each, same, supported, supported_if_set};
-use super::pods::volumes as sources;
-use super::resources::{self, compare};
-use super::row::Rows;
-use super::{STATUS, checked, child, default_absent, default_to, keep, pods, selectable};
+use super::super::cells::{age_column, column, named, wide};
+use super::super::check::{At, immutable, invalid_each, same, supported, supported_if_set};
+use super::super::pods::volumes as sources;
+use super::super::{STATUS, checked, child, default_absent, default_to, keep, pods};
+use super::claims::storage;
+use super::{
+    CLASS, MOUNT_OPTIONS, access_modes, class_name, class_of, or_unset, phase, short_modes,
+};
 use crate::api::rfc3339;
 use crate::registry::{Column, Context, Strategy};
 
-/// The class of a volume or claim, before there was a field for it.
-const CLASS: &str = "volume.beta.kubernetes.io/storage-class";
-/// Options for mounting, before there was a field for them.
-const MOUNT_OPTIONS: &str = "volume.beta.kubernetes.io/mount-options";
-const MODES: [&str; 4] = ["ReadOnlyMany", "ReadWriteMany", "ReadWriteOnce", "ReadWriteOncePod"];
-
-pub fn rows(rows: &mut Rows<'_>) {
-    rows.add(("", "v1"), ("PersistentVolume", "persistentvolumes"), |row| {
-        row.cluster()
-            .short(&["pv"])
-            .strategy(Volumes)
-            .status(VolumeStatus)
-            .fields(selectable! { "name" => ["metadata", "name"] })
-            .columns(volume_columns())
-    });
-    rows.add(("", "v1"), ("PersistentVolumeClaim", "persistentvolumeclaims"), |row| {
-        row.short(&["pvc"])
-            .strategy(Claims)
-            .status(ClaimStatus)
-            .fields(selectable! { "name" => ["metadata", "name"] })
-            .columns(claim_columns())
-    });
-}
-
-struct Volumes;
+pub(super) struct Volumes;
 
 impl Strategy for Volumes {
     fn default(&self, object: &mut Value) {
@@ -89,7 +65,7 @@ fn default_volume(object: &mut Value) {
 }
 
 /// Defaults of what kinds of volumes have.
-pub(super) fn default_sources(spec: &mut Value) {
+pub(in super::super) fn default_sources(spec: &mut Value) {
     if spec.get("hostPath").is_some_and(Value::is_object) {
         default_absent(&mut spec["hostPath"], "type", "");
     }
@@ -111,22 +87,6 @@ pub(super) fn default_sources(spec: &mut Value) {
         default_absent(disk, "kind", "Shared");
         default_absent(disk, "fsType", "ext4");
         default_absent(disk, "readOnly", false);
-    }
-}
-
-fn access_modes(errors: &mut ErrorList, modes: &At<'_>) {
-    for mode in modes.strings().filter(|m| !MODES.contains(m)) {
-        errors.push(FieldError::not_supported(modes.path(), mode, &MODES));
-    }
-    let single = modes.strings().any(|m| m == "ReadWriteOncePod");
-    if single && modes.strings().any(|m| m != "ReadWriteOncePod" && MODES.contains(&m)) {
-        errors.push(modes.forbidden("may not use ReadWriteOncePod with other access modes"));
-    }
-}
-
-fn class_name(errors: &mut ErrorList, at: &At<'_>) {
-    if !at.is_empty() {
-        invalid_each(errors, at, names::dns1123_subdomain(at.str()));
     }
 }
 
@@ -188,7 +148,7 @@ fn modes_of_volume(errors: &mut ErrorList, spec: &At<'_>) {
 }
 
 /// A volume within a VolumeAttachment, which no claim can be for.
-pub(super) fn inline_volume(errors: &mut ErrorList, spec: &At<'_>) {
+pub(in super::super) fn inline_volume(errors: &mut ErrorList, spec: &At<'_>) {
     const TEXT: &str = "may not be specified in the context of inline volumes";
     if spec.at("claimRef").is_set() {
         errors.push(spec.at("claimRef").forbidden(TEXT));
@@ -220,7 +180,7 @@ pub(super) fn inline_volume(errors: &mut ErrorList, spec: &At<'_>) {
     }
 }
 
-fn basic_amount(errors: &mut ErrorList, at: &At<'_>) {
+pub(super) fn basic_amount(errors: &mut ErrorList, at: &At<'_>) {
     if let Some(q) = at.quantity().filter(|q| q.value() < 0) {
         errors.push(at.invalid_as(q.value(), "must be a valid resource quantity"));
     }
@@ -277,7 +237,7 @@ const SOURCES: [(&str, &str); 22] = [
     ("csi", "csi"),
 ];
 
-fn source(errors: &mut ErrorList, name: &str, spec: &At<'_>) {
+pub(super) fn source(errors: &mut ErrorList, name: &str, spec: &At<'_>) {
     let mut found = false;
     for (field, shown) in SOURCES {
         let at = spec.at(field);
@@ -449,7 +409,7 @@ fn volume_warnings(object: &Value) -> Vec<String> {
     warnings
 }
 
-struct VolumeStatus;
+pub(super) struct VolumeStatus;
 
 impl Strategy for VolumeStatus {
     fn default(&self, object: &mut Value) {
@@ -471,272 +431,7 @@ impl Strategy for VolumeStatus {
     }
 }
 
-struct Claims;
-
-impl Strategy for Claims {
-    fn default(&self, object: &mut Value) {
-        default_claim(object);
-    }
-
-    fn prepare_for_create(&self, _: &Context<'_>, object: &mut Value) {
-        set(object, &["status"], json!({"phase": "Pending"}));
-        let spec = child(object, "spec");
-        drop_foreign_source(spec, false);
-        normalize_source(spec);
-    }
-
-    fn prepare_for_update(&self, _: &Context<'_>, object: &mut Value, old: &Value) {
-        keep(object, old, &["status"]);
-        let has = |field: &str| object::get(old, &["spec", field]).is_some_and(|v| !v.is_null());
-        let spec = child(object, "spec");
-        if !has("dataSource") && !has("dataSourceRef") {
-            drop_foreign_source(spec, has("dataSourceRef"));
-        }
-        normalize_source(spec);
-    }
-
-    fn validate(&self, _: &Context<'_>, object: &Value) -> ErrorList {
-        checked(object, |root, errors| sources::claim_spec(errors, &root.at("spec")))
-    }
-
-    fn validate_update(&self, _: &Context<'_>, object: &Value, old: &Value) -> ErrorList {
-        checked(object, |root, errors| {
-            sources::claim_spec(errors, &root.at("spec"));
-            claim_update(errors, root, old);
-        })
-    }
-
-    fn warnings(&self, object: &Value, _: Option<&Value>) -> Vec<String> {
-        let mut warnings = Vec::new();
-        if object::annotation(object, CLASS).is_some() {
-            warnings.push(format!(
-                "metadata.annotations[{CLASS}]: deprecated since v1.8; use \"storageClassName\" \
-                 attribute instead"
-            ));
-        }
-        for field in ["requests", "limits"] {
-            let amount = object::get(object, &["spec", "resources", field, "storage"]);
-            if let Some(q) = amount.and_then(quantity).filter(|q| q.milli_value() % 1000 != 0) {
-                warnings.push(format!(
-                    "spec.resources.{field}[storage]: fractional byte value \"{q}\" is invalid, \
-                     must be an integer"
-                ));
-            }
-        }
-        warnings
-    }
-
-    fn reset_fields(&self) -> &'static [&'static [&'static str]] {
-        STATUS
-    }
-}
-
-fn default_claim(object: &mut Value) {
-    default_to(child(object, "status"), "phase", "Pending");
-    default_absent(child(object, "spec"), "volumeMode", "Filesystem");
-}
-
-/// What old clients put into `dataSource` and was ignored still is; sources in other namespaces
-/// are not taken.
-fn drop_foreign_source(spec: &mut Value, in_use: bool) {
-    if !in_use && !object::str_at(spec, &["dataSourceRef", "namespace"]).is_empty() {
-        object::remove(spec, &["dataSourceRef"]);
-    }
-    if spec.get("dataSourceRef").is_some_and(|v| !v.is_null()) {
-        return;
-    }
-    let of = |field| object::str_at(spec, &["dataSource", field]);
-    let known = match of("kind") {
-        "PersistentVolumeClaim" => of("apiGroup").is_empty(),
-        "VolumeSnapshot" => of("apiGroup") == "snapshot.storage.k8s.io",
-        _ => false,
-    };
-    if !known {
-        object::remove(spec, &["dataSource"]);
-    }
-}
-
-/// The two fields of a claim's source say the same.
-fn normalize_source(spec: &mut Value) {
-    let of = |field: &str| spec.get(field).filter(|v| !v.is_null()).cloned();
-    match (of("dataSource"), of("dataSourceRef")) {
-        (Some(source), None) => set(spec, &["dataSourceRef"], source),
-        (None, Some(mut reference)) if object::str_at(&reference, &["namespace"]).is_empty() => {
-            object::remove(&mut reference, &["namespace"]);
-            set(spec, &["dataSource"], reference);
-        }
-        _ => {}
-    }
-}
-
-fn storage(claim: &Value, path: &[&str]) -> Quantity {
-    object::get(claim, path).and_then(quantity).unwrap_or(Quantity::ZERO)
-}
-
-fn claim_update(errors: &mut ErrorList, root: &At<'_>, old: &Value) {
-    const SIZE: [&str; 4] = ["spec", "resources", "requests", "storage"];
-    const ATTRIBUTES: [&str; 2] = ["spec", "volumeAttributesClassName"];
-    const CLASS_NAME: [&str; 2] = ["spec", "storageClassName"];
-    let new = root.value();
-    let (mut munged, mut before) = (new.clone(), old.clone());
-    // Controllers choose the volume, once.
-    if object::str_at(old, &["spec", "volumeName"]).is_empty() {
-        keep(&mut before, new, &["spec", "volumeName"]);
-    }
-    let class_annotation = object::annotation(old, CLASS);
-    let class = |o: &Value| object::get(o, &CLASS_NAME).and_then(Value::as_str).map(str::to_owned);
-    let new_annotation = object::annotation(new, CLASS);
-    let moved = class(old).is_none()
-        && class_annotation.is_some()
-        && class(new).as_deref() == class_annotation
-        && new_annotation.is_none_or(|a| Some(a) == class_annotation);
-    if moved {
-        object::remove(&mut munged, &CLASS_NAME);
-    } else {
-        if new_annotation.unwrap_or("") != class_annotation.unwrap_or("") {
-            let at = root.down(&["metadata", "annotations", CLASS]);
-            errors.push(at.invalid_as(new_annotation.unwrap_or(""), "field is immutable"));
-        }
-        let from_nothing = class(old).is_none()
-            && class(new).is_some()
-            && class_annotation.is_none_or(|a| class(new).as_deref() == Some(a));
-        if from_nothing {
-            keep(&mut munged, old, &CLASS_NAME);
-        }
-    }
-    if object::str_at(new, &["status", "phase"]) == "Bound" {
-        keep(&mut munged, old, &SIZE);
-        keep(&mut munged, old, &ATTRIBUTES);
-    }
-    let (new_spec, old_spec) = (&munged["spec"], &before["spec"]);
-    if !same(new_spec, old_spec) {
-        let difference = pods::difference(old_spec, new_spec);
-        errors.push(root.at("spec").forbidden(format!(
-            "spec is immutable after creation except resources.requests and \
-             volumeAttributesClassName for bound claims\n{difference}"
-        )));
-    }
-    let size = storage(new, &SIZE);
-    let capacity = storage(old, &["status", "capacity", "storage"]);
-    if compare(size, storage(old, &SIZE)).is_lt() && compare(size, capacity).is_le() {
-        errors.push(root.down(&SIZE).forbidden("field can not be less than status.capacity"));
-    }
-    let mode = At::new(
-        root.down(&["spec", "volumeMode"]).value(),
-        apimachinery::field::Path::new("volumeMode"),
-    );
-    immutable(errors, &mode, object::get(old, &["spec", "volumeMode"]).unwrap_or(&Value::Null));
-    attributes_update(errors, &root.down(&ATTRIBUTES), old);
-}
-
-fn attributes_update(errors: &mut ErrorList, at: &At<'_>, old: &Value) {
-    let was = object::get(old, &["spec", "volumeAttributesClassName"]).unwrap_or(&Value::Null);
-    let current = object::get(old, &["status", "currentVolumeAttributesClassName"]);
-    if same(at.value(), was) || current.is_none_or(Value::is_null) {
-        return;
-    }
-    let to = if !at.is_set() {
-        "nil"
-    } else if at.is_empty() {
-        "empty string"
-    } else {
-        return;
-    };
-    errors.push(at.forbidden(format!(
-        "update to {to} is forbidden when status.currentVolumeAttributesClassName is not nil"
-    )));
-}
-
-struct ClaimStatus;
-
-impl Strategy for ClaimStatus {
-    fn default(&self, object: &mut Value) {
-        default_claim(object);
-    }
-
-    fn prepare_for_update(&self, _: &Context<'_>, object: &mut Value, old: &Value) {
-        keep(object, old, &["spec"]);
-    }
-
-    fn validate_update(&self, _: &Context<'_>, object: &Value, _: &Value) -> ErrorList {
-        const STATES: [&str; 5] = [
-            "ControllerResizeInProgress",
-            "ControllerResizeInfeasible",
-            "NodeResizeInProgress",
-            "NodeResizeInfeasible",
-            "NodeResizePending",
-        ];
-        checked(object, |root, errors| {
-            let status = root.at("status");
-            for (_, amount) in status.at("capacity").entries() {
-                basic_amount(errors, &amount);
-            }
-            let states = status.at("allocatedResourceStatuses");
-            for (name, state) in states.entries() {
-                claim_resource(errors, &states, name);
-                if !STATES.contains(&state.str()) {
-                    let mut sorted = STATES;
-                    sorted.sort_unstable();
-                    errors.push(FieldError::not_supported(states.path(), name, &sorted));
-                }
-            }
-            let allocated = status.at("allocatedResources");
-            for (name, amount) in allocated.entries() {
-                if !claim_resource(errors, &allocated, name) {
-                    continue;
-                }
-                let before = errors.len();
-                basic_amount(errors, &amount);
-                if errors.len() == before {
-                    resources::resource_value(errors, &amount, "storage");
-                }
-            }
-        })
-    }
-}
-
-/// Names of what claims are allocated: storage, or something qualified. False for an error.
-fn claim_resource(errors: &mut ErrorList, at: &At<'_>, name: &str) -> bool {
-    let messages = names::qualified_name(name);
-    if messages.is_empty() && resources::is_native(name) && name != "storage" {
-        errors.push(FieldError::not_supported(at.path(), name, &["storage"]));
-        return false;
-    }
-    let good = messages.is_empty();
-    errors.extend(messages.into_iter().map(|m| at.invalid_as(name, m)));
-    good
-}
-
-/// `RWO,ROX`, in a fixed order.
-fn short_modes(modes: &[Value]) -> String {
-    const SHORT: [(&str, &str); 4] = [
-        ("ReadWriteOnce", "RWO"),
-        ("ReadOnlyMany", "ROX"),
-        ("ReadWriteMany", "RWX"),
-        ("ReadWriteOncePod", "RWOP"),
-    ];
-    let all: Vec<&str> =
-        SHORT.iter().filter(|(m, _)| modes.iter().any(|x| x == m)).map(|(_, s)| *s).collect();
-    all.join(",")
-}
-
-fn class_of(object: &Value) -> &str {
-    object::annotation(object, CLASS)
-        .unwrap_or_else(|| object::str_at(object, &["spec", "storageClassName"]))
-}
-
-fn or_unset(object: &Value, field: &str) -> Value {
-    object::get(object, &["spec", field]).cloned().unwrap_or_else(|| "<unset>".into())
-}
-
-fn phase(object: &Value) -> &str {
-    match object::deletion_timestamp(object) {
-        "" => object::str_at(object, &["status", "phase"]),
-        _ => "Terminating",
-    }
-}
-
-fn volume_columns() -> Vec<Column> {
+pub(super) fn volume_columns() -> Vec<Column> {
     named([
         column("Capacity", "string", "Size of the volume.", |o, _| {
             storage(o, &["spec", "capacity", "storage"]).to_string().into()
@@ -767,59 +462,4 @@ fn volume_columns() -> Vec<Column> {
             or_unset(o, "volumeMode")
         }),
     ])
-}
-
-fn claim_columns() -> Vec<Column> {
-    fn bound(o: &Value) -> bool {
-        !object::str_at(o, &["spec", "volumeName"]).is_empty()
-    }
-    named([
-        column("Status", "string", "Phase of the claim.", |o, _| phase(o).into()),
-        column("Volume", "string", "The volume that it has.", |o, _| {
-            object::str_at(o, &["spec", "volumeName"]).into()
-        }),
-        column("Capacity", "string", "Size of the volume.", |o, _| match bound(o) {
-            true => storage(o, &["status", "capacity", "storage"]).to_string().into(),
-            false => "".into(),
-        }),
-        column("Access Modes", "string", "Ways to mount it.", |o, _| match bound(o) {
-            true => short_modes(object::list_at(o, &["status", "accessModes"])).into(),
-            false => "".into(),
-        }),
-        column("StorageClass", "string", "Class of the claim.", |o, _| class_of(o).into()),
-        column("VolumeAttributesClass", "string", "Class of its attributes.", |o, _| {
-            or_unset(o, "volumeAttributesClassName")
-        }),
-        age_column(),
-        wide("VolumeMode", "string", "Whether it is a file system or a device.", |o, _| {
-            or_unset(o, "volumeMode")
-        }),
-    ])
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn modes_are_short_and_in_order() {
-        let modes = json!(["ReadWriteMany", "ReadWriteOnce", "ReadWriteOnce"]);
-        assert_eq!(short_modes(modes.as_array().unwrap()), "RWO,RWX");
-    }
-
-    #[test]
-    fn the_two_sources_of_a_claim_agree() {
-        let claim = json!({"kind": "PersistentVolumeClaim", "name": "a"});
-        let other = json!({"apiGroup": "example.com", "kind": "Populator", "name": "a"});
-        let cases = [
-            (json!({"dataSource": claim}), json!({"dataSource": claim, "dataSourceRef": claim})),
-            (json!({"dataSource": other}), json!({})),
-            (json!({"dataSourceRef": other}), json!({"dataSource": other, "dataSourceRef": other})),
-        ];
-        for (mut spec, want) in cases {
-            drop_foreign_source(&mut spec, false);
-            normalize_source(&mut spec);
-            assert_eq!(spec, want);
-        }
-    }
 }
