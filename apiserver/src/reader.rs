@@ -6,7 +6,9 @@ use std::sync::{Arc, OnceLock};
 use apimachinery::Value;
 use apimachinery::gvk::GroupResource;
 use async_trait::async_trait;
-use parking_lot::RwLock;
+use futures::StreamExt as _;
+use futures::stream::FuturesUnordered;
+use tokio::sync::watch;
 
 use crate::admission::lookup::Live;
 use crate::cache::{Cached, Codec};
@@ -32,7 +34,7 @@ pub trait Reader: Send + Sync + 'static {
 /// catalog is, so that it comes later.
 #[derive(Default)]
 pub struct Caches {
-    catalog: RwLock<Arc<Catalog>>,
+    catalog: watch::Sender<Arc<Catalog>>,
     store: OnceLock<store::SharedStore>,
 }
 
@@ -49,12 +51,47 @@ impl Caches {
 
     /// Reads from the caches of this catalog from now on.
     pub fn set_catalog(&self, catalog: Arc<Catalog>) {
-        *self.catalog.write() = catalog;
+        self.catalog.send_replace(catalog);
     }
 
     /// The catalog in service.
     pub fn catalog(&self) -> Arc<Catalog> {
-        self.catalog.read().clone()
+        self.catalog.borrow().clone()
+    }
+
+    /// Tells when one of these resources, or what is served, may have changed; the first time at
+    /// once. The resources are those that are always served.
+    pub fn changes(&self, resources: &[GroupResource]) -> Changes {
+        let catalog = self.catalog();
+        let caches = resources.iter().filter_map(|r| catalog.cache(r));
+        let mut changes = Changes {
+            catalog: self.catalog.subscribe(),
+            caches: caches.map(|cache| cache.changes()).collect(),
+        };
+        changes.catalog.mark_changed();
+        changes
+    }
+}
+
+/// See [`Caches::changes`].
+pub struct Changes {
+    catalog: watch::Receiver<Arc<Catalog>>,
+    caches: Vec<watch::Receiver<u64>>,
+}
+
+impl Changes {
+    /// Waits for a change that was not waited for yet. What ends changes no more.
+    pub async fn next(&mut self) {
+        async fn of<T>(receiver: &mut watch::Receiver<T>) {
+            if receiver.changed().await.is_err() {
+                std::future::pending().await
+            }
+        }
+        let mut all: FuturesUnordered<_> = self.caches.iter_mut().map(of).collect();
+        tokio::select! {
+            () = of(&mut self.catalog) => {}
+            Some(()) = all.next() => {}
+        }
     }
 }
 

@@ -2,79 +2,39 @@
 
 mod common;
 
-use std::convert::Infallible;
 use std::sync::Arc;
 
-use base64::Engine as _;
+use bytes::Bytes;
 use common::Fixture;
+use common::https::Https;
+use http::{Request, Response};
 use http_body_util::Full;
-use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
-use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use serde_json::{Value, json};
 
 const SERVICES: &str = "/apis/apiregistration.k8s.io/v1/apiservices";
 
 type Asked = Arc<Mutex<Vec<(String, http::HeaderMap)>>>;
 
-/// Starts a server for `api.default.svc`: its port, the bundle to trust it by, and what it is
-/// asked.
-async fn start() -> (u16, String, Asked) {
-    let key = KeyPair::generate().expect("a key");
-    let mut params = CertificateParams::new(Vec::<String>::new()).expect("parameters");
-    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    let ca = CertifiedIssuer::self_signed(params, key).expect("a CA");
-    let key = KeyPair::generate().expect("a key");
-    let params = CertificateParams::new(vec!["api.default.svc".to_owned()]).expect("parameters");
-    let certificate = params.signed_by(&key, &ca).expect("a certificate");
-    let chain = vec![CertificateDer::from_pem_slice(certificate.pem().as_bytes()).expect("PEM")];
-    let key = PrivateKeyDer::from_pem_slice(key.serialize_pem().as_bytes()).expect("PEM");
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let tls = rustls::ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .expect("versions")
-        .with_no_client_auth()
-        .with_single_cert(chain, key)
-        .expect("a certificate that fits");
-    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(tls));
-    let listener = tokio::net::TcpListener::bind("localhost:0").await.expect("a port");
-    let port = listener.local_addr().expect("an address").port();
+/// Starts a server for `api.default.svc`, and tells what it is asked.
+async fn start() -> (Https, Asked) {
     let asked = Asked::default();
     let kept = asked.clone();
-    tokio::spawn(async move {
-        while let Ok((stream, _)) = listener.accept().await {
-            let (acceptor, kept) = (acceptor.clone(), kept.clone());
-            tokio::spawn(async move {
-                let Ok(stream) = acceptor.accept(stream).await else { return };
-                let service = hyper::service::service_fn(
-                    move |request: http::Request<hyper::body::Incoming>| {
-                        let path = request.uri().to_string();
-                        kept.lock().push((path.clone(), request.headers().clone()));
-                        async move {
-                            let object = match path.as_str() {
-                                "/apis/example.test/v1" => json!({"kind": "APIResourceList",
-                                    "groupVersion": "example.test/v1", "resources": [
-                                    {"name": "things", "singularName": "thing", "namespaced": true,
-                                        "kind": "Thing", "verbs": ["get", "list"]}]}),
-                                other => json!({"kind": "Thing", "path": other}),
-                            };
-                            let body = Full::new(bytes::Bytes::from(object.to_string()));
-                            let response = http::Response::builder()
-                                .header("content-type", "application/json")
-                                .body(body);
-                            Ok::<_, Infallible>(response.expect("a response"))
-                        }
-                    },
-                );
-                let _ = hyper::server::conn::http1::Builder::new()
-                    .serve_connection(TokioIo::new(stream), service)
-                    .await;
-            });
-        }
-    });
-    (port, base64::engine::general_purpose::STANDARD.encode(ca.pem()), asked)
+    let answer = move |request: Request<Bytes>| {
+        let path = request.uri().to_string();
+        kept.lock().push((path.clone(), request.headers().clone()));
+        let object = match path.as_str() {
+            "/apis/example.test/v1" => json!({"kind": "APIResourceList",
+                "groupVersion": "example.test/v1", "resources": [
+                {"name": "things", "singularName": "thing", "namespaced": true,
+                    "kind": "Thing", "verbs": ["get", "list"]}]}),
+            _ => json!({"kind": "Thing", "path": path}),
+        };
+        let response = Response::builder().header("content-type", "application/json");
+        let body = Full::new(object.to_string().into());
+        std::future::ready(response.body(body).expect("a response"))
+    };
+    (Https::start("api.default.svc", answer).await, asked)
 }
 
 /// Waits until the APIService has a condition of that reason.
@@ -91,12 +51,12 @@ async fn until(f: &Fixture, reason: &str) -> Value {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn other_servers_are_passed_on_to() {
-    let (port, bundle, asked) = start().await;
+    let (server, asked) = start().await;
     let f = Fixture::new().await;
     let service = json!({"metadata": {"name": "v1.example.test"}, "spec": {
         "group": "example.test", "version": "v1", "groupPriorityMinimum": 2000,
-        "versionPriority": 15, "caBundle": bundle,
-        "service": {"namespace": "default", "name": "api", "port": port}}});
+        "versionPriority": 15, "caBundle": server.bundle,
+        "service": {"namespace": "default", "name": "api", "port": server.address.port()}}});
     f.post(SERVICES, &service).await.expect(201);
     let condition = until(&f, "ServiceNotFound").await;
     assert_eq!(condition["status"], "False");

@@ -1,6 +1,7 @@
 //! Whether the servers behind this one answer
 //! (upstream: `controllers/status/remote/remote_available_controller.go`).
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,8 +18,6 @@ use crate::pipeline::local;
 use crate::reader::Reader;
 use crate::registry::kinds::apiregistration::condition;
 
-/// How often it is looked whether something changed.
-const PERIOD: Duration = Duration::from_millis(500);
 /// How often servers are asked though nothing did.
 const AGAIN: Duration = Duration::from_secs(30);
 /// How soon after a failure, at first and at most.
@@ -126,43 +125,83 @@ async fn check(api: &Arc<Api>, remote: &Remote) -> bool {
     state.0 == "True"
 }
 
+/// What the answer to whether a server is available depends on, but for the server.
+#[derive(PartialEq)]
+struct Premises {
+    spec: Value,
+    /// Of its service, and of the service's slices.
+    versions: Vec<String>,
+}
+
+impl Premises {
+    fn of(reader: &dyn Reader, remote: &Remote) -> Self {
+        let version = |o: &Arc<Value>| object::resource_version(o).to_owned();
+        let (namespace, name) = (remote.namespace.as_str(), remote.service.as_str());
+        let service = reader.get(&GroupResource::new("", "services"), namespace, name);
+        let slices =
+            reader.list(&GroupResource::new("discovery.k8s.io", "endpointslices"), namespace);
+        let own =
+            slices.iter().filter(|s| object::label(s, "kubernetes.io/service-name") == Some(name));
+        let versions = service.iter().chain(own).map(version).collect();
+        Self { spec: remote.value["spec"].clone(), versions }
+    }
+}
+
+/// When a server is to be asked.
+struct Asked {
+    premises: Premises,
+    next: Instant,
+    /// How long after the next failure.
+    wait: Duration,
+}
+
+impl Asked {
+    /// What was known before, or that nothing was.
+    fn is_due(known: Option<&Self>, premises: &Premises, now: Instant) -> bool {
+        known.is_none_or(|asked| asked.premises != *premises || asked.next <= now)
+    }
+
+    fn after(known: Option<Self>, premises: Premises, available: bool, now: Instant) -> Self {
+        if available {
+            return Self { premises, next: now + AGAIN, wait: RETRY.0 };
+        }
+        let wait = known.filter(|k| k.premises == premises).map_or(RETRY.0, |known| known.wait);
+        Self { premises, next: now + wait, wait: (wait * 2).min(RETRY.1) }
+    }
+}
+
 pub(super) async fn run(api: &Arc<Api>, stop: &CancellationToken) {
-    let watched = [
+    let mut changes = api.caches.changes(&[
         resource(),
         GroupResource::new("", "services"),
         GroupResource::new("discovery.k8s.io", "endpointslices"),
-    ];
-    let mut timer = tokio::time::interval(PERIOD);
-    timer.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let mut seen = None;
-    let (mut next, mut wait) = (Instant::now(), RETRY.0);
-    loop {
-        tokio::select! {
-            () = stop.cancelled() => return,
-            _ = timer.tick() => {}
+    ]);
+    let mut asked: BTreeMap<(String, String), Asked> = BTreeMap::new();
+    let following = async {
+        loop {
+            let next = asked.values().map(|asked| asked.next).min();
+            tokio::select! {
+                () = changes.next() => {}
+                () = tokio::time::sleep_until(next.unwrap_or_else(Instant::now)), if next.is_some() => {}
+            }
+            let remotes = api.aggregation.remotes();
+            asked.retain(|key, _| remotes.contains_key(key));
+            api.aggregation.documents.retain(|group, version| {
+                remotes.contains_key(&(group.to_owned(), version.to_owned()))
+            });
+            let checks = remotes.iter().filter_map(|(key, remote)| {
+                let premises = Premises::of(&*api.caches, remote);
+                let due = Asked::is_due(asked.get(key), &premises, Instant::now());
+                due.then_some(async move { (key, premises, check(api, remote).await) })
+            });
+            for (key, premises, available) in futures::future::join_all(checks).await {
+                let known = asked.remove(key);
+                let after = Asked::after(known, premises, available, Instant::now());
+                asked.insert(key.clone(), after);
+            }
         }
-        let remotes = api.aggregation.remotes();
-        if remotes.is_empty() {
-            api.aggregation.documents.retain(|_, _| false);
-            continue;
-        }
-        let versions = watched.each_ref().map(|r| api.caches.version(r));
-        if seen == Some(versions) && Instant::now() < next {
-            continue;
-        }
-        seen = Some(versions);
-        api.aggregation
-            .documents
-            .retain(|group, version| remotes.contains_key(&(group.to_owned(), version.to_owned())));
-        let checks = remotes.values().map(|remote| check(api, remote));
-        let all = futures::future::join_all(checks).await.into_iter().all(|ok| ok);
-        if all {
-            (next, wait) = (Instant::now() + AGAIN, RETRY.0);
-        } else {
-            next = Instant::now() + wait;
-            wait = (wait * 2).min(RETRY.1);
-        }
-    }
+    };
+    stop.run_until_cancelled(following).await;
 }
 
 #[cfg(test)]
@@ -221,6 +260,25 @@ mod tests {
         );
         memory.put("discovery.k8s.io", "endpointslices", slice(true));
         assert_eq!(told(&memory), None);
+    }
+
+    #[test]
+    fn servers_are_asked_again() {
+        let (now, second) = (Instant::now(), Duration::from_secs(1));
+        let of = |version: &str| Premises { spec: json!({}), versions: vec![version.to_owned()] };
+        assert!(Asked::is_due(None, &of("1"), now));
+        let well = Asked::after(None, of("1"), true, now);
+        assert!(!Asked::is_due(Some(&well), &of("1"), now + 29 * second));
+        assert!(Asked::is_due(Some(&well), &of("2"), now), "something changed");
+        assert!(Asked::is_due(Some(&well), &of("1"), now + AGAIN));
+        // Failures come further and further apart, until something changes.
+        let mut failed = Asked::after(Some(well), of("1"), false, now);
+        for wait in [1, 2, 4, 8, 16, 30, 30] {
+            assert_eq!(failed.next, now + wait * second);
+            failed = Asked::after(Some(failed), of("1"), false, now);
+        }
+        failed = Asked::after(Some(failed), of("2"), false, now);
+        assert_eq!(failed.next, now + second);
     }
 
     #[test]

@@ -17,7 +17,8 @@ use crate::pipeline::local;
 use crate::reader::Reader as _;
 use crate::registry::catalog::group_priority;
 
-const PERIOD: Duration = Duration::from_millis(500);
+/// After a write that failed, all is looked at again.
+const RETRY: Duration = Duration::from_millis(500);
 /// The label of those that we made, and its value for what is compiled in and for what is not.
 const MANAGED: &str = "kube-aggregator.kubernetes.io/automanaged";
 const COMPILED: &str = "onstart";
@@ -130,37 +131,35 @@ async fn carry_out(api: &Arc<Api>, step: Step) -> Result<(), ApiError> {
     }
 }
 
+/// Does what is to be done; false: something of it failed.
+async fn keep(api: &Arc<Api>, compiled: &BTreeSet<(String, String)>) -> bool {
+    let mut kept = true;
+    for step in plan(compiled, &served(api), &api.caches.list(&resource(), "")) {
+        if let Err(error) = carry_out(api, step).await {
+            tracing::debug!(%error, "an APIService could not be kept");
+            kept = false;
+        }
+    }
+    kept
+}
+
 pub(super) async fn run(api: &Arc<Api>, stop: &CancellationToken) {
     let compiled = served(api);
-    let mut timer = tokio::time::interval(PERIOD);
-    timer.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let resource = resource();
-    let mut done = None;
-    loop {
-        tokio::select! {
-            () = stop.cancelled() => return,
-            _ = timer.tick() => {}
-        }
-        let Some(row) = api.stored_row(&resource) else { return };
-        let ready = match &row.cache {
-            Some(cache) => cache.wait_ready(PERIOD).await.is_ok(),
-            None => return,
-        };
-        let catalog = Arc::as_ptr(&api.catalog()) as usize;
-        let state = (api.caches.version(&resource), catalog);
-        if !ready || done == Some(state) {
-            continue;
-        }
-        let mut failed = false;
-        for step in plan(&compiled, &served(api), &api.caches.list(&resource, "")) {
-            if let Err(error) = carry_out(api, step).await {
-                tracing::debug!(%error, "an APIService could not be kept");
-                failed = true;
+    let mut changes = api.caches.changes(&[resource()]);
+    let mut kept = true;
+    let following = async {
+        loop {
+            tokio::select! {
+                () = changes.next() => {}
+                () = tokio::time::sleep(RETRY), if !kept => {}
+            }
+            // What there is is known from the first list on, which is a change too.
+            if api.caches.version(&resource()) > 0 {
+                kept = keep(api, &compiled).await;
             }
         }
-        // What was written is seen once more, and found right.
-        done = (!failed).then_some(state);
-    }
+    };
+    stop.run_until_cancelled(following).await;
 }
 
 #[cfg(test)]

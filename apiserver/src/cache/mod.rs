@@ -114,6 +114,8 @@ pub struct Cache {
     cuts: Mutex<Cuts>,
     /// The revision reached, for those who wait.
     reached: watch::Sender<u64>,
+    /// The revision of the last change, for those who follow.
+    changes: watch::Sender<u64>,
 }
 
 impl Cache {
@@ -135,6 +137,7 @@ impl Cache {
             state: RwLock::new(state),
             cuts: Mutex::default(),
             reached: watch::Sender::new(0),
+            changes: watch::Sender::new(0),
         })
     }
 
@@ -161,6 +164,11 @@ impl Cache {
     /// The revision of the last change of any object.
     pub fn changed(&self) -> u64 {
         self.state.read().changed
+    }
+
+    /// Tells of changes: of [`Cache::changed`].
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
     }
 
     /// The present state.
@@ -330,6 +338,7 @@ impl Cache {
         }
         drop(state);
         self.reached.send_replace(revision);
+        self.changes.send_replace(revision);
         Ok(())
     }
 
@@ -373,6 +382,7 @@ impl Cache {
             return;
         }
         let now = Instant::now();
+        let before = state.changed;
         for change in changes {
             let event = match change {
                 Change::Put { kv, .. } => {
@@ -398,8 +408,12 @@ impl Cache {
         }
         state.forget(now);
         state.revision = revision;
+        let changed = state.changed;
         drop(state);
         self.reached.send_replace(revision);
+        if changed != before {
+            self.changes.send_replace(changed);
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test binary uses a part")]
 
 pub mod hooks;
+pub mod https;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -17,12 +18,12 @@ use tokio_util::sync::CancellationToken;
 const ADMIN: &str = "admin-token";
 const NOBODY: &str = "nobody-token";
 
-type Https = hyper_rustls::HttpsConnector<HttpConnector>;
+type Connector = hyper_rustls::HttpsConnector<HttpConnector>;
 
 pub struct Fixture {
     pub address: SocketAddr,
     pub dir: tempfile::TempDir,
-    client: Client<Https, Full<bytes::Bytes>>,
+    client: Client<Connector, Full<bytes::Bytes>>,
     shutdown: CancellationToken,
     running: Option<tokio::task::JoinHandle<anyhow::Result<()>>>,
     pub token: &'static str,
@@ -258,7 +259,7 @@ fn tls() -> rustls::ClientConfig {
         .with_no_client_auth()
 }
 
-fn client() -> Client<Https, Full<bytes::Bytes>> {
+fn client() -> Client<Connector, Full<bytes::Bytes>> {
     let https = hyper_rustls::HttpsConnectorBuilder::new()
         .with_tls_config(tls())
         .https_only()

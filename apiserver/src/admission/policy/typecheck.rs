@@ -22,8 +22,8 @@ use crate::pipeline::local;
 use crate::reader::Reader as _;
 use crate::registry::catalog::{Catalog, Served};
 
-/// How often it is looked for policies that changed.
-const PERIOD: Duration = Duration::from_millis(300);
+/// After a write that failed, all is looked at again.
+const RETRY: Duration = Duration::from_millis(500);
 /// So many types of one rule are checked (upstream: `maxTypesToCheck`).
 const MAX_TYPES: usize = 10;
 
@@ -169,31 +169,34 @@ fn checked(policy: &Value, catalog: &Catalog) -> Option<Value> {
     Some(checked)
 }
 
+/// Writes the statuses that are missing; false: one could not be written.
+async fn write_all(api: &Arc<Api>, resource: &GroupResource) -> bool {
+    let mut written = true;
+    for policy in api.caches.list(resource, "") {
+        let Some(status) = checked(&policy, &api.catalog()) else { continue };
+        let name = object::name(&policy);
+        let path = format!("/apis/{GROUP}/v1/{}/{name}/status", resource.resource);
+        if let Err(error) = local(api, Method::PUT, &path, Some(status)).await {
+            tracing::debug!(%error, policy = name, "status of a policy");
+            written = false;
+        }
+    }
+    written
+}
+
 /// Keeps the status of all policies, until it is cancelled.
 pub(crate) async fn run(api: Arc<Api>, stop: CancellationToken) {
     let resource = GroupResource::new(GROUP, "validatingadmissionpolicies");
-    let mut seen = None;
-    let mut timer = tokio::time::interval(PERIOD);
-    timer.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    loop {
-        tokio::select! {
-            () = stop.cancelled() => return,
-            _ = timer.tick() => {}
-        }
-        let version = api.caches.version(&resource);
-        if seen == Some(version) {
-            continue;
-        }
-        let mut all_done = true;
-        for policy in api.caches.list(&resource, "") {
-            let Some(status) = checked(&policy, &api.catalog()) else { continue };
-            let path =
-                format!("/apis/{GROUP}/v1/{}/{}/status", resource.resource, object::name(&policy));
-            if let Err(error) = local(&api, Method::PUT, &path, Some(status)).await {
-                tracing::debug!(%error, policy = object::name(&policy), "status of a policy");
-                all_done = false;
+    let mut changes = api.caches.changes(std::slice::from_ref(&resource));
+    let following = async {
+        let mut written = true;
+        loop {
+            tokio::select! {
+                () = changes.next() => {}
+                () = tokio::time::sleep(RETRY), if !written => {}
             }
+            written = write_all(&api, &resource).await;
         }
-        seen = all_done.then_some(version);
-    }
+    };
+    stop.run_until_cancelled(following).await;
 }
