@@ -5,13 +5,17 @@ use std::time::Duration;
 use anyhow::Context as _;
 use client::Key;
 use client::events::{EventType, Recorder};
-use k8s_openapi::api::core::v1::ObjectReference;
-use kube::api::{DeleteParams, DynamicObject, Patch, PatchParams, PostParams, Preconditions};
+use k8s_openapi::api::core::v1::{ObjectReference, PersistentVolumeClaim, Pod};
+use kube::api::{
+    DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams, Preconditions,
+};
 use kube::core::response::StatusSummary;
 use kube::discovery::ApiResource;
 use kube::{Api, Client, Resource};
 use serde::Serialize;
 use serde_json::Value;
+
+use crate::pods::uses_claim;
 
 /// An object named for an action.
 #[derive(Clone, Debug, PartialEq)]
@@ -86,10 +90,21 @@ fn value<K: Serialize>(object: &K) -> Value {
     serde_json::to_value(object).unwrap_or_default()
 }
 
+/// What a plan takes for not so, where a cache that is behind would do harm: the API is asked.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Unless {
+    /// The object is there, with this uid.
+    Exists(Target, String),
+    /// A pod on a node uses the claim.
+    Used(Box<PersistentVolumeClaim>),
+}
+
 /// What a controller decided.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Plan {
     pub actions: Vec<Action>,
+    /// If so, nothing of the plan is done: what will show it to the caches is on its way.
+    pub unless: Option<Unless>,
     /// Look again after so long, if nothing happens sooner.
     pub again: Option<Duration>,
 }
@@ -116,6 +131,28 @@ impl Executor {
         match target.key.namespace.as_str() {
             "" => Api::all_with(self.client.clone(), &target.resource),
             namespace => Api::namespaced_with(self.client.clone(), namespace, &target.resource),
+        }
+    }
+
+    /// Whether it is so, as of now.
+    ///
+    /// # Errors
+    /// What the API said, and to what.
+    pub async fn holds(&self, unless: &Unless) -> anyhow::Result<bool> {
+        match unless {
+            Unless::Exists(target, uid) => {
+                let found = self.api(target).get_opt(&target.key.name).await;
+                let found = found
+                    .with_context(|| format!("get {} {}", target.resource.plural, target.key))?;
+                Ok(found.is_some_and(|object| object.metadata.uid.as_ref() == Some(uid)))
+            }
+            Unless::Used(claim) => {
+                let namespace = claim.metadata.namespace.as_deref().unwrap_or_default();
+                let pods: Api<Pod> = Api::namespaced(self.client.clone(), namespace);
+                let pods = pods.list(&ListParams::default()).await;
+                let pods = pods.with_context(|| format!("list pods of {namespace}"))?;
+                Ok(pods.iter().any(|pod| uses_claim(pod, claim)))
+            }
         }
     }
 

@@ -1,9 +1,12 @@
 //! What controllers ask of pods.
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Pod, PodTemplateSpec};
+use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, PodTemplateSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
+use kube::ResourceExt;
 use std::time::Duration;
+
+use crate::owners::controller_of;
 
 pub fn phase(pod: &Pod) -> &str {
     pod.status.as_ref().and_then(|s| s.phase.as_deref()).unwrap_or_default()
@@ -70,4 +73,27 @@ pub fn from_template(
         spec: template.spec.clone(),
         status: None,
     }
+}
+/// Names of the claims of a pod, those of its ephemeral volumes marked.
+pub fn claims_of(pod: &Pod) -> impl Iterator<Item = (String, bool)> {
+    let volumes = pod.spec.iter().flat_map(|s| s.volumes.iter().flatten());
+    volumes.filter_map(|volume| match (&volume.persistent_volume_claim, &volume.ephemeral) {
+        (Some(claim), _) => Some((claim.claim_name.clone(), false)),
+        (_, Some(_)) => Some((format!("{}-{}", pod.name_any(), volume.name), true)),
+        _ => None,
+    })
+}
+
+/// Whether a pod on a node uses a claim.
+pub fn uses_claim(pod: &Pod, claim: &PersistentVolumeClaim) -> bool {
+    // A kubelet does not start a pod whose claim is on its way out.
+    if node_name(pod).is_empty() {
+        return false;
+    }
+    let shut_down = pod.metadata.deletion_timestamp.is_some()
+        && pod.metadata.deletion_grace_period_seconds == Some(0);
+    let owned =
+        controller_of(&claim.metadata).is_some_and(|o| Some(&o.uid) == pod.metadata.uid.as_ref());
+    claims_of(pod)
+        .any(|(name, ephemeral)| name == claim.name_any() && (!ephemeral || owned && !shut_down))
 }

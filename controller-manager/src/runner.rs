@@ -78,6 +78,12 @@ pub async fn run<C: Controller>(controller: C, context: Context) {
         let again = again.clone();
         async move {
             let plan = controller.plan(&key, Timestamp::now());
+            if let Some(unless) = &plan.unless
+                && executor.holds(unless).await?
+            {
+                tracing::debug!(controller = name, %key, ?unless, "caches are behind");
+                return Ok(());
+            }
             let mut refused = None;
             for action in plan.actions {
                 let creates = matches!(action, Action::Create(..));

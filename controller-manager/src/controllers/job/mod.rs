@@ -102,7 +102,7 @@ impl Controller for Jobs {
         let mut actions: Vec<Action> = all.iter().filter(orphaned).map(|p| unhold(p)).collect();
         let Some(job) = job else {
             self.expectations.forget(key);
-            return Plan { actions, again: None };
+            return Plan { actions, ..Plan::default() };
         };
         let plan = plan(&job, all, self.expectations.satisfied(key, now), now);
         for action in &plan.actions {
@@ -111,7 +111,7 @@ impl Controller for Jobs {
             }
         }
         actions.extend(plan.actions);
-        Plan { actions, again: plan.again }
+        Plan { actions, again: plan.again, ..Plan::default() }
     }
 
     fn created(&self, key: &Key, uid: &str) {

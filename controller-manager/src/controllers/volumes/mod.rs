@@ -9,14 +9,13 @@ mod protection;
 mod tests;
 mod volume;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::str::FromStr;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::sync::Arc;
 
 use apimachinery::quantity::Quantity;
 use client::{Cache, Key, Queue};
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{
     ObjectReference, PersistentVolume, PersistentVolumeClaim, PersistentVolumeSpec, Pod,
 };
@@ -26,7 +25,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::ResourceExt;
 use serde_json::{Value, json};
 
-use crate::action::{Action, Plan, Target};
+use crate::action::{Action, Plan, Target, Unless};
+use crate::pods::claims_of;
 use crate::runner::{Context, Controller};
 pub use protection::{AttributesProtection, ClaimProtection, VolumeProtection};
 
@@ -34,60 +34,33 @@ const BIND_COMPLETED: &str = "pv.kubernetes.io/bind-completed";
 const BOUND_BY_CONTROLLER: &str = "pv.kubernetes.io/bound-by-controller";
 const CLASS: &str = "volume.beta.kubernetes.io/storage-class";
 const STORAGE: &str = "storage";
-/// A claim must be missing for so long before its volume is taken for released: volumes and claims
-/// are watched one by one, and another may have bound what has not been seen here.
-const MISSING: SignedDuration = SignedDuration::from_secs(1);
-
 /// Binds claims to volumes. Keys without a namespace are volumes, others claims.
 pub struct Binder {
     volumes: Cache<PersistentVolume>,
     claims: Cache<PersistentVolumeClaim>,
     classes: Cache<StorageClass>,
     pods: Cache<Pod>,
-    /// Since when a volume's claim has been missing, by the volume's name.
-    missing: Mutex<HashMap<String, Timestamp>>,
 }
 
 impl Binder {
     pub fn new(context: &Context) -> Self {
         let caches = &context.caches;
-        Self {
-            volumes: caches.of(),
-            claims: caches.of(),
-            classes: caches.of(),
-            pods: caches.of(),
-            missing: Mutex::default(),
-        }
+        Self { volumes: caches.of(), claims: caches.of(), classes: caches.of(), pods: caches.of() }
     }
 
-    /// Plans for a volume whose claim is not there, once that is certain.
-    fn released(&self, volume: &PersistentVolume, now: Timestamp) -> Plan {
-        let mut missing = self.missing.lock().unwrap_or_else(PoisonError::into_inner);
-        let since = *missing.entry(volume.name_any()).or_insert(now);
-        let left = MISSING - now.duration_since(since);
-        match Duration::try_from(left).ok().filter(|left| !left.is_zero()) {
-            Some(left) => Plan { again: Some(left), ..Plan::default() },
-            None => volume::released(volume),
-        }
-    }
-
-    fn found(&self, volume: &PersistentVolume) {
-        self.missing.lock().unwrap_or_else(PoisonError::into_inner).remove(&volume.name_any());
-    }
-
-    fn volume_plan(&self, volume: &PersistentVolume, now: Timestamp) -> Plan {
-        let Some(claim_ref) = claim_ref(volume) else {
-            self.found(volume);
-            return volume::available(volume);
-        };
+    fn volume_plan(&self, volume: &PersistentVolume) -> Plan {
+        let Some(claim_ref) = claim_ref(volume) else { return volume::available(volume) };
         let key = claim_key(claim_ref);
         let claim = self.claims.get(&key).filter(|c| c.metadata.uid == claim_ref.uid);
         match (claim_ref.uid.as_deref().unwrap_or_default(), claim) {
             ("", _) => volume::available(volume),
-            (_, None) => self.released(volume, now),
-            (_, Some(claim)) => {
-                self.found(volume);
-                volume::claimed(volume, &claim)
+            (_, Some(claim)) => volume::claimed(volume, &claim),
+            // Volumes and claims are watched one by one: another may have bound what has not been
+            // seen here.
+            (uid, None) => {
+                let claim = Target::of::<PersistentVolumeClaim>(&key);
+                let unless = Some(Unless::Exists(claim, uid.to_owned()));
+                Plan { unless, ..volume::released(volume) }
             }
         }
     }
@@ -142,23 +115,17 @@ impl Controller for Binder {
         tokio::join!(volumes.synced(), claims.synced(), classes.synced(), pods.synced());
     }
 
-    fn plan(&self, key: &Key, now: Timestamp) -> Plan {
+    fn plan(&self, key: &Key, _now: Timestamp) -> Plan {
         if key.namespace.is_empty() {
             return match self.volumes.get(key) {
-                Some(volume) => one_write(self.volume_plan(&volume, now)),
-                None => {
-                    let mut missing = self.missing.lock().unwrap_or_else(PoisonError::into_inner);
-                    missing.remove(&key.name);
-                    Plan::default()
-                }
+                Some(volume) => one_write(self.volume_plan(&volume)),
+                None => Plan::default(),
             };
         }
         let Some(claim) = self.claims.get(key) else { return Plan::default() };
         let waiting = |key: &Key| {
             let pods = self.pods.list_in(&key.namespace);
-            let uses = |p: &Arc<Pod>| {
-                crate::pods::node_name(p).is_empty() && protection::names(p, &key.name)
-            };
+            let uses = |p: &Arc<Pod>| crate::pods::node_name(p).is_empty() && names(p, &key.name);
             pods.iter().filter(|p| uses(p)).map(|p| p.name_any()).collect()
         };
         let look = claim::Look {
@@ -168,6 +135,11 @@ impl Controller for Binder {
         };
         one_write(claim::plan(&claim, &look))
     }
+}
+
+/// Whether a pod names a claim.
+fn names(pod: &Pod, claim: &str) -> bool {
+    claims_of(pod).any(|(name, _)| name == claim)
 }
 
 fn has(meta: &ObjectMeta, annotation: &str) -> bool {

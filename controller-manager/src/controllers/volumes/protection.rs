@@ -5,12 +5,11 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod};
 use k8s_openapi::api::storage::v1::VolumeAttributesClass;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use kube::ResourceExt;
 use serde_json::json;
 
 use super::{change, phase_of};
-use crate::action::{Action, Plan};
-use crate::owners::controller_of;
+use crate::action::{Action, Plan, Unless};
+use crate::pods::{claims_of, uses_claim};
 use crate::runner::{Context, Controller};
 
 const CLAIM: &str = "kubernetes.io/pvc-protection";
@@ -69,34 +68,6 @@ fn classes_of(claim: &PersistentVolumeClaim) -> impl Iterator<Item = &String> {
     wanted.into_iter().chain(has).chain(target)
 }
 
-/// Names of the claims of a pod, those of its ephemeral volumes marked.
-fn claims_of(pod: &Pod) -> impl Iterator<Item = (String, bool)> {
-    let volumes = pod.spec.iter().flat_map(|s| s.volumes.iter().flatten());
-    volumes.filter_map(|volume| match (&volume.persistent_volume_claim, &volume.ephemeral) {
-        (Some(claim), _) => Some((claim.claim_name.clone(), false)),
-        (_, Some(_)) => Some((format!("{}-{}", pod.name_any(), volume.name), true)),
-        _ => None,
-    })
-}
-
-/// Whether a pod names a claim.
-pub(super) fn names(pod: &Pod, claim: &str) -> bool {
-    claims_of(pod).any(|(name, _)| name == claim)
-}
-
-fn uses(pod: &Pod, claim: &PersistentVolumeClaim) -> bool {
-    // A kubelet does not start a pod whose claim is on its way out.
-    if crate::pods::node_name(pod).is_empty() {
-        return false;
-    }
-    let shut_down = pod.metadata.deletion_timestamp.is_some()
-        && pod.metadata.deletion_grace_period_seconds == Some(0);
-    let owned =
-        controller_of(&claim.metadata).is_some_and(|o| Some(&o.uid) == pod.metadata.uid.as_ref());
-    claims_of(pod)
-        .any(|(name, ephemeral)| name == claim.name_any() && (!ephemeral || owned && !shut_down))
-}
-
 /// Puts a finalizer on what is not being deleted, and takes it off what is and is not used.
 fn protect<K>(object: &K, finalizer: &str, used: impl FnOnce() -> bool) -> Plan
 where
@@ -116,7 +87,7 @@ where
         }
         _ => None,
     };
-    Plan { actions: action.into_iter().collect(), again: None }
+    Plan { actions: action.into_iter().collect(), ..Plan::default() }
 }
 
 impl Controller for ClaimProtection {
@@ -142,9 +113,13 @@ impl Controller for ClaimProtection {
 
     fn plan(&self, key: &Key, _now: Timestamp) -> Plan {
         let Some(claim) = self.claims.get(key) else { return Plan::default() };
-        protect(&*claim, CLAIM, || {
-            self.pods.list_in(&key.namespace).iter().any(|pod| uses(pod, &claim))
-        })
+        let mut plan = protect(&*claim, CLAIM, || {
+            self.pods.list_in(&key.namespace).iter().any(|pod| uses_claim(pod, &claim))
+        });
+        // To let go of a claim in use would lose data.
+        let lets_go = claim.metadata.deletion_timestamp.is_some() && !plan.actions.is_empty();
+        plan.unless = lets_go.then(|| Unless::Used(Box::new((*claim).clone())));
+        plan
     }
 }
 
@@ -243,16 +218,16 @@ mod tests {
         };
         let named = json!({"name": "v", "persistentVolumeClaim": {"claimName": "c"}});
         let other = json!({"name": "v", "persistentVolumeClaim": {"claimName": "d"}});
-        assert!(uses(&pod("node", named.clone()), &claim(true, &[])));
-        assert!(!uses(&pod("", named), &claim(true, &[])));
-        assert!(!uses(&pod("node", other), &claim(true, &[])));
+        assert!(uses_claim(&pod("node", named.clone()), &claim(true, &[])));
+        assert!(!uses_claim(&pod("", named), &claim(true, &[])));
+        assert!(!uses_claim(&pod("node", other), &claim(true, &[])));
         let mut of_pod = claim(true, &[]);
         of_pod.metadata.name = Some("p-v".into());
         let ephemeral = json!({"name": "v", "ephemeral": {}});
-        assert!(!uses(&pod("node", ephemeral.clone()), &of_pod));
+        assert!(!uses_claim(&pod("node", ephemeral.clone()), &of_pod));
         of_pod.metadata.owner_references = serde_json::from_value(json!([
             {"apiVersion": "v1", "kind": "Pod", "name": "p", "uid": "p", "controller": true}]))
         .expect("owners");
-        assert!(uses(&pod("node", ephemeral), &of_pod));
+        assert!(uses_claim(&pod("node", ephemeral), &of_pod));
     }
 }
