@@ -160,6 +160,19 @@ impl Running {
         })
     }
 
+    /// Gives the terminal that its child is on another size, as a window does that is dragged.
+    ///
+    /// # Errors
+    /// Its child is on none.
+    pub fn resize(&self, columns: u16, rows: u16) -> anyhow::Result<()> {
+        let child = child_of(self.child.id()).context("it has no child")?;
+        let terminal = std::fs::read_link(format!("/proc/{child}/fd/0"))?;
+        let mut stty = Command::new("stty");
+        stty.arg("-F").arg(&terminal);
+        stty.args(["cols", &columns.to_string(), "rows", &rows.to_string()]);
+        run(stty, "")?.text().with_context(|| terminal.display().to_string()).map(drop)
+    }
+
     /// Sends it a signal.
     ///
     /// # Errors
@@ -175,6 +188,18 @@ impl Drop for Running {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// A process that was started by another.
+fn child_of(parent: u32) -> Option<u32> {
+    let all = std::fs::read_dir("/proc").ok()?.flatten();
+    let mut pids = all.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    pids.find(|pid| {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        // The program's name, in parentheses, may hold anything.
+        let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields);
+        fields.split_whitespace().nth(1) == Some(parent.to_string().as_str())
+    })
 }
 
 fn collect(from: impl Read + Send + 'static, text: Arc<Mutex<String>>) {

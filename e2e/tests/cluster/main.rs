@@ -2,6 +2,7 @@
 //! namespace of its own.
 
 mod client;
+mod extended;
 mod lifecycle;
 mod network;
 mod objects;

@@ -39,6 +39,18 @@ fn a_terminal_is_a_terminal() -> anyhow::Result<()> {
     ensure!(!shell.wait(SOON)?, "its exit code is kubectl's");
     shell.until("/dev/pts/", SOON)?;
     shell.until("exit code 5", SOON)?;
+    // Windows are resized while a program runs.
+    let mut sized = ns.terminal(&["exec", "-it", "box", "--", "sh"])?;
+    sized.until("# ", SOON)?;
+    for (columns, rows) in [(123, 45), (80, 24)] {
+        sized.resize(columns, rows)?;
+        eventually("the new size is known", SOON, || {
+            sized.write("stty size\n")?;
+            sized.until(&format!("{rows} {columns}"), Duration::from_secs(1))
+        })?;
+    }
+    sized.write("exit\n")?;
+    ensure!(sized.wait(SOON)?, "{}", sized.text());
     let without = ns.kubectl(&["exec", "box", "--", "sh", "-c", "test -t 1 || echo none"])?;
     ensure!(without.trim() == "none", "{without}");
     // Ctrl-C ends what runs in the foreground, on that side.
