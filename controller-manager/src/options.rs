@@ -1,10 +1,10 @@
 //! Flags, as upstream names them.
 
-use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use client::secure::SecureFlags;
 use component::cli::{NoEffect, duration};
 use component::leader::LeaderFlags;
 use ipnet::IpNet;
@@ -19,28 +19,15 @@ pub struct Options {
     /// Path of a kubeconfig
     #[arg(long)]
     pub kubeconfig: Option<PathBuf>,
-    /// Path of a kubeconfig to check callers' tokens with
-    #[arg(long)]
-    pub authentication_kubeconfig: Option<PathBuf>,
-    /// Path of a kubeconfig to check callers' rights with
-    #[arg(long)]
-    pub authorization_kubeconfig: Option<PathBuf>,
     /// Give each node a range of pod addresses
     #[arg(long, num_args = 0..=1, require_equals = true, default_value_t = false,
           default_missing_value = "true", action = clap::ArgAction::Set)]
     pub allocate_node_cidrs: bool,
-    /// Address of /healthz and /metrics
-    #[arg(long, default_value = "0.0.0.0")]
-    pub bind_address: IpAddr,
-    /// Port of /healthz and /metrics; 0 for none
+    /// Port of /healthz; 0 for none
     #[arg(long, default_value_t = 10257)]
     pub secure_port: u16,
-    /// Client CA: for kubeadm's manifests; callers of /healthz and /metrics are not authenticated
-    #[arg(long)]
-    pub client_ca_file: Option<PathBuf>,
-    /// Front proxy CA: as client-ca-file
-    #[arg(long)]
-    pub requestheader_client_ca_file: Option<PathBuf>,
+    #[command(flatten)]
+    pub secure: SecureFlags,
     /// Addresses of pods, to be cut up for nodes
     #[arg(long, default_value = "")]
     pub cluster_cidr: String,
@@ -89,10 +76,6 @@ pub struct Options {
     /// Finished pods beyond this many are deleted
     #[arg(long, default_value_t = 12_500)]
     pub terminated_pod_gc_threshold: i64,
-    #[arg(long)]
-    pub tls_cert_file: Option<PathBuf>,
-    #[arg(long)]
-    pub tls_private_key_file: Option<PathBuf>,
     /// Each controller under its own service account
     #[arg(long, num_args = 0..=1, require_equals = true, default_value_t = false,
           default_missing_value = "true", action = clap::ArgAction::Set)]

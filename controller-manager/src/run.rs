@@ -7,9 +7,9 @@ use client::accounts::Accounts;
 use client::election::{self, Candidate, Timing, Watchdog};
 use client::events::Recorder;
 use client::lease::LeaseLock;
-use client::{Caches, retry};
+use client::{Caches, retry, secure};
 use component::leader::{Leader, LeaderFile};
-use component::serving::{self, text};
+use component::serving::text;
 use component::shutdown::Scope;
 use kube::Client;
 use tokio_util::sync::CancellationToken;
@@ -140,28 +140,15 @@ impl Settings {
 }
 
 async fn serve(options: &Options, watchdog: Watchdog, scope: &mut Scope) -> anyhow::Result<()> {
-    if options.secure_port == 0 {
-        return Ok(());
-    }
-    let tls = match (&options.tls_cert_file, &options.tls_private_key_file) {
-        (Some(cert), Some(key)) => serving::tls(cert, key, None)?,
-        _ => serving::self_signed(NAME)?,
+    let routes = move |path: &str| match path {
+        "/healthz" => match watchdog.check() {
+            Ok(()) => text(200, "ok"),
+            Err(why) => text(500, format!("leaderElection: {why}\nhealthz check failed\n")),
+        },
+        "/livez" | "/readyz" => text(200, "ok"),
+        _ => text(404, "404 page not found\n"),
     };
-    let listener = serving::bind((options.bind_address, options.secure_port).into()).await?;
-    let handler = move |request: http::Request<hyper::body::Incoming>| {
-        let response = match request.uri().path() {
-            "/healthz" => match watchdog.check() {
-                Ok(()) => text(200, "ok"),
-                Err(why) => text(500, format!("leaderElection: {why}\nhealthz check failed\n")),
-            },
-            "/livez" | "/readyz" => text(200, "ok"),
-            _ => text(404, "404 page not found\n"),
-        };
-        async move { response }
-    };
-    let token = scope.token().clone();
-    scope.spawn("serving", serving::serve(listener, Some(tls), handler, token));
-    Ok(())
+    secure::serve(&options.secure, options.secure_port, NAME, routes, scope).await
 }
 
 /// What controllers have in common.

@@ -426,6 +426,7 @@ impl Plan {
             ("authentication-kubeconfig", kubeconfig.clone()),
             ("authorization-kubeconfig", kubeconfig.clone()),
             ("bind-address", "127.0.0.1".into()),
+            ("client-ca-file", text(self.pki.ca_certificate(Ca::Cluster))),
             ("kubeconfig", kubeconfig),
             ("leader-elect", "false".into()),
         ];

@@ -242,11 +242,19 @@ impl Cluster {
     /// There is no answer.
     pub fn curl(&self, path: &str, arguments: &[&str]) -> anyhow::Result<Answer> {
         let server = self.record()?["server"].as_str().context("a server")?.to_owned();
+        let ca = self.settings.dir.join("etc/pki/ca.crt").display().to_string();
+        self.ask(&format!("{server}{path}"), &[&["--cacert", &ca], arguments].concat())
+    }
+
+    /// What any server answers to curl, asked from the first node.
+    ///
+    /// # Errors
+    /// There is no answer.
+    pub fn ask(&self, url: &str, arguments: &[&str]) -> anyhow::Result<Answer> {
         let mut command = self.inside("curl".as_ref());
         // Named otherwise, because answers to curl and to browsers are indented.
-        command.args(["-sS", "-A", "test", "-m", "20", "-w", "\n%{http_code}", "--cacert"]);
-        command.arg(self.settings.dir.join("etc/pki/ca.crt"));
-        command.args(arguments).arg(format!("{server}{path}"));
+        command.args(["-sS", "-A", "test", "-m", "20", "-w", "\n%{http_code}"]);
+        command.args(arguments).arg(url);
         let text = run(command, "")?.text()?;
         let (body, code) = text.rsplit_once('\n').context("a status code")?;
         Ok(Answer { code: code.to_owned(), body: body.to_owned() })

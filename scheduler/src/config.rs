@@ -1,9 +1,9 @@
 //! Flags and `KubeSchedulerConfiguration` (kubescheduler.config.k8s.io/v1).
 
-use std::net::IpAddr;
 use std::path::PathBuf;
 
 use anyhow::bail;
+use client::secure::SecureFlags;
 use component::cli::NoEffect;
 use component::leader::{Leader, LeaderFile, LeaderFlags};
 use serde::Deserialize;
@@ -25,29 +25,11 @@ pub struct Options {
     /// Path of a kubeconfig
     #[arg(long)]
     pub kubeconfig: Option<PathBuf>,
-    /// Path of a kubeconfig to check callers' tokens with
-    #[arg(long)]
-    pub authentication_kubeconfig: Option<PathBuf>,
-    /// Path of a kubeconfig to check callers' rights with
-    #[arg(long)]
-    pub authorization_kubeconfig: Option<PathBuf>,
-    /// Address of /healthz and /metrics
-    #[arg(long, default_value = "0.0.0.0")]
-    pub bind_address: IpAddr,
     /// Port of /healthz and /metrics; 0 for none
     #[arg(long, default_value_t = 10259)]
     pub secure_port: u16,
-    /// Serving certificate; self-signed in memory when there is none
-    #[arg(long)]
-    pub tls_cert_file: Option<PathBuf>,
-    #[arg(long)]
-    pub tls_private_key_file: Option<PathBuf>,
-    /// Client CA: for kubeadm's manifests; callers of /healthz and /metrics are not authenticated
-    #[arg(long)]
-    pub client_ca_file: Option<PathBuf>,
-    /// Front proxy CA: as client-ca-file
-    #[arg(long)]
-    pub requestheader_client_ca_file: Option<PathBuf>,
+    #[command(flatten)]
+    pub secure: SecureFlags,
     #[command(flatten)]
     pub leader: LeaderFlags,
     /// URL of the API server, over what the kubeconfig says
@@ -74,8 +56,8 @@ pub struct Config {
     pub percentage: usize,
     pub master: Option<String>,
     pub leader: Option<Leader>,
-    pub address: Option<std::net::SocketAddr>,
-    pub tls: Option<(PathBuf, PathBuf)>,
+    pub port: u16,
+    pub secure: SecureFlags,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -177,11 +159,6 @@ impl Options {
         let Some(kubeconfig) = kubeconfig else {
             bail!("--kubeconfig, or clientConnection.kubeconfig in --config, is needed");
         };
-        let tls = match (self.tls_cert_file, self.tls_private_key_file) {
-            (Some(cert), Some(key)) => Some((cert, key)),
-            (None, None) => None,
-            _ => bail!("--tls-cert-file and --tls-private-key-file go together"),
-        };
         let mut schedulers: Vec<String> =
             file.profiles.iter().filter_map(|p| p.scheduler_name.clone()).collect();
         if schedulers.is_empty() {
@@ -196,8 +173,8 @@ impl Options {
                 .unwrap_or(0),
             master: self.master,
             leader: self.leader.settle(&file.leader_election, "kube-scheduler")?,
-            address: (self.secure_port != 0).then(|| (self.bind_address, self.secure_port).into()),
-            tls,
+            port: self.secure_port,
+            secure: self.secure,
         })
     }
 }

@@ -9,9 +9,9 @@ use client::election::{self, Candidate, Timing, Watchdog};
 use client::error::line;
 use client::events::{EventType, Recorder, reference};
 use client::lease::LeaseLock;
-use client::{Cache, Caches, Change, Key};
+use client::{Cache, Caches, Change, Key, secure};
 use component::leader::Leader;
-use component::serving::{self, text};
+use component::serving::text;
 use component::shutdown::Scope;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
@@ -148,28 +148,17 @@ async fn serve(
     watchdog: Watchdog,
     scope: &mut Scope,
 ) -> anyhow::Result<()> {
-    let Some(address) = config.address else { return Ok(()) };
-    let tls = match &config.tls {
-        Some((cert, key)) => Some(serving::tls(cert, key, None)?),
-        None => Some(serving::self_signed("kube-scheduler")?),
-    };
-    let listener = serving::bind(address).await?;
     let scheduler = Arc::clone(scheduler);
-    let handler = move |request: http::Request<hyper::body::Incoming>| {
-        let response = match request.uri().path() {
-            "/healthz" | "/readyz" => match watchdog.check() {
-                Ok(()) => text(200, "ok"),
-                Err(why) => text(500, format!("leaderElection: {why}\nhealthz check failed\n")),
-            },
-            "/livez" => text(200, "ok"),
-            "/metrics" => text(200, scheduler.metrics()),
-            _ => text(404, "404 page not found\n"),
-        };
-        async move { response }
+    let routes = move |path: &str| match path {
+        "/healthz" | "/readyz" => match watchdog.check() {
+            Ok(()) => text(200, "ok"),
+            Err(why) => text(500, format!("leaderElection: {why}\nhealthz check failed\n")),
+        },
+        "/livez" => text(200, "ok"),
+        "/metrics" => text(200, scheduler.metrics()),
+        _ => text(404, "404 page not found\n"),
     };
-    let token = scope.token().clone();
-    scope.spawn("serving", serving::serve(listener, tls, handler, token));
-    Ok(())
+    secure::serve(&config.secure, config.port, NAME, routes, scope).await
 }
 
 impl Scheduler {

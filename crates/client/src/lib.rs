@@ -1,5 +1,6 @@
 //! What every component needs to talk to the apiserver: a client from a kubeconfig, caches fed by
-//! watches, work queues, events and leader election. Each exists once, here.
+//! watches, work queues, events and leader election; and its word on who may call them. Each exists
+//! once, here.
 
 pub mod accounts;
 pub mod cache;
@@ -11,6 +12,8 @@ pub mod lease;
 mod lenient;
 pub mod queue;
 pub mod retry;
+pub mod reviews;
+pub mod secure;
 
 pub use cache::{Cache, Caches, Change, Key};
 pub use connect::{connect, connect_to};

@@ -65,6 +65,14 @@ pub fn tls(cert: &Path, key: &Path, client_ca: Option<&Path>) -> anyhow::Result<
     let chain = certificates(cert)?;
     let key = PrivateKeyDer::from_pem_file(key)
         .with_context(|| format!("private key {}", key.display()))?;
+    configured(chain, key, client_ca)
+}
+
+fn configured(
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+    client_ca: Option<&Path>,
+) -> anyhow::Result<Arc<ServerConfig>> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
         .with_safe_default_protocol_versions()?;
@@ -86,20 +94,15 @@ pub fn tls(cert: &Path, key: &Path, client_ca: Option<&Path>) -> anyhow::Result<
     Ok(Arc::new(config))
 }
 
-/// TLS with a certificate made for this run, for components that were given none.
+/// TLS with a certificate made for this run, for components that were given none; `client_ca` as
+/// for [`tls`].
 ///
 /// # Errors
-/// No key can be made.
-pub fn self_signed(name: &str) -> anyhow::Result<Arc<ServerConfig>> {
+/// No key can be made, or the CA cannot be read.
+pub fn self_signed(name: &str, client_ca: Option<&Path>) -> anyhow::Result<Arc<ServerConfig>> {
     let pair = rcgen::generate_simple_self_signed(vec![name.to_owned(), "localhost".to_owned()])?;
     let key = PrivateKeyDer::Pkcs8(pair.signing_key.serialize_der().into());
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let mut config = ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()?
-        .with_no_client_auth()
-        .with_single_cert(vec![pair.cert.der().clone()], key)?;
-    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-    Ok(Arc::new(config))
+    configured(vec![pair.cert.der().clone()], key, client_ca)
 }
 
 /// The certificates of a PEM file.

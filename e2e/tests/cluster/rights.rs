@@ -188,3 +188,51 @@ fn levels_of_pod_security_are_enforced() -> anyhow::Result<()> {
         .context("strict")
         .map(drop)
 }
+
+#[test]
+fn what_components_tell_is_for_those_who_may_know() -> anyhow::Result<()> {
+    let cluster = cluster()?;
+    let ns = cluster.namespace("metrics")?;
+    let name = ns.name();
+    ns.kubectl(&["create", "serviceaccount", "reader"])?;
+    let role = ["create", "clusterrole", name, "--verb=get", "--non-resource-url=/metrics"];
+    cluster.kubectl(&role)?;
+    let account = format!("--serviceaccount={name}:reader");
+    let clusterrole = format!("--clusterrole={name}");
+    cluster.kubectl(&["create", "clusterrolebinding", name, &clusterrole, &account])?;
+    let header = |account: &str| -> anyhow::Result<String> {
+        let token = ns.kubectl(&["create", "token", account])?;
+        Ok(format!("Authorization: Bearer {}", token.trim()))
+    };
+    let (reader, other) = (header("reader")?, header("default")?);
+    let pki = cluster.settings().dir.join("etc/pki");
+    let file = |name: &str| pki.join(name).display().to_string();
+    // Of system:masters, or close to it.
+    let (cert, key) = (file("apiserver-kubelet-client.crt"), file("apiserver-kubelet-client.key"));
+    let scheduler = |path: &str, arguments: &[&str]| -> anyhow::Result<String> {
+        let url = format!("https://127.0.0.1:10259{path}");
+        Ok(cluster.ask(&url, &[&["-k"], arguments].concat())?.code)
+    };
+    eventually("the binding works", SOON, || {
+        let code = scheduler("/metrics", &["-H", &reader])?;
+        ensure!(code == "200", "{code}");
+        Ok(())
+    })?;
+    for (path, arguments, wanted) in [
+        ("/healthz", &[][..], "200"),
+        ("/metrics", &[], "403"),
+        ("/metrics", &["-H", &other], "403"),
+        ("/metrics", &["-H", "Authorization: Bearer forged"], "401"),
+        ("/metrics", &["--cert", &cert, "--key", &key], "200"),
+    ] {
+        let code = scheduler(path, arguments)?;
+        ensure!(code == wanted, "{path} {arguments:?}: {code}");
+    }
+    let refused = cluster.ask("https://127.0.0.1:10257/metrics", &["-k"])?;
+    let message = "forbidden: User \\\"system:anonymous\\\" cannot get path \\\"/metrics\\\"";
+    ensure!(refused.body.contains(message), "{}", refused.body);
+    for kind in ["clusterrolebinding", "clusterrole"] {
+        cluster.kubectl(&["delete", kind, name])?;
+    }
+    Ok(())
+}

@@ -75,7 +75,7 @@ fn write_private(path: &Path, content: &str) -> std::io::Result<()> {
 /// Serves until shutdown.
 pub async fn serve(k: Arc<Kubelet>, listener: TcpListener, tls: Arc<ServerConfig>) {
     let shutdown = k.shutdown.clone();
-    let auth = Arc::new(Auth::default());
+    let auth = Arc::new(Auth::new(&k.config));
     let handler = move |request| {
         let (k, auth) = (Arc::clone(&k), Arc::clone(&auth));
         async move { guarded(k, auth, request).await }
