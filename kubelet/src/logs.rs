@@ -1,7 +1,10 @@
 //! Container logs in CRI's format: `TIMESTAMP stdout|stderr P|F CONTENT`, one record per line.
 
 use std::io::{Read, Seek, SeekFrom};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use jiff::Timestamp;
 
 /// One record of a log.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,6 +29,54 @@ pub fn parse(line: &[u8]) -> Option<Record<'_>> {
     let content = parts.next()?;
     let ends_line = tags.split(|b| *b == b':').next()? != b"P";
     Some(Record { timestamp, stderr, ends_line, content })
+}
+
+/// Runtimes have written a container's log so long after its end at the latest.
+const WRITTEN_BY: Duration = Duration::from_secs(2);
+/// Between two looks at who writes to a log.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// Waits until the log of a container that ended at that time (nanoseconds since 1970) is whole: the
+/// runtime reports the end before it has written the last of it, and then closes the file.
+pub async fn written(path: &Path, ended: i64) {
+    let since_end = || {
+        let ended = Timestamp::from_nanosecond(ended.into()).unwrap_or(Timestamp::MIN);
+        Duration::try_from(Timestamp::now().duration_since(ended)).unwrap_or_default()
+    };
+    while since_end() < WRITTEN_BY {
+        let looked_at = path.to_owned();
+        let looking = tokio::task::spawn_blocking(move || is_written_to(&looked_at));
+        if !looking.await.unwrap_or(false) {
+            return;
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+/// Whether any process that can be seen has a file open for writing.
+fn is_written_to(path: &Path) -> bool {
+    let Ok(path) = path.canonicalize() else { return false };
+    let numbers = |folder: &Path| -> Vec<PathBuf> {
+        let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+        let is_number =
+            |e: &std::fs::DirEntry| e.file_name().as_encoded_bytes().iter().all(u8::is_ascii_digit);
+        entries.filter(is_number).map(|e| e.path()).collect()
+    };
+    numbers(Path::new("/proc")).into_iter().any(|process| {
+        numbers(&process.join("fd")).into_iter().any(|fd| {
+            std::fs::read_link(&fd).is_ok_and(|target| target == path)
+                && fd.file_name().is_some_and(|n| is_writable(&process.join("fdinfo").join(n)))
+        })
+    })
+}
+
+/// Whether a descriptor is open for writing, by its `/proc/PID/fdinfo/N` (proc(5)).
+fn is_writable(fdinfo: &Path) -> bool {
+    const ACCESS_MODE: u32 = 3;
+    let text = std::fs::read_to_string(fdinfo).unwrap_or_default();
+    let flags = text.lines().find_map(|line| line.strip_prefix("flags:"));
+    let flags = flags.and_then(|flags| u32::from_str_radix(flags.trim(), 8).ok());
+    flags.is_some_and(|flags| flags & ACCESS_MODE != 0)
 }
 
 /// The end of a log, at most so many lines and bytes.
@@ -79,6 +130,35 @@ mod tests {
         for bad in [&b"t other F x"[..], b"t stdout", b""] {
             assert_eq!(parse(bad), None);
         }
+    }
+
+    #[test]
+    fn writers_are_seen() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("0.log");
+        assert!(!is_written_to(&path), "it is not there");
+        let writer = std::fs::File::create(&path).unwrap();
+        assert!(is_written_to(&path));
+        let _reader = std::fs::File::open(&path).unwrap();
+        drop(writer);
+        assert!(!is_written_to(&path));
+    }
+
+    #[tokio::test]
+    async fn a_log_is_whole_when_nobody_writes_to_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("0.log");
+        let writer = std::fs::File::create(&path).unwrap();
+        let now = || i64::try_from(Timestamp::now().as_nanosecond()).unwrap();
+        let long_ago = now() - i64::try_from(WRITTEN_BY.as_nanos()).unwrap();
+        written(&path, long_ago).await;
+        let waiting = tokio::spawn({
+            let path = path.clone();
+            async move { written(&path, now()).await }
+        });
+        assert!(!waiting.is_finished());
+        drop(writer);
+        waiting.await.unwrap();
     }
 
     #[test]

@@ -83,7 +83,7 @@ impl Views {
         let mut view = container_view(&status);
         view.sandbox.clone_from(&listed.pod_sandbox_id);
         if view.state == State::Exited {
-            append_termination_message(&status, &mut view);
+            append_termination_message(&status, &mut view).await;
             self.exited.lock().insert(view.id.clone(), view.clone());
         }
         Ok(view)
@@ -139,7 +139,7 @@ fn container_view(status: &cri::ContainerStatus) -> ContainerView {
 
 /// What the container left as its last words: its file, or the end of its log when it failed and
 /// asked for that.
-fn append_termination_message(status: &cri::ContainerStatus, view: &mut ContainerView) {
+async fn append_termination_message(status: &cri::ContainerStatus, view: &mut ContainerView) {
     let annotation =
         |key: &str| status.annotations.get(key).map(String::as_str).unwrap_or_default();
     let path = annotation(labels::TERMINATION_PATH);
@@ -148,7 +148,9 @@ fn append_termination_message(status: &cri::ContainerStatus, view: &mut Containe
     let mount = status.mounts.iter().find(|m| !path.is_empty() && m.container_path == path);
     let mut words = mount.map(|m| read_message(Path::new(&m.host_path))).unwrap_or_default();
     if words.is_empty() && fall_back && !status.log_path.is_empty() {
-        words = logs::last_words(Path::new(&status.log_path), LOG_LINES, LOG_BYTES);
+        let path = Path::new(&status.log_path);
+        logs::written(path, status.finished_at).await;
+        words = logs::last_words(path, LOG_LINES, LOG_BYTES);
     }
     if !words.is_empty() {
         if !view.message.is_empty() {

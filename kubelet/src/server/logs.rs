@@ -19,7 +19,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
 use crate::kubelet::Kubelet;
-use crate::logs::{Record, parse};
+use crate::logs::{Record, parse, written};
 use crate::objects::{self, uid};
 use crate::runtime::State;
 
@@ -119,9 +119,12 @@ pub async fn serve(k: Arc<Kubelet>, pod: &Pod, container: &str, wanted: Wanted) 
     };
     let Some(found) = found else { return text(400, absent(pod, container, wanted.previous)) };
     let path = PathBuf::from(&found.log_path);
-    let (id, running) = (found.id.clone(), found.state == State::Running);
+    let (id, running, ended) = (found.id.clone(), found.state == State::Running, found.finished_at);
     let (sender, receiver) = mpsc::channel::<Result<Bytes, anyhow::Error>>(16);
     tokio::spawn(async move {
+        if !running {
+            written(&path, ended).await;
+        }
         let copying = copy(&k, &path, &id, running, wanted, &sender);
         if let Err(error) = copying.await {
             let _ = sender
@@ -211,7 +214,7 @@ async fn copy(
             continue;
         }
         // The end of the file, for now.
-        if !wanted.follow || (!running && idle > 0) || sender.is_closed() {
+        if !wanted.follow || !running || sender.is_closed() {
             return Ok(());
         }
         idle += 1;
@@ -220,9 +223,13 @@ async fn copy(
             () = sender.closed() => return Ok(()),
             () = k.shutdown.cancelled() => return Ok(()),
         }
-        if idle.is_multiple_of(5) || !running {
+        if idle.is_multiple_of(5) {
             running = match k.cri.container(id).await {
-                Ok(status) => State::of(status.state) == State::Running,
+                Ok(status) if State::of(status.state) == State::Running => true,
+                Ok(status) => {
+                    written(path, status.finished_at).await;
+                    false
+                }
                 Err(_) => false,
             };
         }
