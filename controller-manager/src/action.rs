@@ -5,6 +5,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use client::Key;
 use client::events::{EventType, Recorder};
+use k8s_openapi::api::authorization::v1::{SubjectAccessReview, SubjectAccessReviewSpec};
 use k8s_openapi::api::core::v1::{ObjectReference, PersistentVolumeClaim, Pod};
 use kube::api::{
     DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams, Preconditions,
@@ -45,8 +46,8 @@ pub enum Action {
     Create(Target, Value),
     /// Replaces an object; its resourceVersion is in it.
     Update(Target, Value),
-    /// Replaces an object's status.
-    UpdateStatus(Target, Value),
+    /// Replaces an object's part that is a subresource: its status, say.
+    UpdatePart(Target, &'static str, Value),
     /// Strategic merge patch; `subresource` may be empty.
     Patch(Target, &'static str, Value),
     /// Deletes the object if it still has this uid. That it is gone is no error.
@@ -67,7 +68,14 @@ impl Action {
     }
 
     pub fn update_status<K: Resource<DynamicType = ()> + Serialize>(object: &K) -> Self {
-        Self::UpdateStatus(Target::of::<K>(&Key::of(object)), value(object))
+        Self::update_part(object, "status")
+    }
+
+    pub fn update_part<K>(object: &K, subresource: &'static str) -> Self
+    where
+        K: Resource<DynamicType = ()> + Serialize,
+    {
+        Self::UpdatePart(Target::of::<K>(&Key::of(object)), subresource, value(object))
     }
 
     pub fn delete<K: Resource<DynamicType = ()>>(object: &K) -> Self {
@@ -97,13 +105,15 @@ pub enum Unless {
     Exists(Target, String),
     /// A pod on a node uses the claim.
     Used(Box<PersistentVolumeClaim>),
+    /// The user may not.
+    Forbidden(Box<SubjectAccessReviewSpec>),
 }
 
 /// What a controller decided.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Plan {
     pub actions: Vec<Action>,
-    /// If so, nothing of the plan is done: what will show it to the caches is on its way.
+    /// If so, nothing of the plan is done: what changes that will be seen, or is looked for again.
     pub unless: Option<Unless>,
     /// Look again after so long, if nothing happens sooner.
     pub again: Option<Duration>,
@@ -153,6 +163,13 @@ impl Executor {
                 let pods = pods.with_context(|| format!("list pods of {namespace}"))?;
                 Ok(pods.iter().any(|pod| uses_claim(pod, claim)))
             }
+            Unless::Forbidden(asked) => {
+                let review = SubjectAccessReview { spec: (**asked).clone(), ..<_>::default() };
+                let reviews: Api<SubjectAccessReview> = Api::all(self.client.clone());
+                let answer = reviews.create(&PostParams::default(), &review).await;
+                let answer = answer.context("create a subjectaccessreview")?;
+                Ok(!answer.status.is_some_and(|status| status.allowed))
+            }
         }
     }
 
@@ -180,10 +197,10 @@ impl Executor {
                 let done = self.api(&target).replace(&target.key.name, &post, &object).await;
                 done.map(|_| None).context(whence)
             }
-            Action::UpdateStatus(target, object) => {
-                let whence = format!("update status of {} {}", target.resource.plural, target.key);
-                let object: DynamicObject = serde_json::from_value(object)?;
-                let done = self.api(&target).replace_status(&target.key.name, &post, &object).await;
+            Action::UpdatePart(target, part, object) => {
+                let whence = format!("update {part} of {} {}", target.resource.plural, target.key);
+                let (api, name) = (self.api(&target), &target.key.name);
+                let done = api.replace_subresource(part, name, &post, &object).await;
                 done.map(|_| None).context(whence)
             }
             Action::Patch(target, subresource, patch) => {

@@ -9,6 +9,7 @@ use component::cli::{NoEffect, duration};
 use component::leader::LeaderFlags;
 use ipnet::IpNet;
 
+use crate::controllers::certificates::Signers;
 use crate::controllers::ipam::Range;
 use crate::known::Choice;
 use crate::unsupported::Unsupported;
@@ -33,11 +34,8 @@ pub struct Options {
     pub cluster_cidr: String,
     #[arg(long, default_value = "kubernetes")]
     pub cluster_name: String,
-    /// CA that signs certificate requests: the signing controllers do not run yet
-    #[arg(long)]
-    pub cluster_signing_cert_file: Option<PathBuf>,
-    #[arg(long)]
-    pub cluster_signing_key_file: Option<PathBuf>,
+    #[command(flatten)]
+    pub signing: SigningFlags,
     /// Controllers to run: `*`, names, or `-name` to leave one out
     #[arg(long, value_delimiter = ',', default_value = "*", allow_hyphen_values = true)]
     pub controllers: Vec<Choice>,
@@ -85,6 +83,70 @@ pub struct Options {
     pub v: u8,
     #[command(flatten)]
     pub unsupported: NoEffect<Unsupported>,
+}
+
+/// CAs that sign certificate requests.
+#[derive(Clone, Debug, clap::Args)]
+pub struct SigningFlags {
+    /// CA that signs certificate requests, of all of Kubernetes' own signers
+    #[arg(long)]
+    pub cluster_signing_cert_file: Option<PathBuf>,
+    #[arg(long)]
+    pub cluster_signing_key_file: Option<PathBuf>,
+    /// How long certificates hold at most
+    #[arg(long, default_value = "8760h0m0s", value_parser = duration)]
+    pub cluster_signing_duration: Duration,
+    /// CA of one signer alone, as those that follow
+    #[arg(long)]
+    pub cluster_signing_kube_apiserver_client_cert_file: Option<PathBuf>,
+    #[arg(long)]
+    pub cluster_signing_kube_apiserver_client_key_file: Option<PathBuf>,
+    #[arg(long)]
+    pub cluster_signing_kubelet_client_cert_file: Option<PathBuf>,
+    #[arg(long)]
+    pub cluster_signing_kubelet_client_key_file: Option<PathBuf>,
+    #[arg(long)]
+    pub cluster_signing_kubelet_serving_cert_file: Option<PathBuf>,
+    #[arg(long)]
+    pub cluster_signing_kubelet_serving_key_file: Option<PathBuf>,
+    #[arg(long)]
+    pub cluster_signing_legacy_unknown_cert_file: Option<PathBuf>,
+    #[arg(long)]
+    pub cluster_signing_legacy_unknown_key_file: Option<PathBuf>,
+}
+
+impl SigningFlags {
+    /// The CAs; `None`: none is given.
+    ///
+    /// # Errors
+    /// Names the flag or file that is wrong.
+    pub fn read(&self) -> anyhow::Result<Option<Signers>> {
+        let of = |name, cert, key| (name, (cert, key));
+        let each = [
+            of(
+                "cluster-signing-kube-apiserver-client",
+                &self.cluster_signing_kube_apiserver_client_cert_file,
+                &self.cluster_signing_kube_apiserver_client_key_file,
+            ),
+            of(
+                "cluster-signing-kubelet-client",
+                &self.cluster_signing_kubelet_client_cert_file,
+                &self.cluster_signing_kubelet_client_key_file,
+            ),
+            of(
+                "cluster-signing-kubelet-serving",
+                &self.cluster_signing_kubelet_serving_cert_file,
+                &self.cluster_signing_kubelet_serving_key_file,
+            ),
+            of(
+                "cluster-signing-legacy-unknown",
+                &self.cluster_signing_legacy_unknown_cert_file,
+                &self.cluster_signing_legacy_unknown_key_file,
+            ),
+        ];
+        let all = (&self.cluster_signing_cert_file, &self.cluster_signing_key_file);
+        Signers::read(all, each, self.cluster_signing_duration)
+    }
 }
 
 impl Options {

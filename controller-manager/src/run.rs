@@ -16,9 +16,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::action::Executor;
 use crate::controllers::{
-    aggregation, cronjob, daemonset, deployment, disruption, endpoints, garbage, ipam, job,
-    mirroring, namespace, nodelifecycle, podgc, replicaset, resourcequota, rootca, serviceaccount,
-    statefulset, taints, ttlafterfinished, volumes,
+    aggregation, certificates, cronjob, daemonset, deployment, disruption, endpoints, garbage,
+    ipam, job, mirroring, namespace, nodelifecycle, podgc, replicaset, resourcequota, rootca,
+    serviceaccount, statefulset, taints, ttlafterfinished, volumes,
 };
 use crate::options::Options;
 use crate::runner::{self, Context, Controller};
@@ -118,6 +118,7 @@ struct Settings {
     period: std::time::Duration,
     threshold: usize,
     mirrored: usize,
+    signers: Option<certificates::Signers>,
 }
 
 impl Settings {
@@ -135,6 +136,7 @@ impl Settings {
             period: options.node_monitor_period,
             threshold: usize::try_from(options.terminated_pod_gc_threshold).unwrap_or(0),
             mirrored: usize::from(options.mirroring_max_endpoints_per_subset),
+            signers: options.signing.read()?,
         })
     }
 }
@@ -222,7 +224,8 @@ impl Starter<'_> {
     }
 
     fn all(mut self, settings: Settings) {
-        let Settings { root_ca, ranges, grace, period, threshold, mirrored, .. } = settings;
+        let Settings { root_ca, ranges, grace, period, threshold, mirrored, signers, .. } =
+            settings;
         let same = |name| (name, name, name);
         self.add(same("deployment-controller"), deployment::Deployments::new);
         self.add(same("replicaset-controller"), replicaset::ReplicaSets::new);
@@ -260,6 +263,7 @@ impl Starter<'_> {
         );
         self.add(names, move |c| mirroring::Mirror::new(c, mirrored));
         self.volumes();
+        self.certificates(signers);
         let names = (
             "serviceaccount-controller",
             "service-account-controller",
@@ -286,6 +290,20 @@ impl Starter<'_> {
         self.add_loop(same("namespace-controller"), namespace::run);
         let names = ("garbage-collector-controller", "garbage-collector", READER);
         self.add_loop(names, garbage::run);
+    }
+
+    /// What has to do with CertificateSigningRequests.
+    fn certificates(&mut self, signers: Option<certificates::Signers>) {
+        const ACCOUNT: &str = "certificate-controller";
+        let names = |name| (name, ACCOUNT, ACCOUNT);
+        if let Some(signers) = signers {
+            let names = names("certificatesigningrequest-signing-controller");
+            self.add(names, |c| certificates::Signer::new(c, signers));
+        }
+        let approving = names("certificatesigningrequest-approving-controller");
+        self.add(approving, certificates::Approver::new);
+        let cleaning = names("certificatesigningrequest-cleaner-controller");
+        self.add(cleaning, certificates::Cleaner::new);
     }
 
     /// What has to do with PersistentVolumes.

@@ -81,7 +81,10 @@ pub async fn run<C: Controller>(controller: C, context: Context) {
             if let Some(unless) = &plan.unless
                 && executor.holds(unless).await?
             {
-                tracing::debug!(controller = name, %key, ?unless, "caches are behind");
+                tracing::debug!(controller = name, %key, ?unless, "not now");
+                if let Some(after) = plan.again {
+                    again.add_after(key, after);
+                }
                 return Ok(());
             }
             let mut refused = None;

@@ -337,7 +337,7 @@ mod tests {
         let scale = |_: &Pod| Some(("rs".to_owned(), 4));
         let plan = plan(&budget, &pods, scale, now());
         let found = plan.actions.iter().find_map(|a| match a {
-            Action::UpdateStatus(_, o) => Some(o["status"].clone()),
+            Action::UpdatePart(_, "status", o) => Some(o["status"].clone()),
             _ => None,
         });
         let s = found.expect("a status");

@@ -439,7 +439,7 @@ mod tests {
                 Action::Create(..) => Some("create".to_owned()),
                 Action::Delete(target, ..) => Some(format!("delete {}", target.key.name)),
                 Action::Patch(target, ..) => Some(format!("patch {}", target.key.name)),
-                Action::UpdateStatus(_, object) => Some(format!(
+                Action::UpdatePart(_, "status", object) => Some(format!(
                     "status {}/{}",
                     object["status"]["readyReplicas"], object["status"]["replicas"]
                 )),
@@ -487,7 +487,9 @@ mod tests {
     fn a_failure_is_a_condition_until_it_is_over() {
         let conditions = |plan: &Plan| -> Value {
             let status = plan.actions.iter().find_map(|a| match a {
-                Action::UpdateStatus(_, object) => Some(object["status"]["conditions"].clone()),
+                Action::UpdatePart(_, "status", object) => {
+                    Some(object["status"]["conditions"].clone())
+                }
                 _ => None,
             });
             status.unwrap_or_default()

@@ -236,3 +236,40 @@ fn what_components_tell_is_for_those_who_may_know() -> anyhow::Result<()> {
     }
     Ok(())
 }
+
+#[test]
+fn a_certificate_is_asked_for_approved_and_signed() -> anyhow::Result<()> {
+    let cluster = cluster()?;
+    let ns = cluster.namespace("certificates")?;
+    let name = ns.name();
+    let key = rcgen::KeyPair::generate()?;
+    let mut params = rcgen::CertificateParams::new(Vec::<String>::new())?;
+    params.distinguished_name = rcgen::DistinguishedName::new();
+    params.distinguished_name.push(rcgen::DnType::CommonName, "jane");
+    let pem = params.serialize_request(&key)?.pem()?;
+    let request = json!({
+        "apiVersion": "certificates.k8s.io/v1", "kind": "CertificateSigningRequest",
+        "metadata": {"name": name},
+        "spec": {"signerName": "kubernetes.io/kube-apiserver-client", "usages": ["client auth"],
+            "expirationSeconds": 3600,
+            "request": base64::prelude::BASE64_STANDARD.encode(pem)}});
+    cluster.kubectl_with(&["create", "-f", "-"], &request.to_string())?;
+    cluster.kubectl(&["certificate", "approve", name])?;
+    let certificate = eventually("it is signed", SOON, || {
+        let found = cluster.get(&["csr", name])?;
+        let text = found["status"]["certificate"].as_str().context("no certificate")?;
+        Ok(base64::prelude::BASE64_STANDARD.decode(text)?)
+    })?;
+    let shown = cluster.kubectl(&["get", "csr", name, "--no-headers"])?;
+    ensure!(shown.contains("Approved,Issued"), "{shown}");
+    let file = |suffix: &str| cluster.settings().dir.join(format!("{name}.{suffix}"));
+    let (cert_file, key_file) = (file("crt"), file("key"));
+    std::fs::write(&cert_file, certificate)?;
+    std::fs::write(&key_file, key.serialize_pem())?;
+    let (cert_file, key_file) = (cert_file.display().to_string(), key_file.display().to_string());
+    let path = format!("/api/v1/namespaces/{name}/configmaps");
+    let answer = cluster.curl(&path, &["--cert", &cert_file, "--key", &key_file])?;
+    ensure!(answer.code == "403" && answer.body.contains("User \\\"jane\\\""), "{answer:?}");
+    cluster.kubectl(&["delete", "csr", name])?;
+    Ok(())
+}

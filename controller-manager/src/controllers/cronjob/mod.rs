@@ -295,7 +295,7 @@ mod tests {
             Action::Create(t, _) => Some(format!("+{}", t.key.name)),
             Action::Delete(t, ..) => Some(format!("-{}", t.key.name)),
             Action::Event(_, _, reason, _) => Some((*reason).to_owned()),
-            Action::UpdateStatus(_, o) => {
+            Action::UpdatePart(_, "status", o) => {
                 let active = o["status"]["active"].as_array().map_or(0, Vec::len);
                 Some(format!("[{active}]"))
             }

@@ -602,7 +602,7 @@ mod tests {
                     *set.expect("it exists") = serde_json::from_value(object).expect("a set");
                     self.sync();
                 }
-                Action::UpdateStatus(_, object) => {
+                Action::UpdatePart(_, _, object) => {
                     self.deployment = serde_json::from_value(object).expect("a deployment");
                 }
                 Action::Delete(target, ..) => {

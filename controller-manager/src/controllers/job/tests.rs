@@ -81,7 +81,7 @@ fn told(plan: &Plan) -> String {
         Action::Patch(t, _, p) if p["metadata"].get("ownerReferences").is_none() => {
             Some(format!("free {}", t.key.name))
         }
-        Action::UpdateStatus(_, o) => {
+        Action::UpdatePart(_, "status", o) => {
             let s = &o["status"];
             let mut texts = Vec::new();
             for key in ["succeeded", "failed", "completedIndexes", "failedIndexes"] {

@@ -321,7 +321,7 @@ mod tests {
         let names: Vec<&str> = wanted.iter().map(|(name, _)| *name).collect();
         let now = "2026-01-01T00:00:00Z".parse().expect("a time");
         let plan = plan(&quota(&names, scopes), &view(), now);
-        let [Action::UpdateStatus(_, object)] = plan.actions.as_slice() else {
+        let [Action::UpdatePart(_, "status", object)] = plan.actions.as_slice() else {
             panic!("{:?}", plan.actions)
         };
         let wanted: BTreeMap<_, _> = wanted.iter().copied().collect();

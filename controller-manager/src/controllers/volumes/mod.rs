@@ -204,7 +204,7 @@ where
     K: kube::Resource<DynamicType = ()> + serde::Serialize,
 {
     let object_with = changed(object, json!({"status": status}));
-    Action::UpdateStatus(Target::of::<K>(&Key::of(object)), object_with)
+    Action::UpdatePart(Target::of::<K>(&Key::of(object)), "status", object_with)
 }
 
 fn changed<K: serde::Serialize>(object: &K, patch: Value) -> Value {

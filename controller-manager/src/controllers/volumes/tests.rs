@@ -55,7 +55,7 @@ fn told(plan: &Plan) -> Vec<String> {
             let (notes, spec) = (&object["metadata"]["annotations"], &object["spec"]);
             format!("{} {notes} {spec}", target.key.name)
         }
-        Action::UpdateStatus(target, object) => {
+        Action::UpdatePart(target, "status", object) => {
             format!("{}/status {}", target.key.name, object["status"])
         }
         Action::Event(_, _, reason, _) => (*reason).to_owned(),
