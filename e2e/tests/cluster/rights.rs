@@ -269,7 +269,7 @@ fn a_certificate_is_asked_for_approved_and_signed() -> anyhow::Result<()> {
     let (cert_file, key_file) = (cert_file.display().to_string(), key_file.display().to_string());
     let path = format!("/api/v1/namespaces/{name}/configmaps");
     let answer = cluster.curl(&path, &["--cert", &cert_file, "--key", &key_file])?;
-    ensure!(answer.code == "403" && answer.body.contains("User \\\"jane\\\""), "{answer:?}");
+    ensure!(answer.code == "403" && answer.body.contains("User \\\"jane\\\""), "{}", answer.body);
     cluster.kubectl(&["delete", "csr", name])?;
     Ok(())
 }
