@@ -1,5 +1,6 @@
 //! What `coxswain` says when it cannot do what it is asked to.
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -43,6 +44,24 @@ fn up_says_what_is_missing() -> anyhow::Result<()> {
     let refused = refusal(poor)?;
     let wanted = "coxswain up: containerd is not installed (package containerd)";
     ensure!(refused.trim() == wanted, "{refused}");
+
+    let old = path.join("containerd");
+    std::fs::write(&old, "#!/bin/sh\necho containerd github.com/containerd/containerd 1.5.9 x\n")?;
+    std::fs::set_permissions(&old, std::fs::Permissions::from_mode(0o755))?;
+    let mut outdated = settings.coxswain(&["up", "--isolated"]);
+    outdated.env("PATH", &path);
+    let refused = refusal(outdated)?;
+    let wanted = "coxswain up: containerd 1.5 is too old: 1.6 or later is needed";
+    ensure!(refused.trim() == wanted, "{refused}");
+
+    let up = settings.coxswain(&["up", "--isolated"]);
+    let mut hidden = Command::new("unshare");
+    let script = "mount -t tmpfs none /sys/fs/cgroup && exec \"$0\" \"$@\"";
+    hidden.args(["--mount", "--propagation", "private", "sh", "-c", script]);
+    hidden.arg(up.get_program()).args(up.get_args());
+    let refused = refusal(hidden)?;
+    let wanted = "cgroup controllers cpu, memory, pids are missing below /sys/fs/cgroup";
+    ensure!(refused.trim() == format!("coxswain up: {wanted}"), "{refused}");
     std::fs::remove_dir_all(&path)?;
     std::fs::remove_file(&copy)?;
     Ok(())
@@ -105,6 +124,18 @@ fn a_store_that_was_cut_short_is_not_served() -> anyhow::Result<()> {
     std::fs::write(&store, &whole)?;
     let cluster = Cluster::start(&[])?;
     cluster.kubectl(&["get", "namespace", "kept"])?;
+    Cluster::purge()?;
+    ensure!(told, "the file is named");
+    Ok(())
+}
+
+#[test]
+fn a_store_that_cannot_be_opened_is_named() -> anyhow::Result<()> {
+    Cluster::purge()?;
+    let settings = Settings::from_environment()?;
+    let store = settings.dir.join("data/store/coxswain.redb");
+    std::fs::create_dir_all(&store)?;
+    let told = told_of(&store)?;
     Cluster::purge()?;
     ensure!(told, "the file is named");
     Ok(())

@@ -46,37 +46,29 @@ pub(super) fn call<'a>(name: &str, args: &[Val<'a>]) -> Result<Val<'a>> {
     }
 }
 
-fn arithmetic<'a>(op: &str, a: &Val<'a>, b: &Val<'a>) -> Result<Val<'a>> {
-    let zero = |what| {
-        EvalError::new(match what {
-            "_/_" => "division by zero",
-            _ => "modulus by zero",
-        })
+/// Arithmetic of whole numbers, with or without sign: in more bits than they have.
+fn whole<N: TryFrom<i128>>(op: &str, a: i128, b: i128, what: &str) -> Result<N> {
+    let made = match (op, b) {
+        ("_+_", _) => a.checked_add(b),
+        ("_-_", _) => a.checked_sub(b),
+        ("_*_", _) => a.checked_mul(b),
+        ("_/_", 0) => return Err(EvalError::new("division by zero")),
+        ("_%_", 0) => return Err(EvalError::new("modulus by zero")),
+        ("_/_", _) => a.checked_div(b),
+        // What cannot be divided has no rest either.
+        ("_%_", _) => N::try_from(a / b).ok().map(|_| a % b),
+        _ => return Err(EvalError::no_overload()),
     };
+    made.and_then(|n| N::try_from(n).ok()).ok_or_else(|| overflow(what))
+}
+
+fn arithmetic<'a>(op: &str, a: &Val<'a>, b: &Val<'a>) -> Result<Val<'a>> {
     match (a, b) {
         (Val::Int(a), Val::Int(b)) => {
-            let made = match op {
-                "_+_" => a.checked_add(*b),
-                "_-_" => a.checked_sub(*b),
-                "_*_" => a.checked_mul(*b),
-                "_/_" | "_%_" if *b == 0 => return Err(zero(op)),
-                "_/_" => a.checked_div(*b),
-                "_%_" => a.checked_rem(*b),
-                _ => return Err(EvalError::no_overload()),
-            };
-            made.map(Val::Int).ok_or_else(|| overflow("integer"))
+            whole(op, i128::from(*a), i128::from(*b), "integer").map(Val::Int)
         }
         (Val::Uint(a), Val::Uint(b)) => {
-            let made = match op {
-                "_+_" => a.checked_add(*b),
-                "_-_" => a.checked_sub(*b),
-                "_*_" => a.checked_mul(*b),
-                "_/_" | "_%_" if *b == 0 => return Err(zero(op)),
-                "_/_" => a.checked_div(*b),
-                "_%_" => a.checked_rem(*b),
-                _ => return Err(EvalError::no_overload()),
-            };
-            made.map(Val::Uint).ok_or_else(|| overflow("unsigned integer"))
+            whole(op, i128::from(*a), i128::from(*b), "unsigned integer").map(Val::Uint)
         }
         (Val::Double(a), Val::Double(b)) => Ok(Val::Double(match op {
             "_+_" => a + b,
