@@ -30,6 +30,8 @@ const START: Duration = Duration::from_secs(180);
 pub struct Cluster {
     settings: Settings,
     kubectl: PathBuf,
+    /// For kubectl.
+    environment: &'static [(&'static str, &'static str)],
 }
 
 /// What the API server answered to curl.
@@ -48,7 +50,7 @@ impl Cluster {
         let kubectl = settings.kubectl.clone();
         let status = run(settings.coxswain(&["status"]), "")?;
         if status.stdout.contains("ready at") {
-            return Ok(Self { settings, kubectl });
+            return Ok(Self { settings, kubectl, environment: &[] });
         }
         Self::start(&["--nodes", "2"])
     }
@@ -79,7 +81,7 @@ impl Cluster {
         // wait for it, or it stays as a zombie.
         std::thread::spawn(move || child.wait());
         let kubectl = settings.kubectl.clone();
-        Ok(Self { settings, kubectl })
+        Ok(Self { settings, kubectl, environment: &[] })
     }
 
     /// What `coxswain up` wrote down about what runs.
@@ -165,7 +167,20 @@ impl Cluster {
     pub fn by_old_kubectl(&self) -> anyhow::Result<Self> {
         let settings = Settings::from_environment()?;
         let kubectl = settings.old_kubectl.clone();
-        Ok(Self { settings, kubectl })
+        Ok(Self { settings, kubectl, environment: &[] })
+    }
+
+    /// The same cluster by a kubectl that streams over SPDY, as all did before WebSockets.
+    ///
+    /// # Errors
+    /// As [`Cluster::by_old_kubectl`].
+    pub fn by_spdy(&self) -> anyhow::Result<Self> {
+        let environment = &[
+            ("KUBECTL_REMOTE_COMMAND_WEBSOCKETS", "false"),
+            ("KUBECTL_PORT_FORWARD_WEBSOCKETS", "false"),
+        ];
+        let (settings, kubectl) = (Settings::from_environment()?, self.kubectl.clone());
+        Ok(Self { settings, kubectl, environment })
     }
 
     /// A command inside the cluster's network namespace.
@@ -183,6 +198,7 @@ impl Cluster {
         command.arg("--kubeconfig").arg(config).args(arguments);
         // Caches of discovery and HTTP: not those of whoever runs the tests.
         command.env("KUBECACHEDIR", self.settings.dir.join("cache"));
+        command.envs(self.environment.iter().copied());
         command
     }
 

@@ -183,3 +183,30 @@ fn a_debugging_container_joins_a_pod() -> anyhow::Result<()> {
         Ok(())
     })
 }
+
+#[test]
+fn streams_go_over_spdy_too() -> anyhow::Result<()> {
+    let cluster = cluster()?.by_spdy()?;
+    let ns = cluster.namespace("spdy")?;
+    ns.apply(&web("web", 1))?;
+    ns.rolled_out("deployment/web")?;
+    ns.idle("box")?;
+    let told = ns.refusal(&["exec", "box", "-v=9", "--", "sh", "-c", "echo shown; exit 3"], "")?;
+    ensure!(told.contains("exit code 3"), "{told}");
+    ensure!(told.contains("Upgrade: SPDY/3.1"), "{told}");
+    let large = "0123456789abcde\n".repeat(1 << 16);
+    let echoed = ns.kubectl_with(&["exec", "-i", "box", "--", "cat"], &large)?;
+    ensure!(echoed == large, "{} bytes of {} came back", echoed.len(), large.len());
+    let mut shell = ns.terminal(&["exec", "-it", "box", "--", "sh"])?;
+    shell.until("# ", SOON)?;
+    shell.write("tty; exit\n")?;
+    shell.until("/dev/pts/", SOON)?;
+    ensure!(shell.wait(SOON)?, "{}", shell.text());
+    let forward = ns.spawn(&["port-forward", "deployment/web", "18083:8080"])?;
+    forward.until("Forwarding from 127.0.0.1:18083", SOON)?;
+    for _ in 0..5 {
+        let name = cluster.fetch("http://127.0.0.1:18083/hostname")?;
+        ensure!(name.starts_with("web-"), "{name}");
+    }
+    Ok(())
+}
