@@ -152,13 +152,10 @@ mod tests {
         let now = || i64::try_from(Timestamp::now().as_nanosecond()).unwrap();
         let long_ago = now() - i64::try_from(WRITTEN_BY.as_nanos()).unwrap();
         written(&path, long_ago).await;
-        let waiting = tokio::spawn({
-            let path = path.clone();
-            async move { written(&path, now()).await }
-        });
-        assert!(!waiting.is_finished());
+        let in_time = |limit| tokio::time::timeout(limit, written(&path, now()));
+        assert!(in_time(LOOK * 2).await.is_err(), "somebody writes to it");
         drop(writer);
-        waiting.await.unwrap();
+        assert!(in_time(WRITTEN_BY).await.is_ok());
     }
 
     #[test]

@@ -63,8 +63,7 @@ impl Controller for DaemonSets {
     }
 
     fn wire(&self, queue: &Queue<Key>) {
-        let q = queue.clone();
-        self.sets.on_change(move |change| q.add(change.key.clone()));
+        self.sets.feed(queue);
         let (q, expectations) = (queue.clone(), Arc::clone(&self.expectations));
         self.pods.on_change(move |change| {
             for pod in change.old.into_iter().chain(change.new) {

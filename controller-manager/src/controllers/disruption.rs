@@ -83,8 +83,7 @@ impl Controller for Budgets {
     }
 
     fn wire(&self, queue: &Queue<Key>) {
-        let q = queue.clone();
-        self.budgets.on_change(move |change| q.add(change.key.clone()));
+        self.budgets.feed(queue);
         let (q, budgets) = (queue.clone(), self.budgets.clone());
         self.pods.on_change(move |change| {
             for budget in budgets.list_in(&change.key.namespace) {

@@ -43,8 +43,7 @@ impl Inputs {
     }
 
     fn wire(&self, queue: &Queue<Key>) {
-        let q = queue.clone();
-        self.services.on_change(move |change| q.add(change.key.clone()));
+        self.services.feed(queue);
         let (q, services) = (queue.clone(), self.services.clone());
         self.pods.on_change(move |change| {
             for service in services.list_in(&change.key.namespace) {
@@ -151,8 +150,7 @@ impl Controller for Objects {
 
     fn wire(&self, queue: &Queue<Key>) {
         self.inputs.wire(queue);
-        let q = queue.clone();
-        self.endpoints.on_change(move |change| q.add(change.key.clone()));
+        self.endpoints.feed(queue);
     }
 
     async fn synced(&self) {

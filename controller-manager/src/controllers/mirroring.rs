@@ -58,10 +58,8 @@ impl Controller for Mirror {
     }
 
     fn wire(&self, queue: &Queue<Key>) {
-        let q = queue.clone();
-        self.services.on_change(move |change| q.add(change.key.clone()));
-        let q = queue.clone();
-        self.endpoints.on_change(move |change| q.add(change.key.clone()));
+        self.services.feed(queue);
+        self.endpoints.feed(queue);
         let q = queue.clone();
         self.slices.on_change(move |change| {
             for slice in change.old.into_iter().chain(change.new) {

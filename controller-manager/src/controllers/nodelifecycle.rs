@@ -88,8 +88,7 @@ impl Controller for NodeLifecycle {
     }
 
     fn wire(&self, queue: &Queue<Key>) {
-        let q = queue.clone();
-        self.nodes.on_change(move |change| q.add(change.key.clone()));
+        self.nodes.feed(queue);
     }
 
     async fn synced(&self) {

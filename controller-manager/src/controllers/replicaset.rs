@@ -170,8 +170,7 @@ impl<K: Replicated + client::cache::Cacheable> Controller for Replicas<K> {
     }
 
     fn wire(&self, queue: &Queue<Key>) {
-        let q = queue.clone();
-        self.sets.on_change(move |change| q.add(change.key.clone()));
+        self.sets.feed(queue);
         let (q, sets) = (queue.clone(), self.sets.clone());
         let expectations = Arc::clone(&self.expectations);
         self.pods.on_change(move |change| {

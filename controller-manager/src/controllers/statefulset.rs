@@ -52,8 +52,7 @@ impl Controller for StatefulSets {
     }
 
     fn wire(&self, queue: &Queue<Key>) {
-        let q = queue.clone();
-        self.sets.on_change(move |change| q.add(change.key.clone()));
+        self.sets.feed(queue);
         let (q, sets) = (queue.clone(), self.sets.clone());
         self.pods.on_change(move |change| {
             for pod in change.old.into_iter().chain(change.new) {

@@ -69,8 +69,7 @@ impl Controller for TaintEviction {
     }
 
     fn wire(&self, queue: &Queue<Key>) {
-        let q = queue.clone();
-        self.pods.on_change(move |change| q.add(change.key.clone()));
+        self.pods.feed(queue);
         let (q, pods) = (queue.clone(), self.pods.clone());
         self.nodes.on_change(move |change| {
             let taints = |n: Option<&std::sync::Arc<Node>>| {

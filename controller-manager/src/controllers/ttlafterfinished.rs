@@ -26,8 +26,7 @@ impl Controller for TtlAfterFinished {
     }
 
     fn wire(&self, queue: &Queue<Key>) {
-        let q = queue.clone();
-        self.jobs.on_change(move |change| q.add(change.key.clone()));
+        self.jobs.feed(queue);
     }
 
     async fn synced(&self) {

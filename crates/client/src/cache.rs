@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::error::{is_not_served, line};
 use crate::lenient::Lenient;
+use crate::queue::Queue;
 
 /// Namespace (empty for cluster-scoped kinds) and name.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -197,6 +198,12 @@ impl<K: Cacheable> Cache<K> {
             handler(&Change { key, old: None, new: Some(object) });
         }
         handlers.push(Box::new(handler));
+    }
+
+    /// Puts the key of each object there is, then of every one that changes, into a queue.
+    pub fn feed(&self, queue: &Queue<Key>) {
+        let queue = queue.clone();
+        self.on_change(move |change| queue.add(change.key.clone()));
     }
 
     pub fn get(&self, key: &Key) -> Option<Arc<K>> {

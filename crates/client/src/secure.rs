@@ -230,13 +230,9 @@ mod tests {
         let forbidden = Refusal::Forbidden(
             "forbidden: User \"system:anonymous\" cannot get path \"/metrics\"".to_owned(),
         );
-        for (headers, path, want) in [
-            (HeaderMap::new(), "/healthz", Ok(())),
-            (HeaderMap::new(), "/healthz/log", Err("/healthz/log")),
-            (HeaderMap::new(), "/metrics", Err("/metrics")),
-        ] {
-            let got = guard.check(None, &headers, &Method::GET, path).await;
-            assert_eq!(got.is_ok(), want.is_ok(), "{path}");
+        for (path, want) in [("/healthz", true), ("/healthz/log", false), ("/metrics", false)] {
+            let got = guard.check(None, &HeaderMap::new(), &Method::GET, path).await;
+            assert_eq!(got.is_ok(), want, "{path}");
         }
         let got = guard.check(None, &HeaderMap::new(), &Method::GET, "/metrics").await;
         assert_eq!(got, Err(forbidden));

@@ -46,8 +46,7 @@ impl Controller for Cleaner {
     }
 
     fn wire(&self, queue: &Queue<Key>) {
-        let q = queue.clone();
-        self.requests.on_change(move |change| q.add(change.key.clone()));
+        self.requests.feed(queue);
     }
 
     async fn synced(&self) {

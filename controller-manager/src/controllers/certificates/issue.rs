@@ -6,7 +6,6 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
-use base64::Engine as _;
 use jiff::Timestamp;
 use rustls::SignatureScheme;
 use rustls::pki_types::pem::PemObject;
@@ -154,7 +153,9 @@ impl Authority {
                 writer.next().write_bitvec_bytes(&signature, signature.len() * 8);
             });
         });
-        Ok(pem(&der))
+        let pem = pem::Pem::new("CERTIFICATE", der);
+        let config = pem::EncodeConfig::new().set_line_ending(pem::LineEnding::LF);
+        Ok(pem::encode_config(&pem, config))
     }
 
     fn identifier(&self, writer: DERWriter<'_>) {
@@ -265,15 +266,4 @@ fn alternatives(names: &Alternatives) -> Vec<u8> {
             }
         });
     })
-}
-
-fn pem(der: &[u8]) -> String {
-    let text = base64::engine::general_purpose::STANDARD.encode(der);
-    let mut out = "-----BEGIN CERTIFICATE-----\n".to_owned();
-    for line in text.as_bytes().chunks(64) {
-        out.push_str(&String::from_utf8_lossy(line));
-        out.push('\n');
-    }
-    out.push_str("-----END CERTIFICATE-----\n");
-    out
 }

@@ -40,8 +40,7 @@ impl Controller for CronJobs {
     }
 
     fn wire(&self, queue: &Queue<Key>) {
-        let q = queue.clone();
-        self.cronjobs.on_change(move |change| q.add(change.key.clone()));
+        self.cronjobs.feed(queue);
         let q = queue.clone();
         self.jobs.on_change(move |change| {
             for job in change.old.into_iter().chain(change.new) {

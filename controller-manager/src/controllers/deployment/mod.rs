@@ -53,8 +53,7 @@ impl Controller for Deployments {
     }
 
     fn wire(&self, queue: &Queue<Key>) {
-        let q = queue.clone();
-        self.deployments.on_change(move |change| q.add(change.key.clone()));
+        self.deployments.feed(queue);
         let (q, deployments) = (queue.clone(), self.deployments.clone());
         self.sets.on_change(move |change| {
             for set in change.old.into_iter().chain(change.new) {

@@ -59,8 +59,7 @@ impl Controller for Jobs {
     }
 
     fn wire(&self, queue: &Queue<Key>) {
-        let q = queue.clone();
-        self.jobs.on_change(move |change| q.add(change.key.clone()));
+        self.jobs.feed(queue);
         let (q, jobs) = (queue.clone(), self.jobs.clone());
         let expectations = Arc::clone(&self.expectations);
         self.pods.on_change(move |change| {

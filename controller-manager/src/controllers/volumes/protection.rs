@@ -96,8 +96,7 @@ impl Controller for ClaimProtection {
     }
 
     fn wire(&self, queue: &Queue<Key>) {
-        let q = queue.clone();
-        self.claims.on_change(move |change| q.add(change.key.clone()));
+        self.claims.feed(queue);
         let q = queue.clone();
         self.pods.on_change(move |change| {
             // What a pod starts to use is of no matter.
@@ -129,8 +128,7 @@ impl Controller for VolumeProtection {
     }
 
     fn wire(&self, queue: &Queue<Key>) {
-        let q = queue.clone();
-        self.volumes.on_change(move |change| q.add(change.key.clone()));
+        self.volumes.feed(queue);
     }
 
     async fn synced(&self) {
@@ -149,8 +147,7 @@ impl Controller for AttributesProtection {
     }
 
     fn wire(&self, queue: &Queue<Key>) {
-        let q = queue.clone();
-        self.classes.on_change(move |change| q.add(change.key.clone()));
+        self.classes.feed(queue);
         let q = queue.clone();
         self.volumes.on_change(move |change| {
             for name in change.old.into_iter().filter_map(|volume| class_of(volume)) {
