@@ -7,11 +7,11 @@ use std::sync::Arc;
 use apimachinery::amounts::{Amounts, read};
 use apimachinery::gvk::GroupResource;
 use apimachinery::quantity::Quantity;
+use apimachinery::quota::{pod_limits, pod_requests};
 use apimachinery::status::ApiError;
 use apimachinery::{Value, object};
 use async_trait::async_trait;
 
-use super::resource_quota::usage::{pod_limits, pod_requests};
 use super::{Attributes, Operation, Plugin, forbidden};
 use crate::reader::{Object, Reader};
 

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use crate::Value;
 use crate::quantity::Quantity;
+use crate::{Value, object};
 
 /// Amounts by the name of the resource.
 pub type Amounts = BTreeMap<String, Quantity>;
@@ -52,6 +52,21 @@ pub fn quantity(value: &Value) -> Option<Quantity> {
     }
 }
 
+/// Whether the resource is memory in pages of one size above the usual.
+pub fn is_hugepages(name: &str) -> bool {
+    name.starts_with("hugepages-")
+}
+
+/// Whether the name of a resource is one of Kubernetes' own.
+pub fn is_native(name: &str) -> bool {
+    !name.contains('/') || name.contains("kubernetes.io/")
+}
+
+/// Whether a container of `initContainers` runs beside the main ones.
+pub fn is_sidecar(container: &Value) -> bool {
+    object::str_at(container, &["restartPolicy"]) == "Always"
+}
+
 /// What the containers of a pod need: those that run together, or the largest of the moments while
 /// the pod starts, if that is more (KEP-753). `init` are the containers of `initContainers` in
 /// their order, and whether each runs beside those that come after it (`restartPolicy: Always`).
@@ -74,6 +89,12 @@ pub fn of_containers<A: Combine>(
     total.add(&sidecars);
     total.raise(&peak);
     total
+}
+
+/// The same by the `spec` of a pod; `of` tells what one container needs.
+pub fn of_spec(spec: &Value, of: impl Fn(&Value) -> Amounts) -> Amounts {
+    let init = object::list_at(spec, &["initContainers"]).iter().map(|c| (of(c), is_sidecar(c)));
+    of_containers(object::list_at(spec, &["containers"]).iter().map(&of), init)
 }
 
 #[cfg(test)]

@@ -6,7 +6,6 @@
 //! quota controller, which counts what there is.
 
 pub mod ledger;
-pub mod usage;
 
 use std::collections::BTreeSet;
 use std::hash::{BuildHasher, Hasher, RandomState};
@@ -14,6 +13,7 @@ use std::sync::Arc;
 
 use apimachinery::amounts::{Amounts, read};
 use apimachinery::gvk::GroupResource;
+use apimachinery::quota::{Counted, attributes_classes, is_terminating, scopes};
 use apimachinery::status::ApiError;
 use apimachinery::{Value, object};
 use async_trait::async_trait;
@@ -22,7 +22,6 @@ use serde_json::json;
 use tokio::sync::Mutex;
 
 use self::ledger::Ledger;
-use self::usage::{Counted, attributes_classes, is_terminating, scopes};
 use super::lookup::Lookup;
 use super::{Attributes, Operation, Plugin, forbidden};
 use crate::authentication::Clock;

@@ -1,21 +1,12 @@
 //! Amounts of resources: which names there are, how requests and limits must fit, and sums over
 //! the containers of a pod.
 
-use apimachinery::amounts::{self, Amounts, quantity};
+use apimachinery::amounts::{Amounts, is_hugepages, is_native, of_spec, quantity, read};
 use apimachinery::field::{ErrorList, FieldError};
 use apimachinery::quantity::Quantity;
 use apimachinery::{Value, names, object};
 
 use super::check::{At, Seen};
-
-pub fn is_hugepages(name: &str) -> bool {
-    name.starts_with("hugepages-")
-}
-
-/// Whether the name is one of Kubernetes' own.
-pub fn is_native(name: &str) -> bool {
-    !name.contains('/') || name.contains("kubernetes.io/")
-}
 
 pub fn is_extended(name: &str) -> bool {
     !is_native(name)
@@ -226,11 +217,6 @@ fn claim_names(errors: &mut ErrorList, at: &At<'_>, pod_claims: &[&str]) {
     }
 }
 
-/// Whether a container of `initContainers` runs beside the main ones.
-pub fn is_sidecar(container: &Value) -> bool {
-    object::str_at(container, &["restartPolicy"]) == "Always"
-}
-
 /// What the containers of a pod ask for together: the sum of those that run at once, or the
 /// largest of the moments while the pod starts.
 pub fn aggregate_requests(spec: &Value) -> Amounts {
@@ -243,11 +229,5 @@ pub fn aggregate_limits(spec: &Value) -> Amounts {
 }
 
 fn aggregate(spec: &Value, field: &str) -> Amounts {
-    of_spec(spec, |container| amounts::read(object::get(container, &["resources", field])))
-}
-
-/// What the containers of a pod need together, by what each one does.
-pub fn of_spec(spec: &Value, of: impl Fn(&Value) -> Amounts) -> Amounts {
-    let init = object::list_at(spec, &["initContainers"]).iter().map(|c| (of(c), is_sidecar(c)));
-    amounts::of_containers(object::list_at(spec, &["containers"]).iter().map(&of), init)
+    of_spec(spec, |container| read(object::get(container, &["resources", field])))
 }

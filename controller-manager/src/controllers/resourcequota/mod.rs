@@ -2,7 +2,6 @@
 //! so gives back what goes.
 
 mod others;
-mod usage;
 
 use std::any::TypeId;
 use std::collections::{BTreeMap, HashSet};
@@ -10,6 +9,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use apimachinery::amounts::{Amounts, Combine};
+use apimachinery::quota::{self, Counted, Scope, units};
 use client::cache::Cacheable;
 use client::{Cache, Caches, Key, Queue};
 use jiff::Timestamp;
@@ -20,18 +20,20 @@ use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
 use k8s_openapi::api::batch::v1::{CronJob, Job};
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{
-    ConfigMap, PersistentVolumeClaim, Pod, ReplicationController, ResourceQuota,
+    ConfigMap, ContainerStatus, PersistentVolumeClaim, Pod, ReplicationController, ResourceQuota,
     ResourceQuotaStatus, Secret, Service, ServiceAccount,
 };
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::{Ingress, NetworkPolicy};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
+use k8s_openapi::api::resource::v1::ResourceClaim;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity as Text;
 use parking_lot::Mutex;
+use serde::Serialize;
+use serde_json::json;
 
 use self::others::Others;
-use self::usage::units;
 use crate::action::{Action, Plan};
 use crate::runner::{Context, Controller};
 
@@ -63,8 +65,12 @@ impl Quotas {
     }
 
     /// A namespace's objects of a kind, which is watched from the first question on; `None` while
-    /// they are not known.
-    fn objects<K: Cacheable>(&self, namespace: &str) -> Option<Vec<Arc<K>>>
+    /// they are not known. `matters`: whether a change of one may change what it counts as.
+    fn objects<K: Cacheable>(
+        &self,
+        namespace: &str,
+        matters: fn(&K, &K) -> bool,
+    ) -> Option<Vec<Arc<K>>>
     where
         K::DynamicType: Default,
     {
@@ -72,17 +78,30 @@ impl Quotas {
         if self.wired.lock().insert(TypeId::of::<K>())
             && let Some(queue) = self.queue.get()
         {
-            let (q, quotas) = (queue.clone(), self.quotas.clone());
-            cache.on_change(move |change| {
-                let quotas = quotas.list_in(&change.key.namespace);
-                let keys = quotas.iter().map(|quota| Key::of(&**quota));
-                match change.new {
-                    None => keys.for_each(|key| q.add(key)),
-                    Some(_) => keys.for_each(|key| q.add_after(key, SETTLE)),
-                }
-            });
+            self.wire_kind(&cache, queue, matters);
         }
         cache.is_synced().then(|| cache.list_in(namespace))
+    }
+
+    fn wire_kind<K: Cacheable>(
+        &self,
+        cache: &Cache<K>,
+        queue: &Queue<Key>,
+        matters: fn(&K, &K) -> bool,
+    ) {
+        let (q, quotas) = (queue.clone(), self.quotas.clone());
+        cache.on_change(move |change| {
+            // What goes makes room at once.
+            let after = match (change.old, change.new) {
+                (_, None) => Duration::ZERO,
+                (None, Some(_)) => SETTLE,
+                (Some(old), Some(new)) if matters(old, new) => Duration::ZERO,
+                (Some(_), Some(_)) => return,
+            };
+            for quota in quotas.list_in(&change.key.namespace) {
+                q.add_after(Key::of(&*quota), after);
+            }
+        });
     }
 
     /// Wakes the quotas of a namespace, or of all, when objects came or went.
@@ -106,7 +125,7 @@ impl Quotas {
         macro_rules! kinds {
             ($($name:literal => $kind:ty,)*) => {
                 match resource {
-                    $($name => Some(self.objects::<$kind>(namespace).map(|all| all.len())),)*
+                    $($name => Some(self.objects::<$kind>(namespace, |_, _| false).map(|all| all.len())),)*
                     _ => None,
                 }
             };
@@ -136,6 +155,67 @@ impl Quotas {
     }
 }
 
+/// Whether a quota limits anything that such objects count as.
+fn asked_for(counted: Counted<'_>, hard: &BTreeMap<String, Text>) -> bool {
+    hard.keys().any(|name| counted.counts_as(name))
+}
+
+/// What objects count as together: as admission counts them, each as it is written in the API.
+fn sum<'a, K: Serialize + 'a>(
+    counted: Counted<'_>,
+    scopes: &[Scope<'_>],
+    objects: impl IntoIterator<Item = &'a Arc<K>>,
+    now: Timestamp,
+) -> Amounts {
+    let mut total = Amounts::new();
+    for object in objects {
+        let Ok(object) = serde_json::to_value(&**object) else { continue };
+        if scopes.iter().all(|scope| counted.in_scope(&object, scope)) {
+            total.add(&counted.usage(&object, now));
+        }
+    }
+    total
+}
+
+/// Resources of containers as their node reports them: they change as it grants a resize.
+fn pod_matters(old: &Pod, new: &Pod) -> bool {
+    fn granted(pod: &Pod) -> impl Iterator<Item = (&str, &ContainerStatus)> {
+        let status = pod.status.iter();
+        let lists = status.flat_map(|s| [&s.container_statuses, &s.init_container_statuses]);
+        lists.flatten().flatten().map(|status| (status.name.as_str(), status))
+    }
+    let same = |a: &ContainerStatus, b: &ContainerStatus| {
+        (&a.resources, &a.allocated_resources) == (&b.resources, &b.allocated_resources)
+    };
+    let resized = granted(old).any(|(name, before)| {
+        granted(new).any(|(other, after)| other == name && !same(before, after))
+    });
+    let ends = |pod: &Pod| pod.spec.as_ref().is_some_and(|s| s.active_deadline_seconds.is_some());
+    let finished = !crate::pods::is_finished(old) && crate::pods::is_finished(new);
+    resized || finished || ends(old) != ends(new)
+}
+
+fn service_matters(old: &Service, new: &Service) -> bool {
+    let kind = |service: &Service| service.spec.as_ref().and_then(|s| s.type_.clone());
+    kind(old) != kind(new)
+}
+
+/// A claim that grows counts for what its volume will have; its attributes may be in a scope.
+fn claim_matters(old: &PersistentVolumeClaim, new: &PersistentVolumeClaim) -> bool {
+    fn seen(claim: &PersistentVolumeClaim) -> (Option<&Text>, [Option<&str>; 3]) {
+        let (spec, status) = (claim.spec.as_ref(), claim.status.as_ref());
+        let allocated = status.and_then(|s| s.allocated_resources.as_ref()?.get("storage"));
+        let wanted = status.and_then(|s| s.modify_volume_status.as_ref());
+        let classes = [
+            spec.and_then(|s| s.volume_attributes_class_name.as_deref()),
+            status.and_then(|s| s.current_volume_attributes_class_name.as_deref()),
+            wanted.and_then(|s| s.target_volume_attributes_class_name.as_deref()),
+        ];
+        (allocated, classes)
+    }
+    seen(old) != seen(new)
+}
+
 impl Controller for Quotas {
     fn name(&self) -> &'static str {
         "resourcequota"
@@ -158,20 +238,7 @@ impl Controller for Quotas {
                 q.add(change.key.clone());
             }
         });
-        let (q, quotas) = (queue.clone(), self.quotas.clone());
-        self.pods.on_change(move |change| {
-            let ended = |p: &Pod| crate::pods::is_finished(p);
-            let gone = change
-                .new
-                .is_none_or(|new| ended(new) && change.old.is_some_and(|old| !ended(old)));
-            for quota in quotas.list_in(&change.key.namespace) {
-                if gone {
-                    q.add(Key::of(&*quota));
-                } else if change.old.is_none() {
-                    q.add_after(Key::of(&*quota), SETTLE);
-                }
-            }
-        });
+        self.wire_kind(&self.pods, queue, pod_matters);
     }
 
     async fn synced(&self) {
@@ -182,18 +249,15 @@ impl Controller for Quotas {
         let Some(quota) = self.quotas.get(key) else { return Plan::default() };
         let namespace = key.namespace.as_str();
         let hard = quota.spec.as_ref().and_then(|s| s.hard.clone()).unwrap_or_default();
-        let needs = |test: fn(&str) -> bool| hard.keys().any(|name| test(name));
-        let services = match needs(|n| n.contains("services")) {
-            true => self.objects::<Service>(namespace),
-            false => Some(Vec::new()),
-        };
-        let claims = match needs(|n| n.contains("storage") || n.contains("persistentvolumeclaims"))
-        {
-            true => self.objects::<PersistentVolumeClaim>(namespace),
-            false => Some(Vec::new()),
-        };
+        let services = asked_for(Counted::Service, &hard)
+            .then(|| self.objects::<Service>(namespace, service_matters));
+        let claims = asked_for(Counted::Claim, &hard)
+            .then(|| self.objects::<PersistentVolumeClaim>(namespace, claim_matters));
+        let device_claims = asked_for(Counted::DeviceClaim, &hard)
+            .then(|| self.objects::<ResourceClaim>(namespace, |_, _| false));
         let (mut counts, mut uncounted) = (BTreeMap::new(), Vec::new());
-        for name in hard.keys() {
+        let special = |name: &str| Counted::SPECIAL.iter().any(|c| c.counts_as(name));
+        for name in hard.keys().filter(|name| !special(name)) {
             let resource = name.strip_prefix("count/").unwrap_or(name);
             let counted = match self.count(resource, namespace) {
                 Some(counted) => counted,
@@ -210,7 +274,16 @@ impl Controller for Quotas {
             }
         }
         let pods = self.pods.list_in(namespace);
-        plan(&quota, &View { pods, services, claims, counts, uncounted }, now)
+        // Kinds that are not asked for have nothing that counts.
+        let view = View {
+            pods,
+            services: services.unwrap_or_else(|| Some(Vec::new())),
+            claims: claims.unwrap_or_else(|| Some(Vec::new())),
+            device_claims: device_claims.unwrap_or_else(|| Some(Vec::new())),
+            counts,
+            uncounted,
+        };
+        plan(&quota, &view, now)
     }
 
     fn workers(&self) -> usize {
@@ -223,6 +296,7 @@ pub struct View {
     pub pods: Vec<Arc<Pod>>,
     pub services: Option<Vec<Arc<Service>>>,
     pub claims: Option<Vec<Arc<PersistentVolumeClaim>>>,
+    pub device_claims: Option<Vec<Arc<ResourceClaim>>>,
     /// Objects of other kinds, by the quota's names for them.
     pub counts: BTreeMap<String, usize>,
     /// The quota's names for kinds whose objects are not known yet.
@@ -234,23 +308,25 @@ pub fn plan(quota: &ResourceQuota, view: &View, now: Timestamp) -> Plan {
     let mut plan = Plan::default();
     let Some(spec) = &quota.spec else { return plan };
     let hard = spec.hard.clone().unwrap_or_default();
-    let scopes = usage::scopes(spec);
+    let written = json!({ "spec": spec });
+    let scopes = quota::scopes(&written);
     let mut all = Amounts::new();
-    for pod in view.pods.iter().filter(|p| usage::covers(&scopes, p)) {
-        all.add(&usage::of_pod(pod, now));
+    if asked_for(Counted::Pod, &hard) {
+        all.add(&sum(Counted::Pod, &scopes, &view.pods, now));
     }
-    // Scopes are about pods alone: nothing else is in any.
+    all.add(&sum(Counted::Service, &scopes, view.services.iter().flatten(), now));
+    all.add(&sum(Counted::Claim, &scopes, view.claims.iter().flatten(), now));
+    all.add(&sum(Counted::DeviceClaim, &scopes, view.device_claims.iter().flatten(), now));
+    // What is only counted is in no scope.
     if scopes.is_empty() {
-        view.services.iter().flatten().for_each(|s| all.add(&usage::of_service(s)));
-        view.claims.iter().flatten().for_each(|c| all.add(&usage::of_claim(c)));
         all.extend(view.counts.iter().map(|(name, n)| (name.clone(), units(*n))));
     }
     let old = quota.status.clone().unwrap_or_default();
     let unknown = |name: &str| {
         view.uncounted.iter().any(|n| n == name)
-            || view.services.is_none() && name.contains("services")
-            || view.claims.is_none()
-                && (name.contains("storage") || name.contains("persistentvolumeclaims"))
+            || view.services.is_none() && Counted::Service.counts_as(name)
+            || view.claims.is_none() && Counted::Claim.counts_as(name)
+            || view.device_claims.is_none() && Counted::DeviceClaim.counts_as(name)
     };
     let used: BTreeMap<String, Text> = hard
         .keys()
@@ -275,7 +351,7 @@ pub fn plan(quota: &ResourceQuota, view: &View, now: Timestamp) -> Plan {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::{Value, json};
+    use serde_json::Value;
 
     fn pod(spec: Value, phase: &str) -> Arc<Pod> {
         let pod = json!({"metadata": {"namespace": "ns", "name": "p"}, "spec": spec,
@@ -298,8 +374,10 @@ mod tests {
     fn view() -> View {
         let two = json!({"cpu": "500m", "memory": "1Gi", "example.com/gpu": "1"});
         let service = json!({"spec": {"type": "NodePort", "ports": [{"port": 1}, {"port": 2}]}});
-        let claim = json!({"spec": {"storageClassName": "fast",
+        let claim = json!({"spec": {"storageClassName": "fast", "volumeAttributesClassName": "gold",
             "resources": {"requests": {"storage": "2Gi"}}}});
+        let devices = json!({"metadata": {}, "spec": {"devices": {"requests": [{"name": "r",
+            "exactly": {"deviceClassName": "gpu", "allocationMode": "ExactCount", "count": 2}}]}}});
         let mut short = asks(json!({}), json!({}));
         short["activeDeadlineSeconds"] = json!(10);
         View {
@@ -311,6 +389,7 @@ mod tests {
             ],
             services: Some(vec![Arc::new(serde_json::from_value(service).expect("a service"))]),
             claims: Some(vec![Arc::new(serde_json::from_value(claim).expect("a claim"))]),
+            device_claims: Some(vec![Arc::new(serde_json::from_value(devices).expect("a claim"))]),
             counts: BTreeMap::from([("count/jobs.batch".into(), 3), ("secrets".into(), 2)]),
             uncounted: vec!["count/orders.shop.example.com".into()],
         }
@@ -347,6 +426,8 @@ mod tests {
                 ("persistentvolumeclaims", "1"),
                 ("requests.storage", "2Gi"),
                 ("fast.storageclass.storage.k8s.io/requests.storage", "2Gi"),
+                ("gpu.deviceclass.resource.k8s.io/devices", "2"),
+                ("count/resourceclaims.resource.k8s.io", "1"),
                 ("count/jobs.batch", "3"),
                 ("secrets", "2"),
                 ("configmaps", "0"),
@@ -379,6 +460,38 @@ mod tests {
         let classes = json!({"scopeSelector": {"matchExpressions": [
             {"scopeName": "PriorityClass", "operator": "In", "values": ["high"]}]}});
         check(classes, &[("pods", "0")]);
+    }
+
+    #[test]
+    fn claims_are_in_scopes_of_their_attributes() {
+        let attributes = |class: &str| {
+            json!({"scopeSelector": {"matchExpressions": [
+                {"scopeName": "VolumeAttributesClass", "operator": "In", "values": [class]}]}})
+        };
+        let all = [("persistentvolumeclaims", "1"), ("requests.storage", "2Gi")];
+        check(attributes("gold"), &all);
+        check(attributes("lead"), &all.map(|(name, _)| (name, "0")));
+    }
+
+    #[test]
+    fn a_resize_counts_until_it_is_granted() {
+        let spec = asks(json!({"cpu": "1"}), json!({}));
+        let sized = |allocated: &str, has: &str| {
+            let mut pod = (*pod(spec.clone(), "Running")).clone();
+            let status = json!([{"name": "c", "image": "", "imageID": "", "ready": true,
+                "restartCount": 0, "allocatedResources": {"cpu": allocated},
+                "resources": {"requests": {"cpu": has}}}]);
+            let status = serde_json::from_value(status).expect("statuses");
+            pod.status.get_or_insert_default().container_statuses = Some(status);
+            pod
+        };
+        let now = Timestamp::UNIX_EPOCH;
+        for (allocated, has, want) in [("1", "1", "1"), ("2", "1", "2"), ("1", "3", "3")] {
+            let pods = [Arc::new(sized(allocated, has))];
+            let used = sum(Counted::Pod, &[], &pods, now);
+            assert_eq!(used["requests.cpu"].to_string(), want);
+            assert_eq!(pod_matters(&sized("1", "1"), &pods[0]), want != "1");
+        }
     }
 
     #[test]

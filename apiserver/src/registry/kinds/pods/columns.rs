@@ -1,10 +1,10 @@
 //! What tables show of pods.
 
+use apimachinery::amounts::is_sidecar;
 use apimachinery::{Value, object};
 use jiff::Timestamp;
 
 use super::super::cells::{age_column, column, named, or_none, since, wide};
-use super::super::resources::is_sidecar;
 use crate::registry::Column;
 
 /// The columns of pods.

@@ -3,11 +3,12 @@
 
 use std::collections::BTreeMap;
 
+use apimachinery::amounts::is_sidecar;
 use apimachinery::field::{ErrorList, FieldError};
 use apimachinery::{Value, names};
 
 use super::super::check::{At, Seen, invalid_each, one_of, supported};
-use super::super::resources::{Of, is_sidecar, requirements};
+use super::super::resources::{Of, requirements};
 use super::probes;
 use super::security;
 use super::spec::Options;

@@ -1,11 +1,12 @@
 //! Defaults of pods and of the pod templates in workloads (k8s.io/kubernetes
 //! `apis/core/v1/defaults.go`). All of them are safe to apply again.
 
+use apimachinery::amounts::is_hugepages;
 use apimachinery::quantity::Quantity;
 use apimachinery::{Map, Value};
 use serde_json::json;
 
-use super::super::resources::{aggregate_limits, aggregate_requests, is_hugepages, overcommits};
+use super::super::resources::{aggregate_limits, aggregate_requests, overcommits};
 use super::super::{child, default_absent, default_to, each};
 
 /// The fields of a PodSpec that hold containers.

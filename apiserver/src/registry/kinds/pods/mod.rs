@@ -5,7 +5,6 @@ mod containers;
 pub mod defaults;
 mod placement;
 mod probes;
-mod qos;
 mod security;
 pub mod spec;
 mod update;
@@ -17,11 +16,11 @@ use std::borrow::Cow;
 use apimachinery::Value;
 use apimachinery::field::ErrorList;
 use apimachinery::object::{self, set};
+use apimachinery::qos::qos_class;
 use serde_json::{Map, json};
 
 pub use columns::first_ip;
 pub use placement::{effect as taint_effect, node_selector, tolerations};
-pub use qos::qos_class;
 pub use update::difference;
 pub use warnings::{cidr as cidr_warning, ip as ip_warning};
 

@@ -1,15 +1,13 @@
 //! Validation of PodSpecs, in pods and in the templates of workloads.
 
-use apimachinery::amounts;
+use apimachinery::amounts::{self, is_hugepages};
 use apimachinery::field::{ErrorList, FieldError};
 use apimachinery::names;
 
 use super::super::check::{
     At, annotations, check_legacy_ip, invalid_each, labels, one_of, range_message,
 };
-use super::super::resources::{
-    Of, aggregate_limits, aggregate_requests, is_hugepages, requirements,
-};
+use super::super::resources::{Of, aggregate_limits, aggregate_requests, requirements};
 use super::super::{label_name, subdomain_name};
 use super::containers::{self, Surroundings};
 use super::defaults::CONTAINERS;

@@ -1,15 +1,16 @@
 //! What writes may change of a pod that exists: the main resource, `ephemeralcontainers`,
 //! `resize` and `status`.
 
+use apimachinery::amounts::is_sidecar;
 use apimachinery::field::{ErrorList, FieldError, Path};
+use apimachinery::qos::qos_class;
 use apimachinery::{Value, names, object};
 
 use serde_json::json;
 
 use super::super::check::{self, At, invalid_each, legacy_ip, range_message, same};
-use super::super::resources::is_sidecar;
 use super::spec::{self, Options};
-use super::{MIRROR, placement, qos_class};
+use super::{MIRROR, placement};
 
 const UPDATABLE: &str = "`spec.containers[*].image`,`spec.initContainers[*].image`,\
     `spec.activeDeadlineSeconds`,`spec.tolerations` (only additions to existing tolerations),\

@@ -1,6 +1,6 @@
 //! PersistentVolumeClaims.
 
-use apimachinery::amounts::quantity;
+use apimachinery::amounts::{is_native, quantity};
 use apimachinery::field::{ErrorList, FieldError};
 use apimachinery::object::set;
 use apimachinery::quantity::Quantity;
@@ -10,8 +10,8 @@ use serde_json::json;
 use super::super::cells::{age_column, column, named, wide};
 use super::super::check::{At, immutable, same};
 use super::super::pods::volumes as sources;
-use super::super::resources::compare;
-use super::super::{STATUS, checked, child, default_absent, default_to, keep, pods, resources};
+use super::super::resources::{compare, resource_value};
+use super::super::{STATUS, checked, child, default_absent, default_to, keep, pods};
 use super::persistent::basic_amount;
 use super::{CLASS, class_of, or_unset, phase, short_modes};
 use crate::registry::{Column, Context, Strategy};
@@ -233,7 +233,7 @@ impl Strategy for ClaimStatus {
                 let before = errors.len();
                 basic_amount(errors, &amount);
                 if errors.len() == before {
-                    resources::resource_value(errors, &amount, "storage");
+                    resource_value(errors, &amount, "storage");
                 }
             }
         })
@@ -243,7 +243,7 @@ impl Strategy for ClaimStatus {
 /// Names of what claims are allocated: storage, or something qualified. False for an error.
 fn claim_resource(errors: &mut ErrorList, at: &At<'_>, name: &str) -> bool {
     let messages = names::qualified_name(name);
-    if messages.is_empty() && resources::is_native(name) && name != "storage" {
+    if messages.is_empty() && is_native(name) && name != "storage" {
         errors.push(FieldError::not_supported(at.path(), name, &["storage"]));
         return false;
     }

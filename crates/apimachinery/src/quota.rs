@@ -3,13 +3,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use apimachinery::amounts::{Amounts, Combine, quantity, read};
-use apimachinery::quantity::{Format, Quantity};
-use apimachinery::{Value, object};
 use jiff::{SignedDuration, Timestamp};
 
-use crate::registry::kinds::pods::qos_class;
-use crate::registry::kinds::resources::{is_hugepages, is_native, of_spec};
+use crate::amounts::{Amounts, Combine, is_hugepages, is_native, of_spec, quantity, read};
+use crate::qos::qos_class;
+use crate::quantity::{Format, Quantity};
+use crate::{Value, object};
 
 /// Devices that a claim for "all" may get.
 const ALL_DEVICES: i64 = 32;
@@ -138,6 +137,9 @@ pub enum Counted<'a> {
 }
 
 impl<'a> Counted<'a> {
+    /// Those that count as more than their number.
+    pub const SPECIAL: [Self; 4] = [Self::Pod, Self::Service, Self::Claim, Self::DeviceClaim];
+
     pub fn of(group: &'a str, resource: &'a str) -> Self {
         match (group, resource) {
             ("", "pods") => Self::Pod,
@@ -168,9 +170,9 @@ impl<'a> Counted<'a> {
         }
     }
 
-    /// Those of a quota's resources that such objects count against.
-    pub fn matching(self, hard: &Amounts) -> BTreeSet<&str> {
-        let matches = |name: &str| match self {
+    /// Whether such objects count against this resource of a quota.
+    pub fn counts_as(self, name: &str) -> bool {
+        match self {
             Self::Pod => {
                 OF_PODS.contains(&name)
                     || is_hugepages(name)
@@ -191,8 +193,12 @@ impl<'a> Counted<'a> {
                 name == "count/resourceclaims.resource.k8s.io" || name.ends_with(PER_CLASS)
             }
             Self::Object { group, resource } => object_names(group, resource).any(|n| n == name),
-        };
-        hard.keys().map(String::as_str).filter(|name| matches(name)).collect()
+        }
+    }
+
+    /// Those of a quota's resources that such objects count against.
+    pub fn matching(self, hard: &Amounts) -> BTreeSet<&str> {
+        hard.keys().map(String::as_str).filter(|name| self.counts_as(name)).collect()
     }
 
     /// Whether an object is in a scope of a quota.

@@ -1,7 +1,7 @@
 //! Quality of service: who goes first when a node runs short.
 
-use apimachinery::amounts::{Amounts, Combine, read};
-use apimachinery::{Value, object};
+use crate::amounts::{Amounts, Combine, read};
+use crate::{Value, object};
 
 /// `Guaranteed`, `Burstable` or `BestEffort`, by the pod's spec
 /// (k8s.io/kubernetes `apis/core/helper/qos`).
