@@ -21,7 +21,7 @@ use crate::controllers::{
     serviceaccount, statefulset, taints, ttlafterfinished, volumes,
 };
 use crate::options::Options;
-use crate::runner::{self, Context, Controller};
+use crate::runner::{self, Context, Controller, Inputs};
 
 const NAME: &str = "kube-controller-manager";
 /// Caches are shared: they read as the collector of garbage, which may read everything.
@@ -173,7 +173,7 @@ impl Shared {
         // Events are written with the manager's own rights.
         let recorder = Recorder::start(self.client.clone(), source, "", self.shutdown.clone());
         Ok(Some(Context {
-            caches: self.caches.clone(),
+            caches: Inputs::new(self.caches.clone()),
             executor: Executor { client, recorder },
             shutdown: self.shutdown.clone(),
         }))
@@ -198,7 +198,7 @@ impl Starter<'_> {
     ) {
         self.add_loop(names, move |context| {
             let controller = make(&context);
-            runner::run(controller, context)
+            runner::run(Arc::new(controller), context)
         });
     }
 

@@ -3,9 +3,11 @@
 
 use std::sync::Arc;
 
-use client::{Caches, Key, Queue};
+use client::cache::{Cacheable, Synced};
+use client::{Cache, Caches, Key, Queue};
 use jiff::Timestamp;
 use kube::Client;
+use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
 use crate::action::{Action, Executor, Plan, is_conflict};
@@ -13,9 +15,44 @@ use crate::action::{Action, Executor, Plan, is_conflict};
 /// What controllers are made from.
 #[derive(Clone)]
 pub struct Context {
-    pub caches: Caches,
+    pub caches: Inputs,
     pub executor: Executor,
     pub shutdown: CancellationToken,
+}
+
+/// The caches that a controller works from: those that it takes when it is made are waited for
+/// before it decides anything.
+#[derive(Clone)]
+pub struct Inputs {
+    caches: Caches,
+    taken: Arc<Mutex<Vec<Synced>>>,
+}
+
+impl Inputs {
+    pub fn new(caches: Caches) -> Self {
+        Self { caches, taken: Arc::default() }
+    }
+
+    pub fn of<K: Cacheable>(&self) -> Cache<K>
+    where
+        K::DynamicType: Default,
+    {
+        let cache = self.caches.of::<K>();
+        self.taken.lock().push(cache.first_list());
+        cache
+    }
+
+    /// A cache of a kind that may not be served: nothing waits for its first list.
+    pub fn later(&self) -> &Caches {
+        &self.caches
+    }
+
+    async fn synced(&self) {
+        let taken = self.taken.lock().clone();
+        for synced in taken {
+            synced.wait().await;
+        }
+    }
 }
 
 impl Context {
@@ -30,9 +67,6 @@ pub trait Controller: Send + Sync + 'static {
 
     /// Puts keys into the queue whenever something that matters to them changes.
     fn wire(&self, queue: &Queue<Key>);
-
-    /// Waits until all inputs have been listed.
-    fn synced(&self) -> impl Future<Output = ()> + Send;
 
     /// Decides about a key from the present state of the inputs. The key's object may be gone.
     fn plan(&self, key: &Key, now: Timestamp) -> Plan;
@@ -63,12 +97,11 @@ pub trait Controller: Send + Sync + 'static {
 }
 
 /// Runs a controller until shutdown.
-pub async fn run<C: Controller>(controller: C, context: Context) {
+pub async fn run(controller: Arc<dyn Controller>, context: Context) {
     let queue = Queue::new(context.shutdown.clone());
-    let controller = Arc::new(controller);
     controller.wire(&queue);
     tokio::select! {
-        () = controller.synced() => {}
+        () = context.caches.synced() => {}
         () = context.shutdown.cancelled() => return,
     }
     let (name, workers) = (controller.name(), controller.workers());

@@ -53,10 +53,6 @@ impl Controller for Aggregation {
         });
     }
 
-    async fn synced(&self) {
-        self.roles.synced().await;
-    }
-
     fn plan(&self, key: &Key, _now: Timestamp) -> Plan {
         let mut plan = Plan::default();
         let Some(role) = self.roles.get(key) else { return plan };

@@ -104,15 +104,6 @@ impl Controller for DaemonSets {
         });
     }
 
-    async fn synced(&self) {
-        tokio::join!(
-            self.sets.synced(),
-            self.pods.synced(),
-            self.nodes.synced(),
-            self.revisions.synced()
-        );
-    }
-
     fn plan(&self, key: &Key, now: Timestamp) -> Plan {
         let Some(set) = self.sets.get(key) else {
             self.expectations.forget(key);

@@ -115,15 +115,6 @@ impl Controller for Budgets {
         });
     }
 
-    async fn synced(&self) {
-        tokio::join!(
-            self.budgets.synced(),
-            self.pods.synced(),
-            self.replicasets.synced(),
-            self.deployments.synced()
-        );
-    }
-
     fn plan(&self, key: &Key, now: Timestamp) -> Plan {
         let Some(budget) = self.budgets.get(key) else { return Plan::default() };
         plan(&budget, &self.pods.list_in(&key.namespace), |p| self.scale(p), now)

@@ -120,11 +120,6 @@ impl Controller for Slices {
         });
     }
 
-    async fn synced(&self) {
-        let Inputs { services, pods } = &self.inputs;
-        tokio::join!(services.synced(), pods.synced(), self.nodes.synced(), self.slices.synced());
-    }
-
     fn plan(&self, key: &Key, now: Timestamp) -> Plan {
         let mut plan = Plan::default();
         // Slices of a service that is gone are garbage: they have an owner.
@@ -151,11 +146,6 @@ impl Controller for Objects {
     fn wire(&self, queue: &Queue<Key>) {
         self.inputs.wire(queue);
         self.endpoints.feed(queue);
-    }
-
-    async fn synced(&self) {
-        let Inputs { services, pods } = &self.inputs;
-        tokio::join!(services.synced(), pods.synced(), self.endpoints.synced());
     }
 
     fn plan(&self, key: &Key, _now: Timestamp) -> Plan {

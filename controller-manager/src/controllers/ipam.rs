@@ -71,10 +71,6 @@ impl Controller for Ipam {
         });
     }
 
-    async fn synced(&self) {
-        self.nodes.synced().await;
-    }
-
     fn plan(&self, key: &Key, _now: Timestamp) -> Plan {
         let mut plan = Plan::default();
         let Some(node) = self.nodes.get(key) else { return plan };

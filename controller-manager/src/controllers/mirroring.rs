@@ -71,10 +71,6 @@ impl Controller for Mirror {
         });
     }
 
-    async fn synced(&self) {
-        tokio::join!(self.services.synced(), self.endpoints.synced(), self.slices.synced());
-    }
-
     fn plan(&self, key: &Key, _now: Timestamp) -> Plan {
         let mut have = self.slices.list_in(&key.namespace);
         have.retain(|s| {

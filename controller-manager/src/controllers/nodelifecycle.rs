@@ -91,10 +91,6 @@ impl Controller for NodeLifecycle {
         self.nodes.feed(queue);
     }
 
-    async fn synced(&self) {
-        tokio::join!(self.nodes.synced(), self.leases.synced(), self.pods.synced());
-    }
-
     fn plan(&self, key: &Key, now: Timestamp) -> Plan {
         let Some(node) = self.nodes.get(key) else {
             self.seen.lock().remove(&key.name);

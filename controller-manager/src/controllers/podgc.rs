@@ -47,10 +47,6 @@ impl Controller for PodGc {
         queue.add(Key::new("", "all"));
     }
 
-    async fn synced(&self) {
-        tokio::join!(self.pods.synced(), self.nodes.synced());
-    }
-
     fn plan(&self, _key: &Key, now: Timestamp) -> Plan {
         let all = self.pods.list();
         let nodes: HashSet<String> =

@@ -197,10 +197,6 @@ impl<K: Replicated + client::cache::Cacheable> Controller for Replicas<K> {
         });
     }
 
-    async fn synced(&self) {
-        tokio::join!(self.sets.synced(), self.pods.synced());
-    }
-
     fn plan(&self, key: &Key, now: Timestamp) -> Plan {
         let Some(set) = self.sets.get(key) else {
             self.expectations.forget(key);

@@ -43,10 +43,6 @@ impl Controller for RootCa {
         });
     }
 
-    async fn synced(&self) {
-        tokio::join!(self.namespaces.synced(), self.maps.synced());
-    }
-
     fn plan(&self, key: &Key, _now: Timestamp) -> Plan {
         let mut plan = Plan::default();
         if !self.namespaces.get(key).is_some_and(|n| is_active(&n)) {

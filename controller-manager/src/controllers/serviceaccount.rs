@@ -43,10 +43,6 @@ impl Controller for ServiceAccounts {
         });
     }
 
-    async fn synced(&self) {
-        tokio::join!(self.namespaces.synced(), self.accounts.synced());
-    }
-
     fn plan(&self, key: &Key, _now: Timestamp) -> Plan {
         let mut plan = Plan::default();
         let wanted = self.namespaces.get(key).is_some_and(|n| is_active(&n));

@@ -78,10 +78,6 @@ impl Controller for StatefulSets {
         });
     }
 
-    async fn synced(&self) {
-        tokio::join!(self.sets.synced(), self.pods.synced(), self.revisions.synced());
-    }
-
     fn plan(&self, key: &Key, now: Timestamp) -> Plan {
         let Some(set) = self.sets.get(key) else { return Plan::default() };
         let view = View {

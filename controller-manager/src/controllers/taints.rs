@@ -84,10 +84,6 @@ impl Controller for TaintEviction {
         });
     }
 
-    async fn synced(&self) {
-        tokio::join!(self.pods.synced(), self.nodes.synced());
-    }
-
     fn plan(&self, key: &Key, now: Timestamp) -> Plan {
         let Some(pod) = self.pods.get(key) else { return Plan::default() };
         let node = self.nodes.get(&Key::new("", pods::node_name(&pod)));

@@ -29,10 +29,6 @@ impl Controller for TtlAfterFinished {
         self.jobs.feed(queue);
     }
 
-    async fn synced(&self) {
-        self.jobs.synced().await;
-    }
-
     fn plan(&self, key: &Key, now: Timestamp) -> Plan {
         self.jobs.get(key).map(|job| plan(&job, now)).unwrap_or_default()
     }

@@ -9,6 +9,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use futures::{StreamExt, TryStreamExt};
+use kube::core::ApiResource;
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Resource};
 use parking_lot::{Mutex, RwLock};
@@ -17,8 +18,9 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::error::{is_not_served, line};
-use crate::lenient::Lenient;
 use crate::queue::Queue;
+use crate::raw::Raw;
+use crate::slim::without_what_nodes_read;
 
 /// Namespace (empty for cluster-scoped kinds) and name.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -99,12 +101,25 @@ impl<K: Cacheable> Cache<K> {
     where
         K::DynamicType: Default,
     {
-        let api = Api::all(client);
+        Self::start_slim(client, config, shutdown, |_| {})
+    }
+
+    /// As [`Cache::start`], keeping of each object what `slim` leaves of it.
+    fn start_slim(
+        client: kube::Client,
+        config: watcher::Config,
+        shutdown: CancellationToken,
+        slim: fn(&mut K),
+    ) -> Self
+    where
+        K::DynamicType: Default,
+    {
+        let resource = ApiResource::erase::<K>(&K::DynamicType::default());
         let cache = Self::detached();
-        let feed = cache.clone();
+        let feed = Feed { cache: cache.clone(), fresh: BTreeMap::new(), slim };
         tokio::spawn(async move {
             tokio::select! {
-                () = feed.follow(api, config) => {}
+                () = follow(Api::all_with(client, &resource), config, Box::new(feed)) => {}
                 () = shutdown.cancelled() => {}
             }
         });
@@ -119,37 +134,6 @@ impl<K: Cacheable> Cache<K> {
                 handlers: Mutex::default(),
                 synced: watch::channel(false).0,
             }),
-        }
-    }
-
-    async fn follow(&self, api: Api<Lenient<K>>, config: watcher::Config) {
-        let mut fresh = BTreeMap::new();
-        let mut events = watcher(api, config).default_backoff().boxed();
-        loop {
-            match events.try_next().await {
-                Ok(Some(watcher::Event::Init)) => fresh = BTreeMap::new(),
-                Ok(Some(watcher::Event::InitApply(object))) => {
-                    if let Some(object) = fit(object) {
-                        fresh.insert(Key::of(&object), Arc::new(slim(object)));
-                    }
-                }
-                Ok(Some(watcher::Event::InitDone)) => self.replace(std::mem::take(&mut fresh)),
-                Ok(Some(watcher::Event::Apply(object))) => {
-                    // What no longer fits is left as it was last understood.
-                    if let Some(object) = fit(object) {
-                        self.apply(Key::of(&object), Some(Arc::new(slim(object))));
-                    }
-                }
-                Ok(Some(watcher::Event::Delete(object))) => self.apply(Key::of(&object), None),
-                Ok(None) => return,
-                Err(error) if is_not_served(&error) => {
-                    tracing::debug!(kind = kind::<K>(), "is not served");
-                }
-                // The watcher recovers by itself, after a pause.
-                Err(error) => {
-                    tracing::warn!(error = line(&error), kind = kind::<K>(), "watch failed")
-                }
-            }
         }
     }
 
@@ -230,34 +214,106 @@ impl<K: Cacheable> Cache<K> {
         *self.inner.synced.borrow()
     }
 
+    /// The arrival of the first list, whatever the kind.
+    pub fn first_list(&self) -> Synced {
+        Synced(self.inner.synced.subscribe())
+    }
+
     /// Waits for the first list.
     pub async fn synced(&self) {
-        // The sender lives in `self`, so this ends only when the value is true.
-        let _ = self.inner.synced.subscribe().wait_for(|synced| *synced).await;
+        self.first_list().wait().await;
     }
 }
 
-/// `Pod`, of `k8s_openapi::api::core::v1::pod::Pod`.
-fn kind<K>() -> &'static str {
-    let path = std::any::type_name::<K>();
-    path.rsplit("::").next().unwrap_or(path)
+/// The arrival of a cache's first list.
+#[derive(Clone)]
+pub struct Synced(watch::Receiver<bool>);
+
+impl Synced {
+    /// Waits for it; ends also when nobody holds the cache any longer.
+    pub async fn wait(mut self) {
+        let _ = self.0.wait_for(|synced| *synced).await;
+    }
 }
 
-/// The object, unless it does not fit its type, which is told.
-fn fit<K: Cacheable>(object: Lenient<K>) -> Option<K> {
-    let key = Key::of(&object);
-    object
-        .0
-        .inspect_err(|unfit| {
-            tracing::error!(%key, kind = kind::<K>(), error = unfit.why, "object not understood");
-        })
-        .ok()
+/// What a watch tells of, kept in a cache.
+struct Feed<K> {
+    cache: Cache<K>,
+    /// The part of a list that has arrived.
+    fresh: BTreeMap<Key, Arc<K>>,
+    slim: fn(&mut K),
 }
 
-/// Nobody here reads managedFields, and they are half of an object.
-fn slim<K: Resource>(mut object: K) -> K {
-    object.meta_mut().managed_fields = None;
-    object
+/// A [`Feed`], whatever it is of.
+trait Sink: Send {
+    /// One more object of a list.
+    fn listed(&mut self, object: &Raw);
+
+    /// The list is whole, or begins anew.
+    fn list_ends(&mut self, whole: bool);
+
+    fn changed(&mut self, object: &Raw);
+
+    fn gone(&mut self, key: Key);
+}
+
+impl<K: Cacheable> Feed<K> {
+    /// The object, unless it does not fit its type, which is told.
+    fn fit(&self, object: &Raw) -> Option<Arc<K>> {
+        let unfit = |error: &serde_json::Error| {
+            let (key, kind) = (Key::of(object), std::any::type_name::<K>());
+            tracing::error!(%key, kind, %error, "object not understood");
+        };
+        let mut object: K = object.decode().inspect_err(unfit).ok()?;
+        // Nobody here reads managedFields, and they are half of an object.
+        object.meta_mut().managed_fields = None;
+        (self.slim)(&mut object);
+        Some(Arc::new(object))
+    }
+}
+
+impl<K: Cacheable> Sink for Feed<K> {
+    fn listed(&mut self, object: &Raw) {
+        if let Some(fit) = self.fit(object) {
+            self.fresh.insert(Key::of(object), fit);
+        }
+    }
+
+    fn list_ends(&mut self, whole: bool) {
+        let fresh = std::mem::take(&mut self.fresh);
+        if whole {
+            self.cache.replace(fresh);
+        }
+    }
+
+    fn changed(&mut self, object: &Raw) {
+        // What no longer fits is left as it was last understood.
+        if let Some(fit) = self.fit(object) {
+            self.cache.apply(Key::of(object), Some(fit));
+        }
+    }
+
+    fn gone(&mut self, key: Key) {
+        self.cache.apply(key, None);
+    }
+}
+
+async fn follow(api: Api<Raw>, config: watcher::Config, mut sink: Box<dyn Sink>) {
+    let url = api.resource_url().to_owned();
+    let mut events = watcher(api, config).default_backoff().boxed();
+    loop {
+        match events.try_next().await {
+            Ok(Some(watcher::Event::Init)) => sink.list_ends(false),
+            Ok(Some(watcher::Event::InitApply(object))) => sink.listed(&object),
+            Ok(Some(watcher::Event::InitDone)) => sink.list_ends(true),
+            Ok(Some(watcher::Event::Apply(object))) => sink.changed(&object),
+            Ok(Some(watcher::Event::Delete(object))) => sink.gone(Key::of(&object)),
+            Ok(None) => return,
+            Err(error) if is_not_served(&error) => tracing::debug!(url, "is not served"),
+            // The watcher recovers by itself, after a pause.
+            Err(error) => tracing::warn!(error = line(&error), url, "watch failed"),
+        }
+    }
 }
 
 /// The caches of a process: one for each kind, started at its first use.
@@ -277,7 +333,8 @@ impl Caches {
         &self.client
     }
 
-    /// The cache of all objects of a kind.
+    /// The cache of all objects of a kind, without what nobody but their node reads: what it has
+    /// must not be written back whole.
     pub fn of<K>(&self) -> Cache<K>
     where
         K: Cacheable,
@@ -285,10 +342,11 @@ impl Caches {
     {
         let mut started = self.started.lock();
         let entry = started.entry(TypeId::of::<K>()).or_insert_with(|| {
-            Box::new(Cache::<K>::start(
+            Box::new(Cache::<K>::start_slim(
                 self.client.clone(),
                 watcher::Config::default(),
                 self.shutdown.clone(),
+                without_what_nodes_read,
             ))
         });
         match entry.downcast_ref::<Cache<K>>() {

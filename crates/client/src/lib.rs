@@ -9,11 +9,12 @@ pub mod election;
 pub mod error;
 pub mod events;
 pub mod lease;
-mod lenient;
 pub mod queue;
+mod raw;
 pub mod retry;
 pub mod reviews;
 pub mod secure;
+mod slim;
 
 pub use cache::{Cache, Caches, Change, Key};
 pub use connect::{connect, connect_to};

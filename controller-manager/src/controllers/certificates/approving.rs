@@ -76,10 +76,6 @@ impl Controller for Approver {
         self.requests.feed(queue);
     }
 
-    async fn synced(&self) {
-        self.requests.synced().await;
-    }
-
     fn plan(&self, key: &Key, now: Timestamp) -> Plan {
         self.requests.get(key).map_or_else(Plan::default, |request| plan(&request, now))
     }

@@ -132,10 +132,6 @@ impl Controller for Signer {
         self.requests.feed(queue);
     }
 
-    async fn synced(&self) {
-        self.requests.synced().await;
-    }
-
     fn plan(&self, key: &Key, now: Timestamp) -> Plan {
         let mut plan = Plan::default();
         let Some(request) = self.requests.get(key) else { return plan };

@@ -51,10 +51,6 @@ impl Controller for CronJobs {
         });
     }
 
-    async fn synced(&self) {
-        tokio::join!(self.cronjobs.synced(), self.jobs.synced());
-    }
-
     fn plan(&self, key: &Key, now: Timestamp) -> Plan {
         match self.cronjobs.get(key) {
             Some(cronjob) => {

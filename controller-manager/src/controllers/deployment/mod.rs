@@ -85,10 +85,6 @@ impl Controller for Deployments {
         });
     }
 
-    async fn synced(&self) {
-        tokio::join!(self.deployments.synced(), self.sets.synced(), self.pods.synced());
-    }
-
     fn plan(&self, key: &Key, now: Timestamp) -> Plan {
         let Some(deployment) = self.deployments.get(key) else { return Plan::default() };
         let sets = self.sets.list_in(&key.namespace);

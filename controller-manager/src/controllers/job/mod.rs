@@ -84,10 +84,6 @@ impl Controller for Jobs {
         });
     }
 
-    async fn synced(&self) {
-        tokio::join!(self.jobs.synced(), self.pods.synced());
-    }
-
     fn plan(&self, key: &Key, now: Timestamp) -> Plan {
         let all = self.pods.list_in(&key.namespace);
         let job = self.jobs.get(key);

@@ -57,7 +57,7 @@ impl Quotas {
         Self {
             quotas: context.caches.of(),
             pods: context.caches.of(),
-            caches: context.caches.clone(),
+            caches: context.caches.later().clone(),
             queue: OnceLock::new(),
             wired: Mutex::default(),
             others: Others::new(context.client().clone(), context.shutdown.clone()),
@@ -239,10 +239,6 @@ impl Controller for Quotas {
             }
         });
         self.wire_kind(&self.pods, queue, pod_matters);
-    }
-
-    async fn synced(&self) {
-        tokio::join!(self.quotas.synced(), self.pods.synced());
     }
 
     fn plan(&self, key: &Key, now: Timestamp) -> Plan {

@@ -110,11 +110,6 @@ impl Controller for Binder {
         });
     }
 
-    async fn synced(&self) {
-        let Self { volumes, claims, classes, pods, .. } = self;
-        tokio::join!(volumes.synced(), claims.synced(), classes.synced(), pods.synced());
-    }
-
     fn plan(&self, key: &Key, _now: Timestamp) -> Plan {
         if key.namespace.is_empty() {
             return match self.volumes.get(key) {

@@ -106,10 +106,6 @@ impl Controller for ClaimProtection {
         });
     }
 
-    async fn synced(&self) {
-        tokio::join!(self.claims.synced(), self.pods.synced());
-    }
-
     fn plan(&self, key: &Key, _now: Timestamp) -> Plan {
         let Some(claim) = self.claims.get(key) else { return Plan::default() };
         let mut plan = protect(&*claim, CLAIM, || {
@@ -129,10 +125,6 @@ impl Controller for VolumeProtection {
 
     fn wire(&self, queue: &Queue<Key>) {
         self.volumes.feed(queue);
-    }
-
-    async fn synced(&self) {
-        self.volumes.synced().await;
     }
 
     fn plan(&self, key: &Key, _now: Timestamp) -> Plan {
@@ -160,10 +152,6 @@ impl Controller for AttributesProtection {
                 q.add(Key::new("", name));
             }
         });
-    }
-
-    async fn synced(&self) {
-        tokio::join!(self.classes.synced(), self.volumes.synced(), self.claims.synced());
     }
 
     fn plan(&self, key: &Key, _now: Timestamp) -> Plan {
