@@ -29,6 +29,10 @@ use clap::{Parser, Subcommand};
 
 use crate::component::Component;
 
+/// A cluster grows and shrinks for months: what is freed must go back.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 /// Kubernetes in one binary.
 #[derive(Debug, Parser)]
 #[command(name = "coxswain", version, arg_required_else_help = true)]
