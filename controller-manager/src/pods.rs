@@ -1,7 +1,8 @@
 //! What controllers ask of pods.
 
+use client::lean::Pod;
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, PodTemplateSpec};
+use k8s_openapi::api::core::v1::{self as core, PersistentVolumeClaim, PodTemplateSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use kube::ResourceExt;
 use std::time::Duration;
@@ -58,9 +59,9 @@ pub fn from_template(
     namespace: &str,
     owner_name: &str,
     owner: OwnerReference,
-) -> Pod {
+) -> core::Pod {
     let meta = template.metadata.clone().unwrap_or_default();
-    Pod {
+    core::Pod {
         metadata: ObjectMeta {
             generate_name: Some(format!("{owner_name}-")),
             namespace: Some(namespace.to_owned()),

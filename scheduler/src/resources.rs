@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use apimachinery::amounts::{Combine, of_containers};
 use apimachinery::quantity::Quantity;
-use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
+use client::lean::{Container, Pod, PodSpec};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity as Text;
 
 /// What a container without requests counts as in scores (upstream's non-zero requests), so that

@@ -8,7 +8,8 @@ use std::sync::Arc;
 
 use apimachinery::amounts::Combine;
 use client::Key;
-use k8s_openapi::api::core::v1::{Node, Pod};
+use client::lean::Pod;
+use k8s_openapi::api::core::v1::Node;
 
 use crate::resources::{PodRequests, Resources, of_pod};
 use crate::selectors::Labels;

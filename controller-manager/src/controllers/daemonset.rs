@@ -4,12 +4,13 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use client::events::EventType;
+use client::lean::Pod;
 use client::{Cache, Key, Queue};
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::{ControllerRevision, DaemonSet, DaemonSetSpec, DaemonSetStatus};
 use k8s_openapi::api::core::v1::{
-    Affinity, Node, NodeAffinity, NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, Pod,
-    PodSpec, Taint, Toleration,
+    self as core, Affinity, Node, NodeAffinity, NodeSelector, NodeSelectorRequirement,
+    NodeSelectorTerm, PodSpec, Taint, Toleration,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::apimachinery::pkg::runtime::RawExtension;
@@ -225,7 +226,7 @@ fn tolerations(spec: &PodSpec) -> Vec<Toleration> {
 }
 
 /// A pod that is meant for one node, by its name.
-fn pod_for(set: &DaemonSet, spec: &DaemonSetSpec, node: &str, hash: &str) -> Pod {
+fn pod_for(set: &DaemonSet, spec: &DaemonSetSpec, node: &str, hash: &str) -> core::Pod {
     let (namespace, name) = (set.namespace().unwrap_or_default(), set.name_any());
     let mut pod = pods::from_template(&spec.template, &namespace, &name, controller_reference(set));
     let labels = pod.metadata.labels.get_or_insert_default();

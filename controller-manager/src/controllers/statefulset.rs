@@ -4,13 +4,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use client::events::EventType;
+use client::lean::Pod;
 use client::{Cache, Key, Queue};
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::{
     ControllerRevision, StatefulSet, StatefulSetSpec, StatefulSetStatus,
 };
 use k8s_openapi::api::core::v1::{
-    PersistentVolumeClaim, PersistentVolumeClaimVolumeSource, Pod, PodTemplateSpec, Volume,
+    self as core, PersistentVolumeClaim, PersistentVolumeClaimVolumeSource, PodTemplateSpec, Volume,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use k8s_openapi::apimachinery::pkg::runtime::RawExtension;
@@ -308,7 +309,7 @@ impl Work<'_> {
         plan.push(Action::event(self.set, EventType::Normal, "SuccessfulDelete", message));
     }
 
-    fn pod(&self, ordinal: i32, revision: &Revision) -> Pod {
+    fn pod(&self, ordinal: i32, revision: &Revision) -> core::Pod {
         let namespace = self.set.namespace().unwrap_or_default();
         let owner = controller_reference(self.set);
         let mut pod = pods::from_template(&revision.template, &namespace, self.name, owner);

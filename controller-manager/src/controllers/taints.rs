@@ -4,9 +4,10 @@
 use std::time::Duration;
 
 use client::events::EventType;
+use client::lean::Pod;
 use client::{Cache, Key, Queue};
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Node, Pod, Taint, Toleration};
+use k8s_openapi::api::core::v1::{Node, Taint, Toleration};
 use serde_json::json;
 
 use crate::action::{Action, Plan, Target};

@@ -20,7 +20,6 @@ use tokio_util::sync::CancellationToken;
 use crate::error::{is_not_served, line};
 use crate::queue::Queue;
 use crate::raw::Raw;
-use crate::slim::without_what_nodes_read;
 
 /// Namespace (empty for cluster-scoped kinds) and name.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -101,22 +100,9 @@ impl<K: Cacheable> Cache<K> {
     where
         K::DynamicType: Default,
     {
-        Self::start_slim(client, config, shutdown, |_| {})
-    }
-
-    /// As [`Cache::start`], keeping of each object what `slim` leaves of it.
-    fn start_slim(
-        client: kube::Client,
-        config: watcher::Config,
-        shutdown: CancellationToken,
-        slim: fn(&mut K),
-    ) -> Self
-    where
-        K::DynamicType: Default,
-    {
         let resource = ApiResource::erase::<K>(&K::DynamicType::default());
         let cache = Self::detached();
-        let feed = Feed { cache: cache.clone(), fresh: BTreeMap::new(), slim };
+        let feed = Feed { cache: cache.clone(), fresh: BTreeMap::new() };
         tokio::spawn(async move {
             tokio::select! {
                 () = follow(Api::all_with(client, &resource), config, Box::new(feed)) => {}
@@ -241,7 +227,6 @@ struct Feed<K> {
     cache: Cache<K>,
     /// The part of a list that has arrived.
     fresh: BTreeMap<Key, Arc<K>>,
-    slim: fn(&mut K),
 }
 
 /// A [`Feed`], whatever it is of.
@@ -267,7 +252,6 @@ impl<K: Cacheable> Feed<K> {
         let mut object: K = object.decode().inspect_err(unfit).ok()?;
         // Nobody here reads managedFields, and they are half of an object.
         object.meta_mut().managed_fields = None;
-        (self.slim)(&mut object);
         Some(Arc::new(object))
     }
 }
@@ -333,8 +317,7 @@ impl Caches {
         &self.client
     }
 
-    /// The cache of all objects of a kind, without what nobody but their node reads: what it has
-    /// must not be written back whole.
+    /// The cache of all objects of a kind.
     pub fn of<K>(&self) -> Cache<K>
     where
         K: Cacheable,
@@ -342,11 +325,10 @@ impl Caches {
     {
         let mut started = self.started.lock();
         let entry = started.entry(TypeId::of::<K>()).or_insert_with(|| {
-            Box::new(Cache::<K>::start_slim(
+            Box::new(Cache::<K>::start(
                 self.client.clone(),
                 watcher::Config::default(),
                 self.shutdown.clone(),
-                without_what_nodes_read,
             ))
         });
         match entry.downcast_ref::<Cache<K>>() {

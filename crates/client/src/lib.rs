@@ -8,13 +8,13 @@ pub mod connect;
 pub mod election;
 pub mod error;
 pub mod events;
+pub mod lean;
 pub mod lease;
 pub mod queue;
 mod raw;
 pub mod retry;
 pub mod reviews;
 pub mod secure;
-mod slim;
 
 pub use cache::{Cache, Caches, Change, Key};
 pub use connect::{connect, connect_to};

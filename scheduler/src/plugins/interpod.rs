@@ -34,7 +34,7 @@ struct State<'a> {
 }
 
 fn affinity(pod: &PodInfo) -> Option<&Affinity> {
-    pod.pod.spec.as_ref()?.affinity.as_ref()
+    pod.pod.spec.as_ref()?.affinity.as_deref()
 }
 
 fn required(pod: &PodInfo, anti: bool) -> Vec<&PodAffinityTerm> {

@@ -13,10 +13,11 @@ mod tests;
 use std::sync::Arc;
 
 use client::events::EventType;
+use client::lean::Pod;
 use client::{Cache, Key, Queue};
 use jiff::Timestamp;
 use k8s_openapi::api::batch::v1::Job;
-use k8s_openapi::api::core::v1::Pod;
+
 use serde_json::json;
 
 pub use self::plan::plan;

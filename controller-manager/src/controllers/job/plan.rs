@@ -5,9 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use client::events::EventType;
+use client::lean::Pod;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::batch::v1::{Job, JobCondition, JobSpec, JobStatus, UncountedTerminatedPods};
-use k8s_openapi::api::core::v1::{EnvVar, EnvVarSource, ObjectFieldSelector, Pod};
+use k8s_openapi::api::core::v1::{self as core, EnvVar, EnvVarSource, ObjectFieldSelector};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use serde_json::json;
 
@@ -462,7 +463,7 @@ impl<'a> Work<'a> {
         }
     }
 
-    fn pod(&self) -> Pod {
+    fn pod(&self) -> core::Pod {
         let meta = &self.job.metadata;
         let (namespace, name) = (meta.namespace.as_deref(), meta.name.as_deref());
         let owner = controller_reference(self.job);
@@ -476,7 +477,7 @@ impl<'a> Work<'a> {
         pod
     }
 
-    fn pod_of(&self, index: i32, before: &[&Arc<Pod>]) -> Pod {
+    fn pod_of(&self, index: i32, before: &[&Arc<Pod>]) -> core::Pod {
         let mut pod = self.pod();
         let name = self.job.metadata.name.as_deref().unwrap_or_default();
         let text = index.to_string();

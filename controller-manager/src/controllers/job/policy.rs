@@ -3,10 +3,10 @@
 
 use std::collections::BTreeSet;
 
+use client::lean::Pod;
 use k8s_openapi::api::batch::v1::{
     JobSpec, PodFailurePolicyOnExitCodesRequirement, PodFailurePolicyOnPodConditionsPattern,
 };
-use k8s_openapi::api::core::v1::Pod;
 
 use super::indexes;
 use crate::pods::phase;

@@ -11,6 +11,7 @@ use std::time::Duration;
 use apimachinery::amounts::{Amounts, Combine};
 use apimachinery::quota::{self, Counted, Scope, units};
 use client::cache::Cacheable;
+use client::lean::{ContainerStatus, Pod};
 use client::{Cache, Caches, Key, Queue};
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::{
@@ -20,8 +21,8 @@ use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
 use k8s_openapi::api::batch::v1::{CronJob, Job};
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{
-    ConfigMap, ContainerStatus, PersistentVolumeClaim, Pod, ReplicationController, ResourceQuota,
-    ResourceQuotaStatus, Secret, Service, ServiceAccount,
+    ConfigMap, PersistentVolumeClaim, ReplicationController, ResourceQuota, ResourceQuotaStatus,
+    Secret, Service, ServiceAccount,
 };
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::{Ingress, NetworkPolicy};

@@ -14,10 +14,11 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use apimachinery::quantity::Quantity;
+use client::lean::Pod;
 use client::{Cache, Key, Queue};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{
-    ObjectReference, PersistentVolume, PersistentVolumeClaim, PersistentVolumeSpec, Pod,
+    ObjectReference, PersistentVolume, PersistentVolumeClaim, PersistentVolumeSpec,
 };
 use k8s_openapi::api::storage::v1::StorageClass;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity as Text;

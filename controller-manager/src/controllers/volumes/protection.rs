@@ -1,8 +1,9 @@
 //! Claims that pods use and volumes that are bound stay until they are free, by a finalizer.
 
+use client::lean::Pod;
 use client::{Cache, Key, Queue};
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod};
+use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
 use k8s_openapi::api::storage::v1::VolumeAttributesClass;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde_json::json;
