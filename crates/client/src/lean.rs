@@ -35,13 +35,13 @@ pub struct PodSpec {
     pub active_deadline_seconds: Option<i64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub affinity: Option<Box<Affinity>>,
-    pub containers: Vec<Container>,
+    pub containers: Box<[Container]>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub host_network: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hostname: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub init_containers: Option<Vec<Container>>,
+    pub init_containers: Option<Box<[Container]>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub node_name: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -59,16 +59,16 @@ pub struct PodSpec {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub scheduler_name: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub scheduling_gates: Option<Vec<PodSchedulingGate>>,
+    pub scheduling_gates: Option<Box<[PodSchedulingGate]>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub subdomain: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub tolerations: Option<Vec<Toleration>>,
+    pub tolerations: Option<Box<[Toleration]>>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub topology_spread_constraints: Option<Vec<TopologySpreadConstraint>>,
+    pub topology_spread_constraints: Option<Box<[TopologySpreadConstraint]>>,
     /// Those that are claims, or become some.
     #[serde(deserialize_with = "claims", skip_serializing_if = "Option::is_none")]
-    pub volumes: Option<Vec<Volume>>,
+    pub volumes: Option<Box<[Volume]>>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
@@ -78,7 +78,7 @@ pub struct Container {
     pub image: Option<String>,
     pub name: String,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub ports: Option<Vec<ContainerPort>>,
+    pub ports: Option<Box<[ContainerPort]>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub resources: Option<Box<ResourceRequirements>>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -99,11 +99,11 @@ pub struct Volume {
 #[serde(rename_all = "camelCase", default)]
 pub struct PodStatus {
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub conditions: Option<Vec<PodCondition>>,
+    pub conditions: Option<Box<[PodCondition]>>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub container_statuses: Option<Vec<ContainerStatus>>,
+    pub container_statuses: Option<Box<[ContainerStatus]>>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub init_container_statuses: Option<Vec<ContainerStatus>>,
+    pub init_container_statuses: Option<Box<[ContainerStatus]>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub nominated_node_name: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -111,7 +111,7 @@ pub struct PodStatus {
     #[serde(rename = "podIP", skip_serializing_if = "Option::is_none")]
     pub pod_ip: Option<String>,
     #[serde(rename = "podIPs", skip_serializing_if = "Option::is_none")]
-    pub pod_ips: Option<Vec<PodIP>>,
+    pub pod_ips: Option<Box<[PodIP]>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -196,7 +196,7 @@ fn meta<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ObjectMeta, D::Err
         labels: Option<BTreeMap<String, String>>,
         name: Option<String>,
         namespace: Option<String>,
-        owner_references: Option<Vec<OwnerReference>>,
+        owner_references: Option<Box<[OwnerReference]>>,
         resource_version: Option<String>,
         uid: Option<String>,
     }
@@ -213,18 +213,17 @@ fn meta<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ObjectMeta, D::Err
         managed_fields: None,
         name: meta.name,
         namespace: meta.namespace,
-        owner_references: meta.owner_references,
+        owner_references: meta.owner_references.map(Vec::from),
         resource_version: meta.resource_version,
         self_link: None,
         uid: meta.uid,
     })
 }
 
-fn claims<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Vec<Volume>>, D::Error> {
+fn claims<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Box<[Volume]>>, D::Error> {
     let mut all = Option::<Vec<Volume>>::deserialize(deserializer)?.unwrap_or_default();
     all.retain(|v| v.persistent_volume_claim.is_some() || v.ephemeral.is_some());
-    all.shrink_to_fit();
-    Ok((!all.is_empty()).then_some(all))
+    Ok((!all.is_empty()).then(|| all.into()))
 }
 
 #[cfg(test)]
