@@ -62,6 +62,11 @@ impl Event {
         &self.object
     }
 
+    /// Stored bytes of the object, which stand for the memory that the event takes.
+    pub(super) fn weight(&self) -> usize {
+        self.object.stored().len()
+    }
+
     pub fn previous(&self) -> Option<&Arc<Cached>> {
         self.previous.as_ref()
     }

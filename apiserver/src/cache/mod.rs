@@ -48,10 +48,12 @@ const ASK_AGAIN: Duration = Duration::from_millis(100);
 /// Pause before the store is tried again.
 const RETRY: Duration = Duration::from_millis(200);
 
-/// A consistent cut: all objects as of one revision.
+/// A consistent cut: objects as of one revision.
 #[derive(Clone)]
 pub struct Cut {
     pub revision: u64,
+    /// All objects whose keys begin with this are there, and no others.
+    pub prefix: String,
     pub objects: Tree,
 }
 
@@ -70,8 +72,13 @@ struct State {
 }
 
 impl State {
+    fn cut(&self) -> Cut {
+        let objects = self.objects.clone();
+        Cut { revision: self.revision, prefix: String::new(), objects }
+    }
+
     fn keep(&mut self, now: Instant, event: Arc<Event>) {
-        self.ring_bytes += event.object().stored().len();
+        self.ring_bytes += event.weight();
         self.ring.push_back((now, event));
     }
 
@@ -84,7 +91,7 @@ impl State {
                 break;
             }
             self.floor = event.revision();
-            self.ring_bytes -= event.object().stored().len();
+            self.ring_bytes -= event.weight();
             self.ring.pop_front();
         }
     }
@@ -173,8 +180,7 @@ impl Cache {
 
     /// The present state.
     pub fn cut(&self) -> Cut {
-        let state = self.state.read();
-        Cut { revision: state.revision, objects: state.objects.clone() }
+        self.state.read().cut()
     }
 
     /// One object of the present state.
@@ -182,18 +188,18 @@ impl Cache {
         self.state.read().objects.get(key).cloned()
     }
 
-    /// The state as of a revision, when the cache still has it.
-    pub fn cut_at(&self, revision: u64) -> Option<Cut> {
+    /// The state of what is below `prefix` as of a revision, when the cache still has it.
+    pub fn cut_at(&self, revision: u64, prefix: &str) -> Option<Cut> {
         let (mut cuts, now) = (self.cuts.lock(), Instant::now());
         {
             let state = self.state.read();
             let is_now = revision == state.revision;
             let unchanged = state.changed <= revision && revision < state.revision;
             if is_now || unchanged && cuts.lasts(revision, now) {
-                return Some(Cut { revision, objects: state.objects.clone() });
+                return Some(Cut { revision, ..state.cut() });
             }
         }
-        cuts.get(revision, now)
+        cuts.get(revision, prefix, now)
     }
 
     /// Remembers a cut of which more pages will be asked for.
@@ -252,12 +258,12 @@ impl Cache {
     /// Watches from now on, with the state that the watch begins from.
     pub fn watch_from_now(&self, scope: Scope) -> (Cut, Watcher) {
         let mut state = self.state.write();
-        let cut = Cut { revision: state.revision, objects: state.objects.clone() };
-        let watcher = state.watchers.add(scope, Vec::new());
+        let cut = state.cut();
+        let watcher = state.watchers.add(scope, cut.revision, Vec::new());
         (cut, watcher)
     }
 
-    /// Watches what happens after a revision.
+    /// Watches what happens after a revision, which the cache may have yet to reach.
     ///
     /// # Errors
     /// `TooOld` when events after it are forgotten.
@@ -274,7 +280,7 @@ impl Cache {
             .filter(|event| scope.covers(event, &self.codec))
             .cloned()
             .collect();
-        Ok(state.watchers.add(scope, replay))
+        Ok(state.watchers.add(scope, revision, replay))
     }
 
     /// Watchers that are open.

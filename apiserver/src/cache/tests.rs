@@ -106,8 +106,8 @@ async fn cuts_stay_as_they_were() {
     let cut = f.cache.cut();
     f.cache.remember(&cut);
     let two = f.put("ns/b", "red", Expect::Absent).await;
-    assert_eq!(f.cache.cut_at(one).map(|c| c.objects.len()), Some(1));
-    assert_eq!(f.cache.cut_at(two).map(|c| c.objects.len()), Some(2));
+    assert_eq!(f.cache.cut_at(one, "").map(|c| c.objects.len()), Some(1));
+    assert_eq!(f.cache.cut_at(two, "").map(|c| c.objects.len()), Some(2));
     let behind = f.cache.wait_for(two + 100, Duration::from_millis(50)).await;
     assert_eq!(behind, Err(CacheError::Behind { asked: two + 100, current: two }));
 }
@@ -129,4 +129,42 @@ async fn a_slow_watcher_is_closed_and_never_skipped() {
         got += 1;
     }
     assert_eq!(got, 1024);
+}
+
+#[tokio::test]
+async fn a_watch_from_what_is_yet_to_come_sees_only_what_comes_after() {
+    let f = Fixture::new().await;
+    let one = f.put("ns/a", "red", Expect::Absent).await;
+    // The client has read up to two revisions on from another server.
+    let mut ahead = f.cache.watch_from(Scope::All, one + 2).expect("a watch");
+    let mut now = f.cache.watch_from(Scope::All, one).expect("a watch");
+    let two = f.put("ns/a", "blue", Expect::At(one)).await;
+    let three = f.put("ns/a", "red", Expect::At(two)).await;
+    let four = f.put("ns/a", "blue", Expect::At(three)).await;
+    let seen = |watcher: &mut Watcher| -> Vec<u64> {
+        std::iter::from_fn(|| watcher.ready()).map(|event| event.revision()).collect()
+    };
+    assert_eq!(seen(&mut ahead), [four]);
+    assert_eq!(seen(&mut now), [two, three, four]);
+}
+
+#[tokio::test]
+async fn what_waits_for_a_watcher_is_bounded_in_bytes() {
+    let f = Fixture::new().await;
+    let (_, mut watcher) = f.cache.watch_from_now(Scope::All);
+    let large = Bytes::from(vec![b'x'; 6 << 20]);
+    for revision in 100..110 {
+        let object = Cached::new("ns/a", revision, 100, large.clone());
+        let event = Arc::new(Event::put(Arc::new(object), None));
+        f.cache.state.write().watchers.deliver(&event, &f.cache.codec);
+        // One that reads is not closed, whatever passes through.
+        if revision < 105 {
+            assert_eq!(watcher.ready().map(|e| e.revision()), Some(revision));
+        }
+    }
+    let mut got = Vec::new();
+    while let Some(event) = watcher.next().await {
+        got.push(event.revision());
+    }
+    assert_eq!(got, [105, 106], "what comes after is not skipped, the watch ends");
 }

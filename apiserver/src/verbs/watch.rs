@@ -110,8 +110,13 @@ async fn begin(
     let scope = select.scope(served, &cache.codec);
     match start {
         WatchStart::State(freshness) | WatchStart::Now(freshness) => {
-            list::fresh(call, served, freshness).await?;
-            let (cut, watcher) = cache.watch_from_now(scope);
+            let cut = list::fresh(call, served, freshness).await?;
+            // The cut may be from the store, ahead of a cache that cannot follow; or the cache
+            // has begun anew since, and what it holds now is newer.
+            let (cut, watcher) = match cache.watch_from(scope.clone(), cut.revision) {
+                Ok(watcher) => (cut, watcher),
+                Err(_) => cache.watch_from_now(scope),
+            };
             let state = match start {
                 WatchStart::State(_) => selected(&cut.objects, cache, select, served).await?,
                 _ => VecDeque::new(),
