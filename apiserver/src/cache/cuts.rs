@@ -47,7 +47,7 @@ impl Cuts {
         revision > self.passed
     }
 
-    fn forget(&mut self, now: Instant) {
+    pub(super) fn forget(&mut self, now: Instant) {
         let (passed, known) = (&mut self.passed, &mut self.known);
         known.retain(|(since, cut)| {
             let lasts = now.saturating_duration_since(*since) < KEPT;

@@ -4,6 +4,7 @@
 //! events for watches that resume, those of shortly before its first list included. It is fed by
 //! one list and one watch of the store. What it has delivered to its watchers is always exactly what happened up to [`State::revision`].
 
+mod check;
 mod cuts;
 pub mod event;
 pub mod object;
@@ -27,6 +28,7 @@ use tokio_util::sync::CancellationToken;
 use cuts::Cuts;
 use recall::recall;
 
+pub use check::Checks;
 pub use event::{Event, EventType};
 pub use object::{Cached, Codec, Index, Reading};
 pub use tree::Tree;
@@ -47,6 +49,8 @@ const PAGE: usize = 5000;
 const ASK_AGAIN: Duration = Duration::from_millis(100);
 /// Pause before the store is tried again.
 const RETRY: Duration = Duration::from_millis(200);
+/// How often what is not needed any more is let go.
+const TIDY: Duration = Duration::from_secs(60);
 
 /// A consistent cut: objects as of one revision.
 #[derive(Clone)]
@@ -123,6 +127,7 @@ pub struct Cache {
     reached: watch::Sender<u64>,
     /// The revision of the last change, for those who follow.
     changes: watch::Sender<u64>,
+    checks: Checks,
 }
 
 impl Cache {
@@ -145,6 +150,7 @@ impl Cache {
             cuts: Mutex::default(),
             reached: watch::Sender::new(0),
             changes: watch::Sender::new(0),
+            checks: Checks::default(),
         })
     }
 
@@ -293,7 +299,10 @@ impl Cache {
         let feeding = async {
             loop {
                 match self.list_all().await {
-                    Ok(()) => self.follow().await,
+                    Ok(()) => tokio::select! {
+                        () = self.follow() => {}
+                        () = self.upkeep() => {}
+                    },
                     Err(error) => {
                         tracing::warn!(prefix = self.prefix, %error, "cannot list");
                         tokio::time::sleep(RETRY).await;
@@ -374,6 +383,29 @@ impl Cache {
             }
             tokio::time::sleep(RETRY / 10).await;
         }
+    }
+
+    /// Lets go of what is not needed, and checks the cache from time to time; ends when it must
+    /// begin anew.
+    async fn upkeep(&self) {
+        // Servers and caches take their turns at different times.
+        let first = check::EVERY.mul_f64(1.0 + rand::random::<f64>());
+        let mut check = tokio::time::Instant::now() + first;
+        loop {
+            tokio::time::sleep(TIDY).await;
+            self.tidy(Instant::now());
+            if tokio::time::Instant::now() >= check {
+                if self.is_wrong().await {
+                    return;
+                }
+                check += check::EVERY;
+            }
+        }
+    }
+
+    fn tidy(&self, now: Instant) {
+        self.cuts.lock().forget(now);
+        self.state.write().forget(now);
     }
 
     fn cached(&self, kv: store::KeyValue) -> Option<Arc<Cached>> {

@@ -168,3 +168,34 @@ async fn what_waits_for_a_watcher_is_bounded_in_bytes() {
     }
     assert_eq!(got, [105, 106], "what comes after is not skipped, the watch ends");
 }
+
+#[tokio::test]
+async fn history_goes_when_its_time_has_passed_though_nothing_happens() {
+    let f = Fixture::new().await;
+    let mut at = f.put("ns/a", "red", Expect::Absent).await;
+    for _ in 0..MIN_EVENTS {
+        at = f.put("ns/a", "red", Expect::At(at)).await;
+    }
+    let held = || f.cache.state.read().ring.len();
+    f.cache.tidy(Instant::now());
+    assert_eq!(held(), MIN_EVENTS + 1);
+    f.cache.tidy(Instant::now() + KEEP_EVENTS);
+    assert_eq!(held(), MIN_EVENTS);
+}
+
+#[tokio::test]
+async fn a_cache_that_differs_from_the_store_begins_anew() {
+    let f = Fixture::new().await;
+    let one = f.put("ns/a", "red", Expect::Absent).await;
+    f.put("ns/b", "red", Expect::Absent).await;
+    assert!(!f.cache.is_wrong().await);
+    let lost = f.cache.state.write().objects.remove("ns/a");
+    assert_eq!(lost.map(|object| object.revision), Some(one));
+    let (_, mut watcher) = f.cache.watch_from_now(Scope::All);
+    tokio::time::pause();
+    tokio::time::advance(2 * check::EVERY + TIDY).await;
+    tokio::time::resume();
+    assert!(watcher.next().await.is_none(), "watchers must list again");
+    assert!(f.cache.get("ns/a").is_some());
+    assert_eq!(f.cache.checks().counts(), [("success", 1), ("failure", 1), ("error", 0)]);
+}
