@@ -405,7 +405,16 @@ impl Cache {
 
     fn tidy(&self, now: Instant) {
         self.cuts.lock().forget(now);
-        self.state.write().forget(now);
+        let (objects, events) = {
+            let mut state = self.state.write();
+            state.forget(now);
+            let events: Vec<Arc<Event>> =
+                state.ring.iter().map(|(_, event)| event.clone()).collect();
+            (state.objects.clone(), events)
+        };
+        objects.all().for_each(|object| object.age());
+        let present = |o: &Arc<Cached>| objects.get(&o.key).is_some_and(|now| Arc::ptr_eq(now, o));
+        events.iter().for_each(|event| event.age(present));
     }
 
     fn cached(&self, kv: store::KeyValue) -> Option<Arc<Cached>> {

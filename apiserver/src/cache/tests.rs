@@ -84,7 +84,7 @@ async fn watchers_see_what_their_selector_makes_of_events() {
         while let Some(event) = watcher.ready() {
             let (kind, object) = event.seen(red(&f.cache.codec)).expect("in scope");
             let json = object.json(&f.cache.codec).expect("JSON");
-            let value: apimachinery::Value = serde_json::from_slice(json).expect("JSON");
+            let value: apimachinery::Value = serde_json::from_slice(&json).expect("JSON");
             assert_eq!(value["metadata"]["resourceVersion"], event.revision().to_string());
             seen.push((kind, event.revision(), value["data"]["color"].clone()));
         }
@@ -198,4 +198,31 @@ async fn a_cache_that_differs_from_the_store_begins_anew() {
     assert!(watcher.next().await.is_none(), "watchers must list again");
     assert!(f.cache.get("ns/a").is_some());
     assert_eq!(f.cache.checks().counts(), [("success", 1), ("failure", 1), ("error", 0)]);
+}
+
+#[tokio::test]
+async fn what_was_made_of_objects_goes_when_nobody_asks_for_it() {
+    let f = Fixture::new().await;
+    let one = f.put("ns/a", "red", Expect::Absent).await;
+    let past = f.cache.get("ns/a").expect("an object");
+    f.put("ns/a", "blue", Expect::At(one)).await;
+    let present = f.cache.get("ns/a").expect("an object");
+    let codec = &f.cache.codec;
+    let text = present.json(codec).expect("JSON");
+    for object in [&past, &present] {
+        object.raw(codec).expect("protobuf");
+        object.json(codec).expect("JSON");
+        object.value(codec).expect("a value");
+    }
+    let tidy = || f.cache.tidy(Instant::now());
+    tidy();
+    assert_eq!(present.made(), [true, true, true], "it was asked for since");
+    present.json(codec).expect("JSON");
+    tidy();
+    assert_eq!(present.made(), [false, true, false]);
+    assert_eq!(past.made(), [false; 3]);
+    tidy();
+    assert_eq!(present.made(), [false; 3]);
+    assert_eq!(present.json(codec), Ok(text), "made again, the same");
+    assert!(red(codec)(&past) && !red(codec)(&present));
 }
