@@ -97,7 +97,7 @@ impl Changes {
 
 fn value(codec: &Codec, cached: &Cached) -> Option<Object> {
     match cached.value(codec) {
-        Ok(value) => Some(value.clone()),
+        Ok(value) => Some(value),
         Err(error) => {
             tracing::error!(key = &*cached.key, %error, "stored object cannot be read");
             None

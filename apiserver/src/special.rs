@@ -163,11 +163,17 @@ fn aggregated(call: &Call, core: bool) -> Result<Option<Response<Body>>, ApiErro
 async fn metrics(call: &Call) -> Result<Response<Body>, ApiError> {
     let api = &call.api;
     let mut counts: Vec<(String, f64, f64)> = Vec::new();
+    let mut checks: Vec<(String, f64)> = Vec::new();
     for served in api.catalog().rows() {
         if let Some(cache) = &served.cache {
             let label = format!("resource={:?}", served.gr.to_string());
             let objects = cache.cut().objects.len();
             counts.push((label, objects as f64, cache.watchers() as f64));
+            let (group, resource) = (&served.gr.group, &served.gr.resource);
+            for (status, count) in cache.checks().counts() {
+                let label = format!("group={group:?},resource={resource:?},status={status:?}");
+                checks.push((label, count as f64));
+            }
         }
     }
     let size = api.store.size().await.unwrap_or(0);
@@ -176,6 +182,9 @@ async fn metrics(call: &Call) -> Result<Response<Body>, ApiError> {
     for (label, objects, watchers) in &counts {
         gauges.push(("apiserver_storage_objects", label, *objects));
         gauges.push(("apiserver_longrunning_requests", label, *watchers));
+    }
+    for (label, count) in &checks {
+        gauges.push(("apiserver_storage_consistency_checks_total", label, *count));
     }
     let text = api.metrics.text(&gauges);
     Ok(call.send(200, "text/plain; version=0.0.4; charset=utf-8", text.into()).await)

@@ -108,7 +108,7 @@ impl Controller {
             let read = cut.objects.range("", std::ops::Bound::Unbounded);
             let crds: Vec<Arc<Value>> = read
                 .filter_map(|cached| match cached.value(&cache.codec) {
-                    Ok(value) => Some(value.clone()),
+                    Ok(value) => Some(value),
                     Err(error) => {
                         tracing::error!(key = &*cached.key, %error, "cannot read a definition");
                         None

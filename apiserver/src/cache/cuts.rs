@@ -22,7 +22,8 @@ pub(super) struct Cuts {
 impl Cuts {
     pub(super) fn remember(&mut self, cut: &Cut, now: Instant) {
         self.forget(now);
-        if self.known.iter().any(|(_, known)| known.revision == cut.revision) {
+        let same = |known: &Cut| known.revision == cut.revision && known.prefix == cut.prefix;
+        if self.known.iter().any(|(_, known)| same(known)) {
             return;
         }
         // A state that still lasted when it was asked for again begins anew.
@@ -33,9 +34,11 @@ impl Cuts {
         self.known.push_back((now, cut.clone()));
     }
 
-    pub(super) fn get(&mut self, revision: u64, now: Instant) -> Option<Cut> {
+    /// A cut that holds all that is below `prefix`.
+    pub(super) fn get(&mut self, revision: u64, prefix: &str, now: Instant) -> Option<Cut> {
         self.forget(now);
-        self.known.iter().map(|(_, cut)| cut).find(|cut| cut.revision == revision).cloned()
+        let holds = |cut: &&Cut| cut.revision == revision && prefix.starts_with(&cut.prefix);
+        self.known.iter().map(|(_, cut)| cut).find(holds).cloned()
     }
 
     /// Whether pages of a revision may still be given from here.
@@ -44,7 +47,7 @@ impl Cuts {
         revision > self.passed
     }
 
-    fn forget(&mut self, now: Instant) {
+    pub(super) fn forget(&mut self, now: Instant) {
         let (passed, known) = (&mut self.passed, &mut self.known);
         known.retain(|(since, cut)| {
             let lasts = now.saturating_duration_since(*since) < KEPT;
@@ -61,28 +64,44 @@ mod tests {
     use super::*;
     use crate::cache::Tree;
 
+    fn cut(revision: u64) -> Cut {
+        Cut { revision, prefix: String::new(), objects: Tree::default() }
+    }
+
     #[test]
     fn cuts_last_for_a_while() {
-        let cut = |revision| Cut { revision, objects: Tree::default() };
         let (mut cuts, start) = (Cuts::default(), Instant::now());
         let after = |seconds| start + Duration::from_secs(seconds);
         cuts.remember(&cut(5), start);
         cuts.remember(&cut(9), after(200));
-        assert!(cuts.get(5, after(299)).is_some() && cuts.lasts(5, after(299)));
-        assert!(cuts.get(5, after(300)).is_none() && !cuts.lasts(5, after(300)));
-        assert!(cuts.get(9, after(300)).is_some() && cuts.lasts(9, after(300)));
+        assert!(cuts.get(5, "", after(299)).is_some() && cuts.lasts(5, after(299)));
+        assert!(cuts.get(5, "", after(300)).is_none() && !cuts.lasts(5, after(300)));
+        assert!(cuts.get(9, "", after(300)).is_some() && cuts.lasts(9, after(300)));
         // Nothing has changed since, and somebody lists again.
         assert!(!cuts.lasts(9, after(500)));
         cuts.remember(&cut(9), after(501));
-        assert!(cuts.lasts(9, after(502)) && cuts.get(9, after(502)).is_some());
+        assert!(cuts.lasts(9, after(502)) && cuts.get(9, "", after(502)).is_some());
     }
 
     #[test]
     fn they_are_not_many() {
         let (mut cuts, now) = (Cuts::default(), Instant::now());
         for revision in 1..=40 {
-            cuts.remember(&Cut { revision, objects: Tree::default() }, now);
+            cuts.remember(&cut(revision), now);
         }
-        assert!(cuts.get(8, now).is_none() && cuts.get(9, now).is_some());
+        assert!(cuts.get(8, "", now).is_none() && cuts.get(9, "", now).is_some());
+    }
+
+    #[test]
+    fn a_part_is_not_taken_for_the_whole() {
+        let (mut cuts, now) = (Cuts::default(), Instant::now());
+        cuts.remember(&Cut { prefix: "ns1/".to_owned(), ..cut(5) }, now);
+        for (prefix, held) in [("ns1/", true), ("ns1/a", true), ("ns2/", false), ("", false)] {
+            assert_eq!(cuts.get(5, prefix, now).is_some(), held, "{prefix}");
+        }
+        cuts.remember(&cut(5), now);
+        for prefix in ["ns1/", "ns2/", ""] {
+            assert!(cuts.get(5, prefix, now).is_some(), "{prefix}");
+        }
     }
 }

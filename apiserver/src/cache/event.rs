@@ -1,9 +1,9 @@
-//! One change of one object, with the bytes that watchers get made once for all of them.
+//! One change of one object. The bytes that watchers get are made once for all of them, by its
+//! states; the few bytes around those are written anew for each.
 
 use std::sync::{Arc, OnceLock};
 
 use apimachinery::codec::{DecodeError, list, proto};
-use bytes::Bytes;
 
 use super::object::{Cached, Codec};
 
@@ -34,13 +34,11 @@ pub struct Event {
     previous: Option<Arc<Cached>>,
     /// The previous state under this revision: what those see for whom the object is gone.
     gone: OnceLock<Arc<Cached>>,
-    /// Encoded: JSON and protobuf, by type.
-    frames: [OnceLock<Bytes>; 6],
 }
 
 impl Event {
     fn new(kind: EventType, object: Arc<Cached>, previous: Option<Arc<Cached>>) -> Self {
-        Self { kind, object, previous, gone: OnceLock::new(), frames: Default::default() }
+        Self { kind, object, previous, gone: OnceLock::new() }
     }
 
     /// An object was created (`previous` is `None`) or changed.
@@ -60,6 +58,11 @@ impl Event {
 
     pub fn object(&self) -> &Arc<Cached> {
         &self.object
+    }
+
+    /// Stored bytes of the object, which stand for the memory that the event takes.
+    pub(super) fn weight(&self) -> usize {
+        self.object.stored().len()
     }
 
     pub fn previous(&self) -> Option<&Arc<Cached>> {
@@ -86,46 +89,31 @@ impl Event {
         }
     }
 
-    /// The frame of a JSON or protobuf watch in the stored version, for what
-    /// [`seen`](Self::seen) gave.
-    ///
-    /// # Errors
-    /// The stored bytes are not of this kind.
-    pub fn frame(
-        &self,
-        (kind, object): (EventType, &Cached),
-        protobuf: bool,
-        codec: &Codec,
-    ) -> Result<Bytes, DecodeError> {
-        let slot = kind as usize * 2 + usize::from(protobuf);
-        let made = self.frames.get(slot).and_then(OnceLock::get);
-        if let Some(made) = made {
-            return Ok(made.clone());
-        }
-        let frame = frame(kind, object, protobuf, codec)?;
-        match self.frames.get(slot) {
-            Some(cell) => Ok(cell.get_or_init(|| frame).clone()),
-            None => Ok(frame),
-        }
+    /// Lets go of what was made of states that are past; the `present` one has its turn with the
+    /// other objects.
+    pub(super) fn age(&self, present: impl Fn(&Arc<Cached>) -> bool) {
+        let states = [Some(&self.object), self.previous.as_ref(), self.gone.get()];
+        states.into_iter().flatten().filter(|state| !present(state)).for_each(|state| state.age());
     }
 }
 
-/// A frame of an object that belongs to no event: of the state that a watch begins with.
+/// Writes the frame of a JSON or protobuf watch in the stored version. Nothing is written when it
+/// fails.
 ///
 /// # Errors
 /// The stored bytes are not of this kind.
-pub fn frame(
+pub fn put_frame(
     kind: EventType,
     object: &Cached,
     protobuf: bool,
     codec: &Codec,
-) -> Result<Bytes, DecodeError> {
-    let mut out = Vec::new();
+    out: &mut Vec<u8>,
+) -> Result<(), DecodeError> {
     if protobuf {
-        let object = proto::seal(&codec.api_version, &codec.kind, object.raw(codec)?);
-        list::watch_proto(kind.as_str(), &object, &mut out);
+        let object = proto::seal(&codec.api_version, &codec.kind, &object.raw(codec)?);
+        list::watch_proto(kind.as_str(), &object, out);
     } else {
-        list::watch_json(kind.as_str(), object.json(codec)?, &mut out);
+        list::watch_json(kind.as_str(), &object.json(codec)?, out);
     }
-    Ok(out.into())
+    Ok(())
 }

@@ -4,6 +4,7 @@
 //! events for watches that resume, those of shortly before its first list included. It is fed by
 //! one list and one watch of the store. What it has delivered to its watchers is always exactly what happened up to [`State::revision`].
 
+mod check;
 mod cuts;
 pub mod event;
 pub mod object;
@@ -27,6 +28,7 @@ use tokio_util::sync::CancellationToken;
 use cuts::Cuts;
 use recall::recall;
 
+pub use check::Checks;
 pub use event::{Event, EventType};
 pub use object::{Cached, Codec, Index, Reading};
 pub use tree::Tree;
@@ -47,11 +49,15 @@ const PAGE: usize = 5000;
 const ASK_AGAIN: Duration = Duration::from_millis(100);
 /// Pause before the store is tried again.
 const RETRY: Duration = Duration::from_millis(200);
+/// How often what is not needed any more is let go.
+const TIDY: Duration = Duration::from_secs(60);
 
-/// A consistent cut: all objects as of one revision.
+/// A consistent cut: objects as of one revision.
 #[derive(Clone)]
 pub struct Cut {
     pub revision: u64,
+    /// All objects whose keys begin with this are there, and no others.
+    pub prefix: String,
     pub objects: Tree,
 }
 
@@ -70,8 +76,13 @@ struct State {
 }
 
 impl State {
+    fn cut(&self) -> Cut {
+        let objects = self.objects.clone();
+        Cut { revision: self.revision, prefix: String::new(), objects }
+    }
+
     fn keep(&mut self, now: Instant, event: Arc<Event>) {
-        self.ring_bytes += event.object().stored().len();
+        self.ring_bytes += event.weight();
         self.ring.push_back((now, event));
     }
 
@@ -84,7 +95,7 @@ impl State {
                 break;
             }
             self.floor = event.revision();
-            self.ring_bytes -= event.object().stored().len();
+            self.ring_bytes -= event.weight();
             self.ring.pop_front();
         }
     }
@@ -116,6 +127,7 @@ pub struct Cache {
     reached: watch::Sender<u64>,
     /// The revision of the last change, for those who follow.
     changes: watch::Sender<u64>,
+    checks: Checks,
 }
 
 impl Cache {
@@ -138,6 +150,7 @@ impl Cache {
             cuts: Mutex::default(),
             reached: watch::Sender::new(0),
             changes: watch::Sender::new(0),
+            checks: Checks::default(),
         })
     }
 
@@ -173,8 +186,7 @@ impl Cache {
 
     /// The present state.
     pub fn cut(&self) -> Cut {
-        let state = self.state.read();
-        Cut { revision: state.revision, objects: state.objects.clone() }
+        self.state.read().cut()
     }
 
     /// One object of the present state.
@@ -182,18 +194,18 @@ impl Cache {
         self.state.read().objects.get(key).cloned()
     }
 
-    /// The state as of a revision, when the cache still has it.
-    pub fn cut_at(&self, revision: u64) -> Option<Cut> {
+    /// The state of what is below `prefix` as of a revision, when the cache still has it.
+    pub fn cut_at(&self, revision: u64, prefix: &str) -> Option<Cut> {
         let (mut cuts, now) = (self.cuts.lock(), Instant::now());
         {
             let state = self.state.read();
             let is_now = revision == state.revision;
             let unchanged = state.changed <= revision && revision < state.revision;
             if is_now || unchanged && cuts.lasts(revision, now) {
-                return Some(Cut { revision, objects: state.objects.clone() });
+                return Some(Cut { revision, ..state.cut() });
             }
         }
-        cuts.get(revision, now)
+        cuts.get(revision, prefix, now)
     }
 
     /// Remembers a cut of which more pages will be asked for.
@@ -252,12 +264,12 @@ impl Cache {
     /// Watches from now on, with the state that the watch begins from.
     pub fn watch_from_now(&self, scope: Scope) -> (Cut, Watcher) {
         let mut state = self.state.write();
-        let cut = Cut { revision: state.revision, objects: state.objects.clone() };
-        let watcher = state.watchers.add(scope, Vec::new());
+        let cut = state.cut();
+        let watcher = state.watchers.add(scope, cut.revision, Vec::new());
         (cut, watcher)
     }
 
-    /// Watches what happens after a revision.
+    /// Watches what happens after a revision, which the cache may have yet to reach.
     ///
     /// # Errors
     /// `TooOld` when events after it are forgotten.
@@ -274,7 +286,7 @@ impl Cache {
             .filter(|event| scope.covers(event, &self.codec))
             .cloned()
             .collect();
-        Ok(state.watchers.add(scope, replay))
+        Ok(state.watchers.add(scope, revision, replay))
     }
 
     /// Watchers that are open.
@@ -287,7 +299,10 @@ impl Cache {
         let feeding = async {
             loop {
                 match self.list_all().await {
-                    Ok(()) => self.follow().await,
+                    Ok(()) => tokio::select! {
+                        () = self.follow() => {}
+                        () = self.upkeep() => {}
+                    },
                     Err(error) => {
                         tracing::warn!(prefix = self.prefix, %error, "cannot list");
                         tokio::time::sleep(RETRY).await;
@@ -368,6 +383,38 @@ impl Cache {
             }
             tokio::time::sleep(RETRY / 10).await;
         }
+    }
+
+    /// Lets go of what is not needed, and checks the cache from time to time; ends when it must
+    /// begin anew.
+    async fn upkeep(&self) {
+        // Servers and caches take their turns at different times.
+        let first = check::EVERY.mul_f64(1.0 + rand::random::<f64>());
+        let mut check = tokio::time::Instant::now() + first;
+        loop {
+            tokio::time::sleep(TIDY).await;
+            self.tidy(Instant::now());
+            if tokio::time::Instant::now() >= check {
+                if self.is_wrong().await {
+                    return;
+                }
+                check += check::EVERY;
+            }
+        }
+    }
+
+    fn tidy(&self, now: Instant) {
+        self.cuts.lock().forget(now);
+        let (objects, events) = {
+            let mut state = self.state.write();
+            state.forget(now);
+            let events: Vec<Arc<Event>> =
+                state.ring.iter().map(|(_, event)| event.clone()).collect();
+            (state.objects.clone(), events)
+        };
+        objects.all().for_each(|object| object.age());
+        let present = |o: &Arc<Cached>| objects.get(&o.key).is_some_and(|now| Arc::ptr_eq(now, o));
+        events.iter().for_each(|event| event.age(present));
     }
 
     fn cached(&self, kv: store::KeyValue) -> Option<Arc<Cached>> {

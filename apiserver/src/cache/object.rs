@@ -2,6 +2,8 @@
 
 use std::sync::{Arc, OnceLock};
 
+use parking_lot::Mutex;
+
 use apimachinery::codec::{DecodeError, FieldValidation, Schema, json, proto};
 use apimachinery::schema::{MessageId, Registry};
 use apimachinery::{Value, object};
@@ -84,6 +86,45 @@ impl Index {
     }
 }
 
+/// Something that was made of an object. It is kept while it is asked for, and let go when for a
+/// while nobody has.
+struct Made<T>(Mutex<Slot<T>>);
+
+struct Slot<T> {
+    made: Option<T>,
+    /// Asked for since [`Made::age`] was called last.
+    used: bool,
+}
+
+impl<T: Clone> Made<T> {
+    fn empty() -> Self {
+        Self(Mutex::new(Slot { made: None, used: false }))
+    }
+
+    fn known(&self) -> Option<T> {
+        let mut slot = self.0.lock();
+        slot.used = true;
+        slot.made.clone()
+    }
+
+    fn or_make(&self, make: impl FnOnce() -> Result<T, DecodeError>) -> Result<T, DecodeError> {
+        if let Some(known) = self.known() {
+            return Ok(known);
+        }
+        // Not under the lock: making takes long. What another thread made meanwhile stays.
+        let made = make()?;
+        Ok(self.0.lock().made.get_or_insert(made).clone())
+    }
+
+    /// Lets go of what was not asked for since the last call.
+    fn age(&self) {
+        let mut slot = self.0.lock();
+        if !std::mem::take(&mut slot.used) {
+            slot.made = None;
+        }
+    }
+}
+
 /// One state of one object.
 pub struct Cached {
     /// Below the resource's prefix: `name` or `namespace/name`.
@@ -93,21 +134,11 @@ pub struct Cached {
     /// The revision of the object's creation.
     pub created: u64,
     stored: Bytes,
-    raw: OnceLock<Bytes>,
-    json: OnceLock<Bytes>,
+    raw: Made<Bytes>,
+    json: Made<Bytes>,
+    value: Made<Arc<Value>>,
+    /// Small, and looked at whenever somebody selects.
     index: OnceLock<Index>,
-    value: OnceLock<Arc<Value>>,
-}
-
-fn or_init<T>(
-    cell: &OnceLock<T>,
-    make: impl FnOnce() -> Result<T, DecodeError>,
-) -> Result<&T, DecodeError> {
-    if let Some(made) = cell.get() {
-        return Ok(made);
-    }
-    let made = make()?;
-    Ok(cell.get_or_init(|| made))
 }
 
 impl Cached {
@@ -117,16 +148,32 @@ impl Cached {
             revision,
             created,
             stored,
-            raw: OnceLock::new(),
-            json: OnceLock::new(),
+            raw: Made::empty(),
+            json: Made::empty(),
+            value: Made::empty(),
             index: OnceLock::new(),
-            value: OnceLock::new(),
         }
+    }
+
+    /// Lets go of what was made and not asked for since the last call; the stored bytes and what
+    /// selectors look at stay.
+    pub(super) fn age(&self) {
+        self.raw.age();
+        self.json.age();
+        self.value.age();
     }
 
     /// The same content under another revision: what an event of its end shows.
     pub fn at(&self, revision: u64) -> Self {
-        Self { created: self.created, ..Self::new(&self.key, revision, 0, self.stored.clone()) }
+        let key = self.key.clone();
+        Self { key, ..Self::new("", revision, self.created, self.stored.clone()) }
+    }
+
+    /// Whether protobuf, JSON and the decoded object are there.
+    #[cfg(test)]
+    pub(super) fn made(&self) -> [bool; 3] {
+        let (raw, json) = (self.raw.0.lock(), self.json.0.lock());
+        [raw.made.is_some(), json.made.is_some(), self.value.0.lock().made.is_some()]
     }
 
     /// Namespace (empty for cluster-scoped objects) and name.
@@ -143,52 +190,54 @@ impl Cached {
     ///
     /// # Errors
     /// The stored bytes are not of this kind.
-    pub fn raw(&self, codec: &Codec) -> Result<&Bytes, DecodeError> {
-        or_init(&self.raw, || {
-            let revision = shown(self.revision);
-            match proto::open(&self.stored)? {
-                Some(envelope) => Ok(super::splice::revise(envelope.raw, &revision)?.into()),
-                None => {
-                    let Some((registry, message)) = codec.schema else {
-                        return Err(DecodeError::Malformed("has no protobuf".to_owned()));
-                    };
-                    let value = self.decode(codec)?;
-                    Ok(proto::encode(Schema { registry, message }, &value)?.into())
-                }
+    pub fn raw(&self, codec: &Codec) -> Result<Bytes, DecodeError> {
+        self.raw.or_make(|| self.to_raw(codec))
+    }
+
+    fn to_raw(&self, codec: &Codec) -> Result<Bytes, DecodeError> {
+        let revision = shown(self.revision);
+        match proto::open(&self.stored)? {
+            Some(envelope) => Ok(compact(super::splice::revise(envelope.raw, &revision)?)),
+            None => {
+                let Some((registry, message)) = codec.schema else {
+                    return Err(DecodeError::Malformed("has no protobuf".to_owned()));
+                };
+                let value = self.decode(codec)?;
+                Ok(compact(proto::encode(Schema { registry, message }, &value)?))
             }
-        })
+        }
     }
 
     /// As JSON, in the stored version.
     ///
     /// # Errors
     /// The stored bytes are not of this kind.
-    pub fn json(&self, codec: &Codec) -> Result<&[u8], DecodeError> {
+    pub fn json(&self, codec: &Codec) -> Result<Bytes, DecodeError> {
         let line = self.json_line(codec)?;
-        Ok(line.strip_suffix(b"\n").unwrap_or(line))
+        Ok(line.slice(..line.len().saturating_sub(1)))
     }
 
     /// As JSON with a line feed, as answers end.
     ///
     /// # Errors
     /// The stored bytes are not of this kind.
-    pub fn json_line(&self, codec: &Codec) -> Result<&Bytes, DecodeError> {
-        or_init(&self.json, || {
+    pub fn json_line(&self, codec: &Codec) -> Result<Bytes, DecodeError> {
+        self.json.or_make(|| {
             if let (Some((registry, message)), Some(_)) = (codec.schema, proto::open(&self.stored)?)
             {
-                let raw = self.raw(codec)?;
+                // On the way only: who wants JSON seldom wants protobuf as well.
+                let raw = self.to_raw(codec)?;
                 let mut out = Vec::with_capacity(raw.len() * 2);
                 let schema = Schema { registry, message };
-                proto::to_json(schema, &codec.api_version, &codec.kind, raw, &mut out)?;
+                proto::to_json(schema, &codec.api_version, &codec.kind, &raw, &mut out)?;
                 out.push(b'\n');
-                out.shrink_to_fit();
-                return Ok(out.into());
+                return Ok(compact(out));
             }
             let value = self.decode(codec)?;
             let mut text =
                 serde_json::to_vec(&value).map_err(|e| DecodeError::Malformed(e.to_string()))?;
             text.push(b'\n');
-            Ok(text.into())
+            Ok(compact(text))
         })
     }
 
@@ -196,8 +245,8 @@ impl Cached {
     ///
     /// # Errors
     /// The stored bytes are not of this kind.
-    pub fn value(&self, codec: &Codec) -> Result<&Arc<Value>, DecodeError> {
-        or_init(&self.value, || self.decode(codec).map(Arc::new))
+    pub fn value(&self, codec: &Codec) -> Result<Arc<Value>, DecodeError> {
+        self.value.or_make(|| decode(codec, &self.stored, self.revision).map(Arc::new))
     }
 
     /// Decoded for the caller alone.
@@ -205,10 +254,10 @@ impl Cached {
     /// # Errors
     /// The stored bytes are not of this kind.
     pub fn decode(&self, codec: &Codec) -> Result<Value, DecodeError> {
-        if let Some(value) = self.value.get() {
-            return Ok(Value::clone(value));
+        match self.value.known() {
+            Some(value) => Ok(Arc::unwrap_or_clone(value)),
+            None => decode(codec, &self.stored, self.revision),
         }
-        decode(codec, &self.stored, self.revision)
     }
 
     /// What selectors look at.
@@ -216,10 +265,14 @@ impl Cached {
     /// # Errors
     /// The stored bytes are not of this kind.
     pub fn index(&self, codec: &Codec) -> Result<&Index, DecodeError> {
-        or_init(&self.index, || match self.value.get() {
-            Some(value) => Ok(Index::of(codec, value)),
-            None => Ok(Index::of(codec, &self.decode(codec)?)),
-        })
+        if let Some(index) = self.index.get() {
+            return Ok(index);
+        }
+        let index = match self.value.known() {
+            Some(value) => Index::of(codec, &value),
+            None => Index::of(codec, &decode(codec, &self.stored, self.revision)?),
+        };
+        Ok(self.index.get_or_init(|| index))
     }
 
     /// A field by its index, or nothing when the object cannot be read.
@@ -259,6 +312,12 @@ pub fn decode(codec: &Codec, stored: &[u8], revision: u64) -> Result<Value, Deco
         object::set_resource_version(&mut value, &revision.to_string());
     }
     Ok(value)
+}
+
+/// Without the room that was left for more.
+fn compact(mut bytes: Vec<u8>) -> Bytes {
+    bytes.shrink_to_fit();
+    bytes.into()
 }
 
 /// A resourceVersion; an object that was not stored (of a dry run) has none.

@@ -84,7 +84,7 @@ async fn watchers_see_what_their_selector_makes_of_events() {
         while let Some(event) = watcher.ready() {
             let (kind, object) = event.seen(red(&f.cache.codec)).expect("in scope");
             let json = object.json(&f.cache.codec).expect("JSON");
-            let value: apimachinery::Value = serde_json::from_slice(json).expect("JSON");
+            let value: apimachinery::Value = serde_json::from_slice(&json).expect("JSON");
             assert_eq!(value["metadata"]["resourceVersion"], event.revision().to_string());
             seen.push((kind, event.revision(), value["data"]["color"].clone()));
         }
@@ -106,8 +106,8 @@ async fn cuts_stay_as_they_were() {
     let cut = f.cache.cut();
     f.cache.remember(&cut);
     let two = f.put("ns/b", "red", Expect::Absent).await;
-    assert_eq!(f.cache.cut_at(one).map(|c| c.objects.len()), Some(1));
-    assert_eq!(f.cache.cut_at(two).map(|c| c.objects.len()), Some(2));
+    assert_eq!(f.cache.cut_at(one, "").map(|c| c.objects.len()), Some(1));
+    assert_eq!(f.cache.cut_at(two, "").map(|c| c.objects.len()), Some(2));
     let behind = f.cache.wait_for(two + 100, Duration::from_millis(50)).await;
     assert_eq!(behind, Err(CacheError::Behind { asked: two + 100, current: two }));
 }
@@ -129,4 +129,100 @@ async fn a_slow_watcher_is_closed_and_never_skipped() {
         got += 1;
     }
     assert_eq!(got, 1024);
+}
+
+#[tokio::test]
+async fn a_watch_from_what_is_yet_to_come_sees_only_what_comes_after() {
+    let f = Fixture::new().await;
+    let one = f.put("ns/a", "red", Expect::Absent).await;
+    // The client has read up to two revisions on from another server.
+    let mut ahead = f.cache.watch_from(Scope::All, one + 2).expect("a watch");
+    let mut now = f.cache.watch_from(Scope::All, one).expect("a watch");
+    let two = f.put("ns/a", "blue", Expect::At(one)).await;
+    let three = f.put("ns/a", "red", Expect::At(two)).await;
+    let four = f.put("ns/a", "blue", Expect::At(three)).await;
+    let seen = |watcher: &mut Watcher| -> Vec<u64> {
+        std::iter::from_fn(|| watcher.ready()).map(|event| event.revision()).collect()
+    };
+    assert_eq!(seen(&mut ahead), [four]);
+    assert_eq!(seen(&mut now), [two, three, four]);
+}
+
+#[tokio::test]
+async fn what_waits_for_a_watcher_is_bounded_in_bytes() {
+    let f = Fixture::new().await;
+    let (_, mut watcher) = f.cache.watch_from_now(Scope::All);
+    let large = Bytes::from(vec![b'x'; 6 << 20]);
+    for revision in 100..110 {
+        let object = Cached::new("ns/a", revision, 100, large.clone());
+        let event = Arc::new(Event::put(Arc::new(object), None));
+        f.cache.state.write().watchers.deliver(&event, &f.cache.codec);
+        // One that reads is not closed, whatever passes through.
+        if revision < 105 {
+            assert_eq!(watcher.ready().map(|e| e.revision()), Some(revision));
+        }
+    }
+    let mut got = Vec::new();
+    while let Some(event) = watcher.next().await {
+        got.push(event.revision());
+    }
+    assert_eq!(got, [105, 106], "what comes after is not skipped, the watch ends");
+}
+
+#[tokio::test]
+async fn history_goes_when_its_time_has_passed_though_nothing_happens() {
+    let f = Fixture::new().await;
+    let mut at = f.put("ns/a", "red", Expect::Absent).await;
+    for _ in 0..MIN_EVENTS {
+        at = f.put("ns/a", "red", Expect::At(at)).await;
+    }
+    let held = || f.cache.state.read().ring.len();
+    f.cache.tidy(Instant::now());
+    assert_eq!(held(), MIN_EVENTS + 1);
+    f.cache.tidy(Instant::now() + KEEP_EVENTS);
+    assert_eq!(held(), MIN_EVENTS);
+}
+
+#[tokio::test]
+async fn a_cache_that_differs_from_the_store_begins_anew() {
+    let f = Fixture::new().await;
+    let one = f.put("ns/a", "red", Expect::Absent).await;
+    f.put("ns/b", "red", Expect::Absent).await;
+    assert!(!f.cache.is_wrong().await);
+    let lost = f.cache.state.write().objects.remove("ns/a");
+    assert_eq!(lost.map(|object| object.revision), Some(one));
+    let (_, mut watcher) = f.cache.watch_from_now(Scope::All);
+    tokio::time::pause();
+    tokio::time::advance(2 * check::EVERY + TIDY).await;
+    tokio::time::resume();
+    assert!(watcher.next().await.is_none(), "watchers must list again");
+    assert!(f.cache.get("ns/a").is_some());
+    assert_eq!(f.cache.checks().counts(), [("success", 1), ("failure", 1), ("error", 0)]);
+}
+
+#[tokio::test]
+async fn what_was_made_of_objects_goes_when_nobody_asks_for_it() {
+    let f = Fixture::new().await;
+    let one = f.put("ns/a", "red", Expect::Absent).await;
+    let past = f.cache.get("ns/a").expect("an object");
+    f.put("ns/a", "blue", Expect::At(one)).await;
+    let present = f.cache.get("ns/a").expect("an object");
+    let codec = &f.cache.codec;
+    let text = present.json(codec).expect("JSON");
+    for object in [&past, &present] {
+        object.raw(codec).expect("protobuf");
+        object.json(codec).expect("JSON");
+        object.value(codec).expect("a value");
+    }
+    let tidy = || f.cache.tidy(Instant::now());
+    tidy();
+    assert_eq!(present.made(), [true, true, true], "it was asked for since");
+    present.json(codec).expect("JSON");
+    tidy();
+    assert_eq!(present.made(), [false, true, false]);
+    assert_eq!(past.made(), [false; 3]);
+    tidy();
+    assert_eq!(present.made(), [false; 3]);
+    assert_eq!(present.json(codec), Ok(text), "made again, the same");
+    assert!(red(codec)(&past) && !red(codec)(&present));
 }

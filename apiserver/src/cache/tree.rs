@@ -115,6 +115,11 @@ impl Tree {
         }
     }
 
+    /// All objects, in order.
+    pub fn all(&self) -> impl Iterator<Item = &Arc<Cached>> {
+        self.chunks.iter().flat_map(|chunk| chunk.iter())
+    }
+
     fn end_of(&self, prefix: &str) -> Place {
         match store::prefix_end(prefix.as_bytes()) {
             end if end.is_empty() => Place { chunk: self.chunks.len(), at: 0 },

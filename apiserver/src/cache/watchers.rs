@@ -3,6 +3,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tokio::sync::mpsc;
 
@@ -10,6 +11,9 @@ use super::{Codec, Event};
 
 /// Events that may wait for a watcher; one that is slower is closed.
 const BUFFER: usize = 1024;
+/// Stored bytes of the objects in them, so that a reader that stalls costs a bounded amount of
+/// memory also where objects are large. One event always fits.
+const BUFFER_BYTES: usize = 16 << 20;
 
 /// What part of the objects a watcher looks at. Its selectors may leave some of that out.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -41,8 +45,12 @@ impl Scope {
 
 /// The reader's end of a watch of a cache.
 pub struct Watcher {
+    /// Everything up to this revision is known to whoever watches, though the cache may have yet
+    /// to get there: the client has read it from another server, or from the store.
+    after: u64,
     replay: VecDeque<Arc<Event>>,
     events: mpsc::Receiver<Arc<Event>>,
+    waiting: Arc<AtomicUsize>,
 }
 
 impl Watcher {
@@ -52,7 +60,12 @@ impl Watcher {
         if let Some(event) = self.replay.pop_front() {
             return Some(event);
         }
-        self.events.recv().await
+        loop {
+            let event = self.events.recv().await?;
+            if self.takes(&event) {
+                return Some(event);
+            }
+        }
     }
 
     /// The next event that is there already.
@@ -60,7 +73,17 @@ impl Watcher {
         if let Some(event) = self.replay.pop_front() {
             return Some(event);
         }
-        self.events.try_recv().ok()
+        loop {
+            let event = self.events.try_recv().ok()?;
+            if self.takes(&event) {
+                return Some(event);
+            }
+        }
+    }
+
+    fn takes(&self, event: &Event) -> bool {
+        self.waiting.fetch_sub(event.weight(), Ordering::Relaxed);
+        event.revision() > self.after
     }
 
     /// Whether no further events will come.
@@ -69,9 +92,26 @@ impl Watcher {
     }
 }
 
+/// The cache's end of a watch.
+struct Sender {
+    events: mpsc::Sender<Arc<Event>>,
+    /// Weight of the events that wait.
+    waiting: Arc<AtomicUsize>,
+}
+
+impl Sender {
+    /// Whether the event was taken; if not, the watch has ended.
+    fn offer(&self, event: &Arc<Event>) -> bool {
+        let weight = event.weight();
+        let waiting = self.waiting.fetch_add(weight, Ordering::Relaxed);
+        let fits = waiting == 0 || waiting.saturating_add(weight) <= BUFFER_BYTES;
+        fits && self.events.try_send(event.clone()).is_ok()
+    }
+}
+
 #[derive(Default)]
 pub(super) struct Watchers {
-    by_scope: HashMap<Scope, Vec<mpsc::Sender<Arc<Event>>>>,
+    by_scope: HashMap<Scope, Vec<Sender>>,
     /// Fields by which somebody watches, with how many scopes do.
     fields: HashMap<usize, usize>,
     /// The cache has ended: whoever comes now gets nothing.
@@ -86,13 +126,17 @@ impl Watchers {
     }
 
     pub(super) fn len(&self) -> usize {
-        self.by_scope.values().flatten().filter(|s| !s.is_closed()).count()
+        self.by_scope.values().flatten().filter(|s| !s.events.is_closed()).count()
     }
 
-    pub(super) fn add(&mut self, scope: Scope, replay: Vec<Arc<Event>>) -> Watcher {
+    /// Adds a watcher that gets `replay`, and then what comes with revisions above `after`.
+    pub(super) fn add(&mut self, scope: Scope, after: u64, replay: Vec<Arc<Event>>) -> Watcher {
         let (sender, events) = mpsc::channel(BUFFER);
+        let sender = Sender { events: sender, waiting: Arc::default() };
+        let waiting = sender.waiting.clone();
+        let watcher = Watcher { after, replay: replay.into(), events, waiting };
         if self.ended {
-            return Watcher { replay: replay.into(), events };
+            return watcher;
         }
         if let Scope::Field(at, _) = &scope
             && !self.by_scope.contains_key(&scope)
@@ -101,9 +145,9 @@ impl Watchers {
         }
         let senders = self.by_scope.entry(scope).or_default();
         // Those who left without an event since are forgotten here.
-        senders.retain(|s| !s.is_closed());
+        senders.retain(|s| !s.events.is_closed());
         senders.push(sender);
-        Watcher { replay: replay.into(), events }
+        watcher
     }
 
     pub(super) fn close_all(&mut self) {
@@ -135,7 +179,7 @@ impl Watchers {
 
     fn send(&mut self, scope: &Scope, event: &Arc<Event>) {
         let Some(senders) = self.by_scope.get_mut(scope) else { return };
-        senders.retain(|sender| sender.try_send(event.clone()).is_ok());
+        senders.retain(|sender| sender.offer(event));
         if senders.is_empty() {
             self.by_scope.remove(scope);
             if let Scope::Field(at, _) = scope

@@ -238,7 +238,7 @@ impl Served {
     /// The stored bytes are not of this kind.
     pub fn json_line(&self, cached: &Cached) -> Result<Bytes, DecodeError> {
         match &self.cache {
-            Some(cache) if self.same_version => cached.json_line(&cache.codec).cloned(),
+            Some(cache) if self.same_version => cached.json_line(&cache.codec),
             _ if self.row.custom.is_some() => {
                 let mut text = to_json(&self.decode(cached)?)?.to_vec();
                 text.push(b'\n');
@@ -271,7 +271,7 @@ impl Served {
     /// The stored bytes are not of this kind.
     pub fn raw(&self, cached: &Cached) -> Result<Bytes, DecodeError> {
         match &self.cache {
-            Some(cache) if self.same_version => cached.raw(&cache.codec).cloned(),
+            Some(cache) if self.same_version => cached.raw(&cache.codec),
             _ => proto::encode(self.compiled()?, &self.decode(cached)?).map(Bytes::from),
         }
     }
@@ -292,7 +292,7 @@ impl Served {
         if self.row.custom.is_some() {
             return self.partial_of(&self.decode(cached)?);
         }
-        splice::partial(cached.raw(&cache.codec)?).map(Bytes::from)
+        splice::partial(&cached.raw(&cache.codec)?).map(Bytes::from)
     }
 
     /// The metadata of an object in memory as a bare `PartialObjectMetadata`.

@@ -175,7 +175,7 @@ async fn cut_at(
     prefix: &str,
 ) -> Result<Cut, ApiError> {
     let cache = served.cache()?;
-    match cache.cut_at(revision) {
+    match cache.cut_at(revision, prefix) {
         Some(cut) => Ok(cut),
         None => from_store(call, served, Some(revision), prefix).await,
     }
@@ -211,7 +211,8 @@ async fn from_store(
     });
     // An exact list shows the revision that it was asked for.
     let objects = Tree::from_sorted(objects.collect());
-    Ok(Cut { revision: revision.unwrap_or(listed.revision), objects })
+    let revision = revision.unwrap_or(listed.revision);
+    Ok(Cut { revision, prefix: prefix.to_owned(), objects })
 }
 
 fn encode(

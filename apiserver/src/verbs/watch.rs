@@ -110,8 +110,13 @@ async fn begin(
     let scope = select.scope(served, &cache.codec);
     match start {
         WatchStart::State(freshness) | WatchStart::Now(freshness) => {
-            list::fresh(call, served, freshness).await?;
-            let (cut, watcher) = cache.watch_from_now(scope);
+            let cut = list::fresh(call, served, freshness).await?;
+            // The cut may be from the store, ahead of a cache that cannot follow; or the cache
+            // has begun anew since, and what it holds now is newer.
+            let (cut, watcher) = match cache.watch_from(scope.clone(), cut.revision) {
+                Ok(watcher) => (cut, watcher),
+                Err(_) => cache.watch_from_now(scope),
+            };
             let state = match start {
                 WatchStart::State(_) => selected(&cut.objects, cache, select, served).await?,
                 _ => VecDeque::new(),
@@ -287,24 +292,19 @@ impl Watching {
     }
 
     fn put_state(&mut self, cached: &Arc<Cached>, out: &mut Vec<u8>) -> bool {
-        let frame = self.encoder.state(cached, &self.cache);
-        self.put(frame, out)
+        self.put(EventType::Added, cached, out)
     }
 
     fn put_event(&mut self, event: &Arc<Event>, out: &mut Vec<u8>) -> bool {
         self.delivered = self.delivered.max(event.revision());
         let seen = event.seen(|cached| self.select.matches(cached, &self.cache.codec));
         let Some((kind, object)) = seen else { return true };
-        let frame = self.encoder.event(event, kind, object, &self.cache);
-        self.put(frame, out)
+        self.put(kind, object, out)
     }
 
-    fn put(&mut self, frame: Result<Bytes, DecodeError>, out: &mut Vec<u8>) -> bool {
-        match frame {
-            Ok(frame) => {
-                out.extend_from_slice(&frame);
-                true
-            }
+    fn put(&mut self, kind: EventType, object: &Cached, out: &mut Vec<u8>) -> bool {
+        match self.encoder.put(kind, object, &self.cache, out) {
+            Ok(()) => true,
             Err(error) => {
                 let error = ApiError::Internal(format!("unable to encode watch object: {error}"));
                 self.encoder.error(&error, out);
@@ -343,33 +343,32 @@ impl Encoder {
         self.wanted.encoding == Encoding::Protobuf
     }
 
-    /// Frames that all watchers of the cache share.
+    /// Whether its objects are those that all watchers of the cache share.
     fn is_shared(&self) -> bool {
         self.wanted.shape == Shape::Itself && self.served.same_version
     }
 
-    fn state(&mut self, cached: &Cached, cache: &Cache) -> Result<Bytes, DecodeError> {
-        if self.is_shared() {
-            return event::frame(EventType::Added, cached, self.is_protobuf(), &cache.codec);
-        }
-        self.own(EventType::Added, cached)
-    }
-
-    fn event(
+    /// Writes a frame; nothing when it fails.
+    fn put(
         &mut self,
-        event: &Event,
         kind: EventType,
         cached: &Cached,
         cache: &Cache,
-    ) -> Result<Bytes, DecodeError> {
+        out: &mut Vec<u8>,
+    ) -> Result<(), DecodeError> {
         if self.is_shared() {
-            return event.frame((kind, cached), self.is_protobuf(), &cache.codec);
+            return event::put_frame(kind, cached, self.is_protobuf(), &cache.codec, out);
         }
-        self.own(kind, cached)
+        self.put_own(kind, cached, out)
     }
 
     /// A frame for this client alone.
-    fn own(&mut self, kind: EventType, cached: &Cached) -> Result<Bytes, DecodeError> {
+    fn put_own(
+        &mut self,
+        kind: EventType,
+        cached: &Cached,
+        out: &mut Vec<u8>,
+    ) -> Result<(), DecodeError> {
         let served = &self.served;
         let object: Vec<u8> = match (&self.wanted.shape, self.is_protobuf()) {
             (Shape::Itself, false) => served.json(cached)?.to_vec(),
@@ -393,9 +392,8 @@ impl Encoder {
                 serde_json::to_vec(&made).map_err(|e| DecodeError::Malformed(e.to_string()))?
             }
         };
-        let mut out = Vec::with_capacity(object.len() + 32);
-        self.frame(kind.as_str(), &object, &mut out);
-        Ok(out.into())
+        self.frame(kind.as_str(), &object, out);
+        Ok(())
     }
 
     fn frame(&self, kind: &str, object: &[u8], out: &mut Vec<u8>) {

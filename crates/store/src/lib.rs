@@ -147,6 +147,14 @@ pub trait Store: Send + Sync + 'static {
     /// A range, in key order.
     async fn list(&self, request: ListRequest) -> Result<ListResponse, StoreError>;
 
+    /// The keys that begin with `prefix` and the revision that changed each last, in key order, as
+    /// of `revision` (`None`: the newest), and which revision that is. Values are not read.
+    async fn revisions(
+        &self,
+        prefix: Bytes,
+        revision: Option<Revision>,
+    ) -> Result<(Revision, Vec<(Bytes, Revision)>), StoreError>;
+
     /// Writes a key if `expect` holds. With `ttl` the key is deleted when so much time has passed
     /// (coarsely; used for Events only).
     async fn put(

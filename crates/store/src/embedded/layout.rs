@@ -275,25 +275,51 @@ impl Snapshot {
         Ok(response)
     }
 
+    /// Keys of the range with their modification revisions, and the revision of the state.
+    pub(super) fn revisions(
+        &self,
+        request: &ListRequest,
+    ) -> Result<(Revision, Vec<(Bytes, Revision)>), StoreError> {
+        let at = self.check(request.revision)?;
+        Ok((at, self.keys_at(request, at)?))
+    }
+
     /// Modification revisions of the keys of the range as it was at `at`, in key order.
     fn rows_at(&self, request: &ListRequest, at: Revision) -> Result<Vec<Revision>, StoreError> {
+        if at != self.revision {
+            let keys = self.keys_at(request, at)?;
+            return Ok(keys.into_iter().map(|(_, modified)| modified).collect());
+        }
         let Some((lower, upper)) = bounds(request) else {
             return Ok(Vec::new());
         };
-        let range = (as_slice(&lower), as_slice(&upper));
         let index = self.txn.open_table(INDEX).map_err(fault)?;
-        let newest = index.range::<&[u8]>(range).map_err(fault)?;
-        if at == self.revision {
-            return newest.map(|entry| Ok(entry.map_err(fault)?.1.value().1)).collect();
-        }
+        let newest = index.range::<&[u8]>((as_slice(&lower), as_slice(&upper))).map_err(fault)?;
+        newest.map(|entry| Ok(entry.map_err(fault)?.1.value().1)).collect()
+    }
+
+    /// The same with the keys.
+    fn keys_at(
+        &self,
+        request: &ListRequest,
+        at: Revision,
+    ) -> Result<Vec<(Bytes, Revision)>, StoreError> {
+        let Some((lower, upper)) = bounds(request) else {
+            return Ok(Vec::new());
+        };
         // The state at an older revision is the live keys that have not changed since, merged
         // with the superseded values that were in force; a key is in only one of the two.
-        let mut unchanged = Vec::new();
+        let index = self.txn.open_table(INDEX).map_err(fault)?;
+        let newest = index.range::<&[u8]>((as_slice(&lower), as_slice(&upper))).map_err(fault)?;
+        let mut keys = Vec::new();
         for entry in newest {
             let (key, row) = entry.map_err(fault)?;
             if row.value().1 <= at {
-                unchanged.push((Bytes::copy_from_slice(key.value()), row.value().1));
+                keys.push((Bytes::copy_from_slice(key.value()), row.value().1));
             }
+        }
+        if at == self.revision {
+            return Ok(keys);
         }
         let versions = self.txn.open_table(VERSIONS).map_err(fault)?;
         let range = (
@@ -308,17 +334,15 @@ impl Snapshot {
                 Bound::Unbounded => Bound::Unbounded,
             },
         );
-        let mut superseded = Vec::new();
         for entry in versions.range(range).map_err(fault)? {
             let (found, row) = entry.map_err(fault)?;
             let (key, modified) = found.value();
             if modified <= at && at < row.value().1 {
-                superseded.push((Bytes::copy_from_slice(key), modified));
+                keys.push((Bytes::copy_from_slice(key), modified));
             }
         }
-        unchanged.append(&mut superseded);
-        unchanged.sort_unstable();
-        Ok(unchanged.into_iter().map(|(_, modified)| modified).collect())
+        keys.sort_unstable();
+        Ok(keys)
     }
 
     /// Changes under `prefix` at revisions from `from` to `to`, at most `limit` of them and after

@@ -6,6 +6,7 @@
 //! - `file`: opening, creating, and what can be wrong with the file.
 
 use std::collections::VecDeque;
+use std::ops::Bound;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc;
@@ -295,6 +296,15 @@ impl Store for Embedded {
 
     async fn list(&self, request: ListRequest) -> Result<ListResponse, StoreError> {
         self.shared.read(move |snapshot| snapshot.list(&request)).await
+    }
+
+    async fn revisions(
+        &self,
+        prefix: Bytes,
+        revision: Option<Revision>,
+    ) -> Result<(Revision, Vec<(Bytes, Revision)>), StoreError> {
+        let request = ListRequest { prefix, start: Bound::Unbounded, limit: 0, revision };
+        self.shared.read(move |snapshot| snapshot.revisions(&request)).await
     }
 
     async fn put(

@@ -329,6 +329,20 @@ impl Store for Etcd {
         Ok(ListResponse { revision: request.revision.unwrap_or(newest), kvs, more, count })
     }
 
+    async fn revisions(
+        &self,
+        prefix: Bytes,
+        revision: Option<Revision>,
+    ) -> Result<(Revision, Vec<(Bytes, Revision)>), StoreError> {
+        let options = GetOptions::new().with_range(range_end(&prefix)).with_keys_only();
+        let first = if prefix.is_empty() { vec![0] } else { prefix.to_vec() };
+        let mut response = self.range(first, options, revision).await?;
+        let newest = response.header().map_or(0, |h| unsigned(h.revision()));
+        let keys = response.take_kvs().into_iter().map(key_value);
+        let keys = keys.map(|kv| (kv.key, kv.mod_revision)).collect();
+        Ok((revision.unwrap_or(newest), keys))
+    }
+
     async fn put(
         &self,
         key: Bytes,

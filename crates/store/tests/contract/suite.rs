@@ -250,7 +250,13 @@ pub async fn a_list_and_its_watch_make_the_later_list(store: Shared) {
         let then = list(&store, "/", Some(revision)).await;
         assert_eq!(then.kvs, state.values().cloned().collect::<Vec<_>>(), "at {revision}");
         assert_eq!(then.count, state.len() as u64);
+        let (at, revisions) = store.revisions(b("/"), Some(revision)).await.unwrap();
+        let held = state.values().map(|kv| (kv.key.clone(), kv.mod_revision));
+        assert_eq!((at, revisions), (revision, held.collect()), "at {revision}");
     }
+    let (at, revisions) = store.revisions(b("/x/"), None).await.unwrap();
+    let held = late.kvs.into_iter().map(|kv| (kv.key, kv.mod_revision));
+    assert_eq!((at, revisions), (last, held.collect()));
 }
 
 pub async fn watches_see_their_range_in_order(store: Shared) {
