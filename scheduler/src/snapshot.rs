@@ -10,6 +10,7 @@ use apimachinery::amounts::Combine;
 use client::Key;
 use k8s_openapi::api::core::v1::{Node, Pod};
 
+use crate::owners::Owners;
 use crate::resources::{PodRequests, Resources, of_pod};
 use crate::selectors::Labels;
 
@@ -135,7 +136,7 @@ impl NodeInfo {
         self.node = Some(node);
     }
 
-    fn add(&mut self, pod: Arc<PodInfo>) {
+    pub fn add(&mut self, pod: Arc<PodInfo>) {
         self.remove(&pod.uid);
         self.requested.add(&pod.requests.asked);
         self.scored.0 += pod.requests.scored.0;
@@ -143,7 +144,7 @@ impl NodeInfo {
         self.pods.insert(pod.uid.clone(), pod);
     }
 
-    fn remove(&mut self, uid: &str) {
+    pub fn remove(&mut self, uid: &str) {
         if let Some(pod) = self.pods.remove(uid) {
             self.requested.subtract(&pod.requests.asked);
             self.scored.0 -= pod.requests.scored.0;
@@ -161,6 +162,9 @@ pub struct Snapshot {
     /// Of those, the ones that are only assumed.
     assumed: HashSet<String>,
     pub namespaces: HashMap<String, Labels>,
+    pub owners: Owners,
+    /// Image name to the number of nodes that have it.
+    images: HashMap<String, usize>,
     /// Pods that wait for others to leave a node, by uid, with that node.
     nominated: HashMap<String, (String, Arc<PodInfo>)>,
     /// How many pods have (anti-)affinity to others: none is the common case.
@@ -189,9 +193,31 @@ impl Snapshot {
         self.with_affinity > 0
     }
 
+    /// How many nodes have an image.
+    pub fn nodes_with_image(&self, name: &str) -> usize {
+        self.images.get(name).copied().unwrap_or(0)
+    }
+
+    fn count_images(&mut self, images: &HashMap<String, i64>, there: bool) {
+        for name in images.keys() {
+            let n = self.images.entry(name.clone()).or_insert(0);
+            *n = if there { *n + 1 } else { n.saturating_sub(1) };
+            if *n == 0 {
+                self.images.remove(name);
+            }
+        }
+    }
+
     pub fn set_node(&mut self, name: &str, node: Option<Arc<Node>>) {
+        let images = self.nodes.get_mut(name).map(|n| std::mem::take(&mut n.images));
+        self.count_images(&images.unwrap_or_default(), false);
         match node {
-            Some(node) => self.nodes.entry(name.to_owned()).or_default().set_node(node),
+            Some(node) => {
+                let info = self.nodes.entry(name.to_owned()).or_default();
+                info.set_node(node);
+                let images = info.images.clone();
+                self.count_images(&images, true);
+            }
             None => {
                 if let Some(info) = self.nodes.get_mut(name) {
                     info.node = None;
@@ -241,11 +267,6 @@ impl Snapshot {
         self.assumed.contains(uid)
     }
 
-    /// Puts back what [`Snapshot::remove_pod`] took, in a trial.
-    pub fn restore(&mut self, pod: &Arc<PodInfo>, node: &str) {
-        self.place(node, Arc::clone(pod));
-    }
-
     /// Keeps a node's room for a pod, from those that are not above it.
     pub fn nominate(&mut self, pod: &Arc<PodInfo>, node: &str) {
         self.nominated.insert(pod.uid.clone(), (node.to_owned(), Arc::clone(pod)));
@@ -266,18 +287,15 @@ impl Snapshot {
         there.map(|(_, p)| Arc::clone(p)).collect()
     }
 
-    /// The node as it will be for `pod` when those have come for whom it is kept; `None` when
-    /// there are none.
-    pub fn crowded(&self, node: &NodeInfo, pod: &PodInfo) -> Option<NodeInfo> {
-        let mut coming = self
-            .nominated
-            .values()
-            .filter(|(n, p)| n == node.name() && p.uid != pod.uid && p.priority() >= pod.priority())
-            .peekable();
-        coming.peek()?;
-        let mut crowded = node.clone();
-        coming.for_each(|(_, p)| crowded.add(Arc::clone(p)));
-        Some(crowded)
+    /// Pods that come to a node before this one: it is kept for them.
+    pub fn coming(&self, node: &str, pod: &PodInfo) -> Vec<Arc<PodInfo>> {
+        if self.nominated.is_empty() {
+            return Vec::new();
+        }
+        let before = |(n, p): &&(String, Arc<PodInfo>)| {
+            n == node && p.uid != pod.uid && p.priority() >= pod.priority()
+        };
+        self.nominated.values().filter(before).map(|(_, p)| Arc::clone(p)).collect()
     }
 
     fn place(&mut self, node: &str, pod: Arc<PodInfo>) {
