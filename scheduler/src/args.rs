@@ -21,6 +21,7 @@ pub struct Args {
     pub spread: SpreadArgs,
     pub node_affinity: NodeAffinityArgs,
     pub preemption: PreemptionArgs,
+    pub volume_binding: VolumeBindingArgs,
 }
 
 /// NodeResourcesFitArgs.
@@ -108,6 +109,15 @@ pub struct PreemptionArgs {
     pub min_candidate_nodes_absolute: i32,
 }
 
+/// VolumeBindingArgs.
+#[derive(Clone, Debug, Deserialize, PartialEq)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub struct VolumeBindingArgs {
+    /// Seconds for which a pod waits for its volumes to be bound.
+    pub bind_timeout_seconds: i64,
+    shape: Option<Value>,
+}
+
 fn cpu_and_memory() -> Vec<ResourceSpec> {
     ["cpu", "memory"].map(|name| ResourceSpec { name: name.to_owned(), weight: 1 }).into()
 }
@@ -137,6 +147,12 @@ impl Default for InterPodArgs {
 impl Default for SpreadArgs {
     fn default() -> Self {
         Self { default_constraints: Vec::new(), defaulting_type: "System".to_owned() }
+    }
+}
+
+impl Default for VolumeBindingArgs {
+    fn default() -> Self {
+        Self { bind_timeout_seconds: 600, shape: None }
     }
 }
 
@@ -196,6 +212,10 @@ impl Args {
             "DefaultPreemption" => {
                 self.preemption = decode(plugin, args)?;
                 check_preemption(&self.preemption, path, errors);
+            }
+            "VolumeBinding" => {
+                self.volume_binding = decode(plugin, args)?;
+                check_binding(&self.volume_binding, path, errors);
             }
             name => bail!("{path}: plugin {name:?} takes no arguments here"),
         }
@@ -319,6 +339,19 @@ fn check_preemption(args: &PreemptionArgs, path: &Path, errors: &mut ErrorList) 
     if (share.1, number.1) == (0, 0) {
         invalid(&share, "cannot be zero at the same time as minCandidateNodesAbsolute");
         invalid(&number, "cannot be zero at the same time as minCandidateNodesPercentage");
+    }
+}
+
+fn check_binding(args: &VolumeBindingArgs, path: &Path, errors: &mut ErrorList) {
+    let (seconds, field) = (args.bind_timeout_seconds, path.child("bindTimeoutSeconds"));
+    if seconds < 0 {
+        let detail = "invalid BindTimeoutSeconds, should not be a negative value";
+        errors.push(FieldError::invalid(&field, seconds, detail));
+    }
+    if let Some(shape) = &args.shape {
+        let detail = "unexpected field `shape`, remove it or turn on the feature gate \
+                      StorageCapacityScoring";
+        errors.push(FieldError::invalid(&path.child("shape"), shape.clone(), detail));
     }
 }
 

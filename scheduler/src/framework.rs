@@ -7,8 +7,12 @@
 //! them is known.
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use client::Key;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+
+use serde_json::Value;
 
 use crate::cycle::Unschedulable;
 use crate::preemption::Preemption;
@@ -44,6 +48,10 @@ pub enum ClusterEvent {
     NodeChanged,
     PodGone,
     PodPlaced,
+    /// A claim came or changed.
+    ClaimChanged,
+    /// A volume, a class, or what drivers say came or changed.
+    StorageChanged,
     Other,
 }
 
@@ -70,6 +78,14 @@ pub trait Plugin: Send + Sync {
     }
 
     fn post_filter(&self) -> Option<&dyn PostFilter> {
+        None
+    }
+
+    fn reserve(&self) -> Option<&dyn Reserve> {
+        None
+    }
+
+    fn pre_bind(&self) -> Option<&dyn PreBind> {
         None
     }
 }
@@ -152,6 +168,41 @@ pub trait PostFilter {
     /// # Errors
     /// Why nothing can be done, in upstream's words.
     fn make_room(&self, refused: &Refused<'_>) -> Result<Preemption, String>;
+}
+
+/// Keeps what a pod needs on its node, from when the node is chosen until the binding has ended.
+pub trait Reserve {
+    /// The pod goes to this node.
+    ///
+    /// # Errors
+    /// It cannot, after all.
+    fn reserve(&self, pod: &PodInfo, node: &str, snapshot: &mut Snapshot) -> Result<(), String>;
+
+    /// Its binding has ended, one way or the other (upstream's Unreserve).
+    fn ended(&self, pod: &PodInfo, snapshot: &mut Snapshot);
+}
+
+/// A merge patch that must be written before a pod is bound.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Write {
+    Volume(String, Value),
+    Claim(Key, Value),
+}
+
+/// Has something done, and waits for it, before a pod is bound.
+pub trait PreBind: Send + Sync {
+    /// What is to be written.
+    fn writes(&self, pod: &PodInfo, snapshot: &Snapshot) -> Vec<Write>;
+
+    /// Whether all has come about that the binding needs; asked after the writes, and again after
+    /// each change of what they are about.
+    ///
+    /// # Errors
+    /// It never will.
+    fn is_done(&self, pod: &PodInfo, snapshot: &Snapshot) -> Result<bool, String>;
+
+    /// For how long it is waited for, and what is said then.
+    fn patience(&self) -> (Duration, &'static str);
 }
 
 /// Scales scores so that the largest is [`MAX_SCORE`]; with `reverse`, low raw scores are good.

@@ -18,6 +18,7 @@ mod run;
 pub mod selectors;
 pub mod snapshot;
 mod unsupported;
+pub mod volumes;
 
 pub use config::Options;
 pub use run::run;

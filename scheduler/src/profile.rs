@@ -67,6 +67,8 @@ pub struct Profile {
     pub steps: Vec<Step>,
     pub scores: Vec<(Arc<dyn Plugin>, i64)>,
     pub post_filter: Vec<Arc<dyn Plugin>>,
+    pub reserve: Vec<Arc<dyn Plugin>>,
+    pub pre_bind: Vec<Arc<dyn Plugin>>,
     pre_enqueue: Vec<Arc<dyn Plugin>>,
     all: Vec<Arc<dyn Plugin>>,
 }
@@ -97,6 +99,8 @@ impl Profile {
             steps,
             scores: at(Point::Score),
             post_filter: only(Point::PostFilter),
+            reserve: only(Point::Reserve),
+            pre_bind: only(Point::PreBind),
             pre_enqueue: only(Point::PreEnqueue),
             all,
         }

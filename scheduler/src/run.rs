@@ -1,5 +1,8 @@
 //! The loop: caches feed snapshot and queue; each pod in turn is given a node, and bound.
 
+mod binding;
+mod storage;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -19,7 +22,7 @@ use k8s_openapi::api::core::v1::{Namespace, Node, Pod, ReplicationController, Se
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use kube::Api;
-use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
+use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
 use parking_lot::Mutex;
 use serde_json::json;
 use tokio::sync::Notify;
@@ -51,6 +54,9 @@ struct Scheduler {
     metrics: Metrics,
     /// Bindings and reports under way.
     tasks: TaskTracker,
+    /// Claims or volumes have changed, or a pod has gone.
+    storage: Notify,
+    stopping: CancellationToken,
 }
 
 #[derive(Default)]
@@ -89,6 +95,8 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> anyhow::Resul
         recorder,
         metrics: Metrics::default(),
         tasks: TaskTracker::new(),
+        storage: Notify::new(),
+        stopping: scope.token().clone(),
     });
     let mut ended = serve(&config, &scheduler, watchdog, &mut scope).await;
     // Candidates keep their caches warm. They wait for the API server by themselves.
@@ -220,6 +228,7 @@ impl Scheduler {
             let selector = change.new.and_then(|set| Some(set.spec.as_ref()?.selector.clone()));
             me.owner(OwnerKind::StatefulSet, change.key, selector);
         });
+        self.follow_storage(caches);
         caches.of::<PodDisruptionBudget>();
     }
 
@@ -236,6 +245,7 @@ impl Scheduler {
         let (services, sets) = (caches.of::<Service>(), caches.of::<StatefulSet>());
         let (rcs, rss) = (caches.of::<ReplicationController>(), caches.of::<ReplicaSet>());
         tokio::join!(services.synced(), rcs.synced(), rss.synced(), sets.synced());
+        Self::storage_synced(caches).await;
         let mut start = 0;
         loop {
             let woken = self.wake.notified();
@@ -294,9 +304,12 @@ impl Scheduler {
         let why = match found {
             Ok(node) => {
                 state.snapshot.assume(&info, &node);
+                let mut reserving = profile.reserve.iter().filter_map(|p| p.reserve());
+                let reserved =
+                    reserving.try_for_each(|p| p.reserve(&info, &node, &mut state.snapshot));
                 drop(state);
                 let me = Arc::clone(self);
-                self.tasks.spawn(async move { me.bind(key, info, node).await });
+                self.tasks.spawn(async move { me.bind(key, info, node, reserved).await });
                 return seen;
             }
             Err(why) => *why,
@@ -310,7 +323,7 @@ impl Scheduler {
         self.metrics.unschedulable.fetch_add(1, Ordering::Relaxed);
         let me = Arc::clone(self);
         self.tasks.spawn(async move {
-            me.tell(&pod, &why, nominated).await;
+            me.tell(&pod, "Unschedulable", why.message(), nominated).await;
             if let Some(sacrifice) = sacrifice {
                 me.sacrifice(&pod, sacrifice).await;
             }
@@ -403,52 +416,15 @@ impl Scheduler {
         }
     }
 
-    async fn bind(&self, key: Key, info: Arc<PodInfo>, node: String) {
-        let result = self.post_binding(&key, &info, &node).await;
-        let mut state = self.state.lock();
-        match result {
-            Ok(()) => {
-                state.queue.remove(&key);
-                drop(state);
-                self.metrics.scheduled.fetch_add(1, Ordering::Relaxed);
-                let message = format!("Successfully assigned {key} to {node}");
-                self.recorder.event(reference(&*info.pod), EventType::Normal, "Scheduled", message);
-            }
-            Err(error) => {
-                state.snapshot.forget(&info.uid);
-                state.queue.failed(&key, Timestamp::now());
-                drop(state);
-                self.metrics.errors.fetch_add(1, Ordering::Relaxed);
-                tracing::warn!(pod = %key, node, error = client::brief(&error), "binding");
-                self.wake.notify_one();
-            }
-        }
-    }
-
-    async fn post_binding(&self, key: &Key, info: &PodInfo, node: &str) -> anyhow::Result<()> {
-        let pods: Api<Pod> = Api::namespaced(self.client.clone(), &key.namespace);
-        let binding = json!({
-            "apiVersion": "v1", "kind": "Binding",
-            "metadata": {"name": key.name, "namespace": key.namespace, "uid": info.uid},
-            "target": {"apiVersion": "v1", "kind": "Node", "name": node},
-        });
-        let _: serde_json::Value = pods
-            .create_subresource("binding", &key.name, &PostParams::default(), &binding)
-            .await
-            .context("binding rejected")?;
-        Ok(())
-    }
-
     /// Tells a pod's owner why it waits: an event, and the condition PodScheduled.
-    async fn tell(&self, pod: &Pod, why: &Unschedulable, nominated: Option<String>) {
-        let message = why.message();
+    async fn tell(&self, pod: &Pod, reason: &str, message: String, nominated: Option<String>) {
         let about = reference(pod);
         self.recorder.event(about, EventType::Warning, "FailedScheduling", message.clone());
         let conditions = pod.status.as_ref().and_then(|s| s.conditions.as_deref());
         let have = conditions.unwrap_or_default().iter().find(|c| c.type_ == "PodScheduled");
         let same = have.is_some_and(|c| {
             c.status == "False"
-                && c.reason.as_deref() == Some("Unschedulable")
+                && c.reason.as_deref() == Some(reason)
                 && c.message.as_deref() == Some(message.as_str())
         });
         let kept = pod.status.as_ref().and_then(|s| s.nominated_node_name.clone());
@@ -461,7 +437,7 @@ impl Scheduler {
             None => json!(Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string()),
         };
         let mut condition = json!({
-            "type": "PodScheduled", "status": "False", "reason": "Unschedulable",
+            "type": "PodScheduled", "status": "False", "reason": reason,
             "message": message, "lastTransitionTime": since,
         });
         if let Some(generation) = pod.metadata.generation {
@@ -517,6 +493,7 @@ impl Scheduler {
             let old = change.old.and_then(|p| p.metadata.uid.as_deref());
             state.snapshot.remove_pod(old.unwrap_or_default());
             state.queue.remove(change.key);
+            self.storage.notify_waiters();
             return self.event(&mut state, ClusterEvent::PodGone);
         };
         if let Some(old) = change.old.filter(|old| old.metadata.uid != pod.metadata.uid) {

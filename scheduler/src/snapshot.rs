@@ -13,6 +13,7 @@ use k8s_openapi::api::core::v1::{Node, Pod};
 use crate::owners::Owners;
 use crate::resources::{PodRequests, Resources, of_pod};
 use crate::selectors::Labels;
+use crate::volumes::Volumes;
 
 /// A pod with what plugins ask of it often.
 #[derive(Clone, Debug)]
@@ -22,6 +23,8 @@ pub struct PodInfo {
     pub uid: String,
     pub requests: PodRequests,
     pub ports: Vec<HostPort>,
+    /// Names of the claims of its volumes; whether each is made for the pod (KEP-1698).
+    pub claims: Vec<(String, bool)>,
     /// Has (anti-)affinity to other pods.
     pub affinity: bool,
     pub required_anti_affinity: bool,
@@ -57,6 +60,7 @@ impl PodInfo {
             uid: pod.metadata.uid.clone().unwrap_or_default(),
             requests: of_pod(&pod),
             ports: ports(&pod),
+            claims: claims(&pod),
             affinity: affinity.is_some_and(|a| a.pod_affinity.is_some()) || anti.is_some(),
             required_anti_affinity: required.is_some_and(|terms| !terms.is_empty()),
             pod,
@@ -78,6 +82,17 @@ impl PodInfo {
     pub fn node_name(&self) -> Option<&str> {
         self.pod.spec.as_ref()?.node_name.as_deref().filter(|n| !n.is_empty())
     }
+}
+
+fn claims(pod: &Pod) -> Vec<(String, bool)> {
+    let volumes = pod.spec.iter().flat_map(|s| s.volumes.iter().flatten());
+    let name = pod.metadata.name.as_deref().unwrap_or_default();
+    let claims = volumes.filter_map(|v| match (&v.persistent_volume_claim, &v.ephemeral) {
+        (Some(claim), _) => Some((claim.claim_name.clone(), false)),
+        (None, Some(_)) => Some((format!("{name}-{}", v.name), true)),
+        (None, None) => None,
+    });
+    claims.collect()
 }
 
 fn ports(pod: &Pod) -> Vec<HostPort> {
@@ -163,6 +178,9 @@ pub struct Snapshot {
     assumed: HashSet<String>,
     pub namespaces: HashMap<String, Labels>,
     pub owners: Owners,
+    pub volumes: Volumes,
+    /// Claim to the number of placed pods that use it.
+    claim_users: HashMap<Key, usize>,
     /// Image name to the number of nodes that have it.
     images: HashMap<String, usize>,
     /// Pods that wait for others to leave a node, by uid, with that node.
@@ -306,20 +324,39 @@ impl Snapshot {
             self.remove_pod(&pod.uid.clone());
         }
         let had = self.placed.insert(pod.uid.clone(), node.to_owned()).is_some();
-        if pod.affinity && !had {
-            self.with_affinity += 1;
+        if !had {
+            self.with_affinity += usize::from(pod.affinity);
+            self.count_claims(&pod, true);
         }
         self.nodes.entry(node.to_owned()).or_default().add(pod);
+    }
+
+    /// How many placed pods use a claim.
+    pub fn users_of_claim(&self, claim: &Key) -> usize {
+        self.claim_users.get(claim).copied().unwrap_or(0)
+    }
+
+    fn count_claims(&mut self, pod: &PodInfo, there: bool) {
+        for (name, _) in &pod.claims {
+            let key = Key::new(pod.namespace(), name);
+            let n = self.claim_users.entry(key.clone()).or_insert(0);
+            *n = if there { *n + 1 } else { n.saturating_sub(1) };
+            if *n == 0 {
+                self.claim_users.remove(&key);
+            }
+        }
     }
 
     pub fn remove_pod(&mut self, uid: &str) {
         self.assumed.remove(uid);
         self.nominated.remove(uid);
         let Some(node) = self.placed.remove(uid) else { return };
+        let Some(pod) = self.nodes.get(&node).and_then(|n| n.pods.get(uid)).cloned() else {
+            return;
+        };
+        self.with_affinity -= usize::from(pod.affinity);
+        self.count_claims(&pod, false);
         if let Some(info) = self.nodes.get_mut(&node) {
-            if info.pods.get(uid).is_some_and(|p| p.affinity) {
-                self.with_affinity -= 1;
-            }
             info.remove(uid);
             if info.pods.is_empty() && info.node.is_none() {
                 self.nodes.remove(&node);

@@ -315,9 +315,10 @@ mod tests {
     }
 
     const FILTERS: &str = "NodeUnschedulable NodeName TaintToleration NodeAffinity NodePorts \
-                           NodeResourcesFit PodTopologySpread InterPodAffinity";
+                           NodeResourcesFit VolumeRestrictions NodeVolumeLimits VolumeBinding \
+                           VolumeZone PodTopologySpread InterPodAffinity";
     const SCORES: &str = "TaintToleration=3 NodeAffinity=2 NodeResourcesFit=1 \
-                          PodTopologySpread=2 InterPodAffinity=2 \
+                          VolumeBinding=1 PodTopologySpread=2 InterPodAffinity=2 \
                           NodeResourcesBalancedAllocation=1 ImageLocality=1";
 
     #[test]
@@ -461,6 +462,10 @@ mod tests {
                 args("PodTopologySpread", json!({"defaultingType": "List", "defaultConstraints": [
                     {"maxSkew": 0, "topologyKey": "z", "whenUnsatisfiable": "ScheduleAnyway"}]})),
                 format!("{at}.defaultConstraints[0].maxSkew: Invalid value: 0: not in valid range (0, inf)"),
+            ),
+            (
+                args("VolumeBinding", json!({"bindTimeoutSeconds": -1})),
+                format!("{at}.bindTimeoutSeconds: Invalid value: -1: invalid BindTimeoutSeconds, should not be a negative value"),
             ),
             (
                 args("DefaultPreemption", json!({"minCandidateNodesPercentage": 0, "minCandidateNodesAbsolute": 0})),

@@ -9,6 +9,7 @@ mod ports;
 mod resources;
 mod spread;
 mod taints;
+mod volumes;
 
 use std::sync::Arc;
 
@@ -16,7 +17,8 @@ use crate::args::Args;
 use crate::framework::Plugin;
 use crate::preemption::DefaultPreemption;
 use crate::profile::Point::{
-    self, Bind, Filter, PostFilter, PreEnqueue, PreFilter, PreScore, QueueSort, Score,
+    self, Bind, Filter, PostFilter, PreBind, PreEnqueue, PreFilter, PreScore, QueueSort, Reserve,
+    Score,
 };
 
 /// Upstream's default set, all of it by multiPoint: names and weights, in order.
@@ -29,6 +31,10 @@ pub const DEFAULTS: &[(&str, i64)] = &[
     ("NodeAffinity", 2),
     ("NodePorts", 0),
     ("NodeResourcesFit", 1),
+    ("VolumeRestrictions", 0),
+    ("NodeVolumeLimits", 0),
+    ("VolumeBinding", 0),
+    ("VolumeZone", 0),
     ("PodTopologySpread", 2),
     ("InterPodAffinity", 2),
     ("DefaultPreemption", 0),
@@ -47,6 +53,10 @@ pub const NAMES: &[(&str, &[Point])] = &[
     ("NodeAffinity", &[PreFilter, Filter, PreScore, Score]),
     ("NodePorts", &[PreFilter, Filter]),
     ("NodeResourcesFit", &[PreFilter, Filter, PreScore, Score]),
+    ("VolumeRestrictions", &[PreFilter, Filter]),
+    ("NodeVolumeLimits", &[PreFilter, Filter]),
+    ("VolumeBinding", &[PreFilter, Filter, Reserve, PreScore, Score, PreBind]),
+    ("VolumeZone", &[PreFilter, Filter]),
     ("PodTopologySpread", &[PreFilter, Filter, PreScore, Score]),
     ("InterPodAffinity", &[PreFilter, Filter, PreScore, Score]),
     ("DefaultPreemption", &[PostFilter]),
@@ -70,6 +80,10 @@ pub fn all(args: &Args) -> Vec<Arc<dyn Plugin>> {
         Arc::new(affinity::NodeAffinity::new(&args.node_affinity)),
         Arc::new(ports::NodePorts),
         Arc::new(resources::NodeResourcesFit::new(&args.fit)),
+        Arc::new(volumes::VolumeRestrictions),
+        Arc::new(volumes::NodeVolumeLimits),
+        Arc::new(volumes::VolumeBinding::new(&args.volume_binding)),
+        Arc::new(volumes::VolumeZone),
         Arc::new(spread::PodTopologySpread::new(&args.spread)),
         Arc::new(interpod::InterPodAffinity::new(&args.interpod)),
         Arc::new(DefaultPreemption::new(&args.preemption)),
