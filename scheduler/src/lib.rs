@@ -17,6 +17,7 @@ pub mod resources;
 mod run;
 pub mod selectors;
 pub mod snapshot;
+pub mod topology;
 mod unsupported;
 pub mod volumes;
 

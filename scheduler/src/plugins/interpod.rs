@@ -10,6 +10,7 @@ use crate::framework::{
 };
 use crate::selectors::{Labels, matches};
 use crate::snapshot::{NodeInfo, PodInfo, Snapshot};
+use crate::topology::Tally;
 
 pub struct InterPodAffinity {
     /// Weight of required affinity of pods that are there already.
@@ -27,64 +28,30 @@ impl InterPodAffinity {
     }
 }
 
-/// Topology key to value to a count or weight.
-#[derive(Default)]
-struct Pairs(HashMap<String, HashMap<String, i64>>);
+/// Sums by topology key.
+type Sums = HashMap<String, Tally>;
 
-impl Pairs {
-    fn add(&mut self, key: &str, value: &str, weight: i64) {
-        let values = match self.0.get_mut(key) {
-            Some(values) => values,
-            None => self.0.entry(key.to_owned()).or_default(),
-        };
-        match values.get_mut(value) {
-            Some(sum) => *sum += weight,
-            None => {
-                values.insert(value.to_owned(), weight);
-            }
-        }
-    }
-
-    /// Counts at the node's value of the term's key.
-    fn count(&mut self, term: &PodAffinityTerm, node: &NodeInfo, weight: i64) {
-        if let Some(value) = node.label(&term.topology_key) {
-            self.add(&term.topology_key, value, weight);
-        }
-    }
-
-    fn at(&self, key: &str, node: &NodeInfo) -> i64 {
-        let Some(values) = self.0.get(key) else { return 0 };
-        node.label(key).and_then(|value| values.get(value)).copied().unwrap_or(0)
-    }
-
-    /// The sums at a node's values of all keys.
-    fn all_at<'p>(&'p self, node: &'p NodeInfo) -> impl Iterator<Item = i64> + 'p {
-        self.0.keys().map(|key| self.at(key, node))
-    }
-
-    fn has_any(&self) -> bool {
-        self.0.values().flatten().any(|(_, n)| *n > 0)
-    }
+/// The sums of a key.
+fn of<'s>(sums: &'s mut Sums, key: &str, snapshot: &Snapshot) -> &'s mut Tally {
+    sums.entry(key.to_owned()).or_insert_with(|| Tally::new(snapshot, key))
 }
 
 /// What a pod demands of others, and they of it, counted.
 struct Demands<'a> {
     pod: &'a PodInfo,
-    namespaces: &'a HashMap<String, Labels>,
-    affinity: Vec<&'a PodAffinityTerm>,
-    anti: Vec<&'a PodAffinityTerm>,
-    /// Places of pods that all affinity terms are about.
-    wanted: Pairs,
-    /// Places of pods that an anti-affinity term is about.
-    shunned: Pairs,
+    snapshot: &'a Snapshot,
+    /// With places of pods that all of these terms are about.
+    affinity: Vec<(&'a PodAffinityTerm, Tally)>,
+    /// With places of pods that the term is about.
+    anti: Vec<(&'a PodAffinityTerm, Tally)>,
     /// Places whose pods will not have this one near.
-    shunning: Pairs,
+    shunning: Sums,
     /// It wants to be near its own kind: the first of them may go anywhere.
     own_kind: bool,
 }
 
 /// What it prefers, and what others do, counted.
-struct Preferences(Pairs);
+struct Preferences(Sums);
 
 fn affinity(pod: &PodInfo) -> Option<&Affinity> {
     pod.pod.spec.as_ref()?.affinity.as_ref()
@@ -145,49 +112,46 @@ fn about(
 
 impl<'a> Demands<'a> {
     fn new(pod: &'a PodInfo, snapshot: &'a Snapshot) -> Self {
-        let mut demands = Self {
-            pod,
-            namespaces: &snapshot.namespaces,
-            affinity: required(pod, false),
-            anti: required(pod, true),
-            wanted: Pairs::default(),
-            shunned: Pairs::default(),
-            shunning: Pairs::default(),
-            own_kind: false,
+        let tallied = |anti| {
+            let terms = required(pod, anti).into_iter();
+            terms.map(|t| (t, Tally::new(snapshot, &t.topology_key))).collect::<Vec<_>>()
         };
-        let own = |t: &&PodAffinityTerm| about(t, pod, pod, &snapshot.namespaces);
-        demands.own_kind = !demands.affinity.is_empty() && demands.affinity.iter().all(own);
-        for node in snapshot.nodes() {
-            for other in node.pods.values() {
-                demands.count(other, node, 1);
-            }
+        let (affinity, anti) = (tallied(false), tallied(true));
+        let about_itself = affinity.iter().all(|(t, _)| about(t, pod, pod, &snapshot.namespaces));
+        let own_kind = !affinity.is_empty() && about_itself;
+        let mut demands = Self { pod, snapshot, affinity, anti, shunning: Sums::new(), own_kind };
+        for kin in snapshot.kins() {
+            demands.count(&kin.one, kin.places());
         }
         demands
     }
 
     fn is_empty(&self) -> bool {
-        self.affinity.is_empty() && self.anti.is_empty() && self.shunning.0.is_empty()
+        self.affinity.is_empty() && self.anti.is_empty() && self.shunning.is_empty()
     }
 
-    fn count(&mut self, other: &PodInfo, node: &NodeInfo, by: i64) {
-        let (pod, namespaces) = (self.pod, self.namespaces);
-        if other.uid == pod.uid {
-            return;
-        }
+    /// Counts pods like this one: so many on each node.
+    fn count(&mut self, other: &PodInfo, places: impl Iterator<Item = (usize, i64)> + Clone) {
+        let (pod, namespaces) = (self.pod, &self.snapshot.namespaces);
         if !self.affinity.is_empty()
-            && self.affinity.iter().all(|t| about(t, pod, other, namespaces))
+            && self.affinity.iter().all(|(t, _)| about(t, pod, other, namespaces))
         {
-            self.affinity.iter().for_each(|term| self.wanted.count(term, node, by));
+            for (_, wanted) in &mut self.affinity {
+                places.clone().for_each(|(slot, n)| wanted.add(slot, n));
+            }
         }
-        for term in self.anti.iter().filter(|t| about(t, pod, other, namespaces)) {
-            self.shunned.count(term, node, by);
+        for (term, shunned) in &mut self.anti {
+            if about(term, pod, other, namespaces) {
+                places.clone().for_each(|(slot, n)| shunned.add(slot, n));
+            }
         }
         if !other.required_anti_affinity {
             return;
         }
         for term in required(other, true) {
             if about(term, other, pod, namespaces) {
-                self.shunning.count(term, node, by);
+                let shunning = of(&mut self.shunning, &term.topology_key, self.snapshot);
+                places.clone().for_each(|(slot, n)| shunning.add(slot, n));
             }
         }
     }
@@ -195,20 +159,18 @@ impl<'a> Demands<'a> {
 
 impl Preferences {
     fn new(plugin: &InterPodAffinity, pod: &PodInfo, snapshot: &Snapshot) -> Self {
-        let mut sums = Pairs::default();
+        let (mut sums, namespaces) = (Sums::new(), &snapshot.namespaces);
         let own = preferred(pod, false).into_iter();
         let own: Vec<_> =
             own.chain(preferred(pod, true).into_iter().map(|(t, w)| (t, -w))).collect();
-        for node in snapshot.nodes() {
-            for other in node.pods.values().filter(|p| p.uid != pod.uid) {
-                for (term, weight) in &own {
-                    if about(term, pod, other, &snapshot.namespaces) {
-                        sums.count(term, node, *weight);
-                    }
-                }
-                if other.affinity {
-                    plugin.count_theirs(&mut sums, pod, other, node, &snapshot.namespaces);
-                }
+        for kin in snapshot.kins() {
+            let other = &kin.one;
+            let mine = own.iter().copied().filter(|(t, _)| about(t, pod, other, namespaces));
+            let theirs = plugin.terms_of_others(other).into_iter();
+            let theirs = theirs.filter(|(t, _)| about(t, other, pod, namespaces));
+            for (term, weight) in mine.chain(theirs) {
+                let sum = of(&mut sums, &term.topology_key, snapshot);
+                kin.places().for_each(|(slot, n)| sum.add(slot, n * weight));
             }
         }
         Self(sums)
@@ -216,22 +178,15 @@ impl Preferences {
 }
 
 impl InterPodAffinity {
-    fn count_theirs(
-        &self,
-        sums: &mut Pairs,
-        pod: &PodInfo,
-        other: &PodInfo,
-        node: &NodeInfo,
-        namespaces: &HashMap<String, Labels>,
-    ) {
+    /// The terms of a pod that is there, which count for those that come.
+    fn terms_of_others<'o>(&self, other: &'o PodInfo) -> Vec<(&'o PodAffinityTerm, i64)> {
+        if !other.affinity {
+            return Vec::new();
+        }
         let hard = required(other, false).into_iter().map(|t| (t, self.hard_weight));
         let soft = preferred(other, false).into_iter();
         let away = preferred(other, true).into_iter().map(|(t, w)| (t, -w));
-        for (term, weight) in hard.filter(|(_, w)| *w > 0).chain(soft).chain(away) {
-            if about(term, other, pod, namespaces) {
-                sums.count(term, node, weight);
-            }
-        }
+        hard.filter(|(_, w)| *w > 0).chain(soft).chain(away).collect()
     }
 }
 
@@ -270,17 +225,17 @@ impl PreFilter for InterPodAffinity {
 impl Filter for Demands<'_> {
     fn filter(&self, node: &NodeInfo) -> Result<(), Refusal> {
         // Every term's topology must be there, even for the first of a group.
-        let keyed = |t: &&PodAffinityTerm| node.label(&t.topology_key).is_some();
-        let near = self.affinity.iter().all(keyed)
-            && (self.affinity.iter().all(|t| self.wanted.at(&t.topology_key, node) > 0)
-                || self.own_kind && !self.wanted.has_any());
-        if !near {
+        let any = || self.affinity.iter().any(|(_, wanted)| wanted.has_any());
+        let keyed = self.affinity.iter().all(|(_, wanted)| wanted.at(node.slot).is_some());
+        let near = |(_, wanted): &(_, Tally)| wanted.at(node.slot).is_some_and(|n| n > 0);
+        if !(keyed && (self.affinity.iter().all(near) || self.own_kind && !any())) {
             return Err(Refusal::unresolvable("node(s) didn't match pod affinity rules"));
         }
-        if self.anti.iter().any(|t| self.shunned.at(&t.topology_key, node) > 0) {
+        let has = |tally: &Tally| tally.at(node.slot).is_some_and(|n| n > 0);
+        if self.anti.iter().any(|(_, shunned)| has(shunned)) {
             return Err(Refusal::new("node(s) didn't match pod anti-affinity rules"));
         }
-        if self.shunning.all_at(node).any(|n| n > 0) {
+        if self.shunning.values().any(has) {
             let reason = "node(s) didn't satisfy existing pods anti-affinity rules";
             return Err(Refusal::new(reason));
         }
@@ -288,7 +243,7 @@ impl Filter for Demands<'_> {
     }
 
     fn changed(&mut self, node: &NodeInfo, other: &PodInfo, comes: bool) {
-        self.count(other, node, if comes { 1 } else { -1 });
+        self.count(other, std::iter::once((node.slot, if comes { 1 } else { -1 })));
     }
 }
 
@@ -304,13 +259,13 @@ impl PreScore for InterPodAffinity {
             return None;
         }
         let preferences = Preferences::new(self, pod, snapshot);
-        (!preferences.0.0.is_empty()).then(|| Box::new(preferences) as Box<dyn Score>)
+        (!preferences.0.is_empty()).then(|| Box::new(preferences) as Box<dyn Score>)
     }
 }
 
 impl Score for Preferences {
     fn score(&self, node: &NodeInfo) -> Option<i64> {
-        Some(self.0.all_at(node).sum())
+        Some(self.0.values().filter_map(|sum| sum.at(node.slot)).sum())
     }
 
     fn normalize(&self, scores: &mut [i64]) {

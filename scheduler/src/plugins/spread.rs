@@ -1,7 +1,7 @@
 //! PodTopologySpread (KEP-895, KEP-1258, KEP-3022, KEP-3094).
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashSet};
 
 use k8s_openapi::api::core::v1::TopologySpreadConstraint;
 
@@ -11,7 +11,8 @@ use crate::framework::{
 };
 use crate::plugins::{affinity, taints};
 use crate::selectors::{Labels, matches};
-use crate::snapshot::{NodeInfo, PodInfo, Snapshot};
+use crate::snapshot::{Kin, NodeInfo, PodInfo, Snapshot};
+use crate::topology::Tally;
 
 pub struct PodTopologySpread {
     /// For pods without constraints; their selectors come from what the pods belong to.
@@ -75,9 +76,13 @@ fn own(pod: &PodInfo) -> &[TopologySpreadConstraint] {
 /// A constraint with the pods counted.
 struct Counted<'a> {
     constraint: Cow<'a, TopologySpreadConstraint>,
-    /// Topology value to matching pods, over the nodes that count.
-    counts: HashMap<String, i64>,
-    /// Number of pods to the number of values that have so many.
+    /// Matching pods on the nodes that count.
+    tally: Tally,
+    /// Nodes that count, by slot.
+    counting: Vec<bool>,
+    /// Domains that have such nodes.
+    domains: usize,
+    /// Number of pods to the number of such domains that have so many.
     levels: BTreeMap<i64, usize>,
     own: bool,
 }
@@ -87,72 +92,112 @@ struct Hard<'a> {
     all: Vec<Counted<'a>>,
 }
 
-struct Soft<'a> {
-    pod: &'a PodInfo,
-    all: Vec<(Counted<'a>, f64)>,
-    require_all: bool,
+/// A preference, and where pods are.
+struct Preference<'a> {
+    constraint: Cow<'a, TopologySpreadConstraint>,
+    tally: Tally,
+    /// For hostnames: pods by the node's slot, as its own pods are all that counts.
+    nodes: Option<Vec<i64>>,
+    weight: f64,
 }
 
-fn has_keys<'c>(
-    node: &NodeInfo,
-    mut all: impl Iterator<Item = &'c TopologySpreadConstraint>,
-) -> bool {
-    all.all(|c| node.label(&c.topology_key).is_some())
+struct Soft<'a> {
+    all: Vec<Preference<'a>>,
+    require_all: bool,
 }
 
 /// Whether a pod that is there counts for a constraint of another.
 fn counts(constraint: &TopologySpreadConstraint, pod: &PodInfo, other: &PodInfo) -> bool {
-    other.uid != pod.uid
-        && other.namespace() == pod.namespace()
+    other.namespace() == pod.namespace()
         && other.pod.metadata.deletion_timestamp.is_none()
         && selects(constraint, pod, other.labels())
 }
 
-/// How many pods of a node count.
-fn count_on(constraint: &TopologySpreadConstraint, pod: &PodInfo, node: &NodeInfo) -> i64 {
-    let n = node.pods.values().filter(|p| counts(constraint, pod, p)).count();
-    i64::try_from(n).unwrap_or(i64::MAX)
+/// Where the pods are that count for a constraint: slots of nodes, and how many are there.
+fn places<'s>(
+    constraint: &'s TopologySpreadConstraint,
+    pod: &'s PodInfo,
+    snapshot: &'s Snapshot,
+) -> impl Iterator<Item = (usize, i64)> + 's {
+    let kins = snapshot.kins().filter(|kin| counts(constraint, pod, &kin.one));
+    kins.flat_map(Kin::places)
+}
+
+/// Constraints with the domains of their keys.
+type Keyed<'a> = Vec<(Cow<'a, TopologySpreadConstraint>, Tally)>;
+
+fn keyed<'a>(all: Vec<Cow<'a, TopologySpreadConstraint>>, snapshot: &Snapshot) -> Keyed<'a> {
+    all.into_iter()
+        .map(|c| {
+            let tally = Tally::new(snapshot, &c.topology_key);
+            (c, tally)
+        })
+        .collect()
+}
+
+/// Whether a node has the keys of all constraints.
+fn has_all(keyed: &Keyed<'_>, node: &NodeInfo) -> bool {
+    keyed.iter().all(|(_, tally)| tally.topology.of(node.slot).is_some())
+}
+
+/// Nodes that count for a constraint, by slot.
+fn counting(
+    constraint: &TopologySpreadConstraint,
+    pod: &PodInfo,
+    snapshot: &Snapshot,
+    takes_part: impl Fn(&NodeInfo) -> bool,
+) -> Vec<bool> {
+    let mut counting = vec![false; snapshot.slots()];
+    for node in snapshot.nodes() {
+        counting[node.slot] = takes_part(node) && counts_for(constraint, pod, node);
+    }
+    counting
 }
 
 impl<'a> Counted<'a> {
     fn new(
-        constraint: Cow<'a, TopologySpreadConstraint>,
+        (constraint, mut tally): (Cow<'a, TopologySpreadConstraint>, Tally),
+        counting: Vec<bool>,
         pod: &PodInfo,
-        nodes: &[&NodeInfo],
+        snapshot: &Snapshot,
     ) -> Self {
-        let mut found: HashMap<&str, i64> = HashMap::new();
-        for node in nodes {
-            let Some(value) = node.label(&constraint.topology_key) else { continue };
-            if counts_for(&constraint, pod, node) {
-                *found.entry(value).or_insert(0) += count_on(&constraint, pod, node);
+        let counted = |(slot, _): &(usize, i64)| counting.get(*slot) == Some(&true);
+        let there = places(&constraint, pod, snapshot).filter(counted);
+        there.for_each(|(slot, n)| tally.add(slot, n));
+        let mut present = vec![false; tally.topology.len()];
+        for (slot, _) in counting.iter().enumerate().filter(|(_, counts)| **counts) {
+            if let Some(domain) = tally.topology.of(slot) {
+                present[domain] = true;
             }
         }
         let mut levels = BTreeMap::new();
-        found.values().for_each(|n| *levels.entry(*n).or_insert(0) += 1);
-        let counts = found.into_iter().map(|(value, n)| (value.to_owned(), n)).collect();
+        for (n, _) in tally.counts.iter().zip(&present).filter(|(_, present)| **present) {
+            *levels.entry(*n).or_insert(0) += 1;
+        }
+        let domains = present.iter().filter(|p| **p).count();
         let own = selects(&constraint, pod, pod.labels());
-        Self { constraint, counts, levels, own }
+        Self { constraint, tally, counting, domains, levels, own }
     }
 
     /// The fewest pods of a domain; none, while there are fewer domains than `minDomains`.
     fn least(&self) -> i64 {
         let wanted = self.constraint.min_domains.and_then(|n| usize::try_from(n).ok()).unwrap_or(1);
-        match self.counts.len() < wanted {
+        match self.domains < wanted {
             true => 0,
             false => self.levels.keys().next().copied().unwrap_or(0),
         }
     }
 
-    fn change(&mut self, value: &str, by: i64) {
-        let Some(count) = self.counts.get_mut(value) else { return };
-        if let Some(n) = self.levels.get_mut(count) {
+    fn change(&mut self, slot: usize, by: i64) {
+        let Some(count) = self.tally.at(slot) else { return };
+        if let Some(n) = self.levels.get_mut(&count) {
             *n -= 1;
             if *n == 0 {
-                self.levels.remove(count);
+                self.levels.remove(&count);
             }
         }
-        *count += by;
-        *self.levels.entry(*count).or_insert(0) += 1;
+        self.tally.add(slot, by);
+        *self.levels.entry(count + by).or_insert(0) += 1;
     }
 }
 
@@ -208,10 +253,13 @@ impl PreFilter for PodTopologySpread {
         if constraints.is_empty() {
             return Ok(None);
         }
+        let keyed = keyed(constraints, snapshot);
         // A node without one of the keys takes no part.
-        let keyed: Vec<&NodeInfo> =
-            snapshot.nodes().filter(|n| has_keys(n, constraints.iter().map(Cow::as_ref))).collect();
-        let all = constraints.into_iter().map(|c| Counted::new(c, pod, &keyed)).collect();
+        let count = |(c, tally): &(Cow<'a, TopologySpreadConstraint>, Tally)| {
+            let counting = counting(c, pod, snapshot, |n| has_all(&keyed, n));
+            Counted::new((c.clone(), tally.clone()), counting, pod, snapshot)
+        };
+        let all = keyed.iter().map(count).collect();
         Ok(Some(Box::new(Hard { pod, all })))
     }
 }
@@ -219,12 +267,12 @@ impl PreFilter for PodTopologySpread {
 impl Filter for Hard<'_> {
     fn filter(&self, node: &NodeInfo) -> Result<(), Refusal> {
         for counted in &self.all {
-            let Some(value) = node.label(&counted.constraint.topology_key) else {
+            let Some(there) = counted.tally.at(node.slot) else {
                 return Err(Refusal::unresolvable(
                     "node(s) didn't match pod topology spread constraints (missing required label)",
                 ));
             };
-            let here = counted.counts.get(value).copied().unwrap_or(0) + i64::from(counted.own);
+            let here = there + i64::from(counted.own);
             if here - counted.least() > i64::from(counted.constraint.max_skew) {
                 let reason = "node(s) didn't match pod topology spread constraints";
                 return Err(Refusal::new(reason));
@@ -234,14 +282,10 @@ impl Filter for Hard<'_> {
     }
 
     fn changed(&mut self, node: &NodeInfo, other: &PodInfo, comes: bool) {
-        if !has_keys(node, self.all.iter().map(|c| c.constraint.as_ref())) {
-            return;
-        }
         for counted in &mut self.all {
-            let constraint = &counted.constraint;
-            let Some(value) = node.label(&constraint.topology_key) else { continue };
-            if counts(constraint, self.pod, other) && counts_for(constraint, self.pod, node) {
-                counted.change(value, if comes { 1 } else { -1 });
+            let counts_here = counted.counting.get(node.slot) == Some(&true);
+            if counts_here && counts(&counted.constraint, self.pod, other) {
+                counted.change(node.slot, if comes { 1 } else { -1 });
             }
         }
     }
@@ -260,26 +304,27 @@ impl PreScore for PodTopologySpread {
             return None;
         }
         let require_all = !own(pod).is_empty() || !self.system;
-        let keyed = |n: &NodeInfo| !require_all || has_keys(n, constraints.iter().map(Cow::as_ref));
-        let (all, choice): (Vec<&NodeInfo>, Vec<&NodeInfo>) = (
-            snapshot.nodes().filter(|n| keyed(n)).collect(),
-            nodes.iter().copied().filter(|n| keyed(n)).collect(),
-        );
-        let weigh = |c: Cow<'a, TopologySpreadConstraint>| {
-            let key = &c.topology_key;
-            let (domains, counted) = match key.as_str() {
-                // A node's own pods are counted when it is scored.
-                HOSTNAME => (choice.len(), Counted::new(c, pod, &[])),
-                _ => {
-                    let values = choice.iter().filter_map(|n| n.label(key));
-                    let n = values.collect::<std::collections::HashSet<_>>().len();
-                    (n, Counted::new(c, pod, &all))
-                }
+        let keyed = keyed(constraints, snapshot);
+        let takes_part = |n: &NodeInfo| !require_all || has_all(&keyed, n);
+        let choice: Vec<&&NodeInfo> = nodes.iter().filter(|n| takes_part(n)).collect();
+        let weigh = |(constraint, tally): &(Cow<'a, TopologySpreadConstraint>, Tally)| {
+            let (constraint, mut tally) = (constraint.clone(), tally.clone());
+            let (domains, nodes) = if constraint.topology_key == HOSTNAME {
+                let mut own = vec![0; snapshot.slots()];
+                places(&constraint, pod, snapshot).for_each(|(slot, n)| own[slot] += n);
+                (choice.len(), Some(own))
+            } else {
+                let counting = counting(&constraint, pod, snapshot, takes_part);
+                let there = places(&constraint, pod, snapshot).filter(|(slot, _)| counting[*slot]);
+                there.for_each(|(slot, n)| tally.add(slot, n));
+                let found: HashSet<Option<usize>> =
+                    choice.iter().map(|n| tally.topology.of(n.slot)).collect();
+                (found.len(), None)
             };
-            (counted, (domains as f64 + 2.0).ln())
+            Preference { constraint, tally, nodes, weight: (domains as f64 + 2.0).ln() }
         };
-        let all = constraints.into_iter().map(weigh).collect();
-        Some(Box::new(Soft { pod, all, require_all }))
+        let all = keyed.iter().map(weigh).collect();
+        Some(Box::new(Soft { all, require_all }))
     }
 }
 
@@ -288,17 +333,15 @@ impl Score for Soft<'_> {
     #[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, reason = "weights")]
     fn score(&self, node: &NodeInfo) -> Option<i64> {
         let mut score = 0.0;
-        for (counted, weight) in &self.all {
-            let constraint = &counted.constraint;
-            let here = match node.label(&constraint.topology_key) {
-                None if self.require_all => return None,
-                None => continue,
-                Some(_) if constraint.topology_key == HOSTNAME => {
-                    count_on(constraint, self.pod, node)
-                }
-                Some(value) => counted.counts.get(value).copied().unwrap_or(0),
+        for preference in &self.all {
+            let here = match (preference.tally.at(node.slot), &preference.nodes) {
+                (None, _) if self.require_all => return None,
+                (None, _) => continue,
+                (Some(_), Some(nodes)) => nodes.get(node.slot).copied().unwrap_or(0),
+                (Some(count), None) => count,
             };
-            score += here as f64 * weight + f64::from(constraint.max_skew - 1);
+            let tolerated = f64::from(preference.constraint.max_skew - 1);
+            score += here as f64 * preference.weight + tolerated;
         }
         Some(score.round() as i64)
     }
