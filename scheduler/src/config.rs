@@ -1,5 +1,7 @@
 //! Flags and `KubeSchedulerConfiguration` (kubescheduler.config.k8s.io/v1).
 
+mod profiles;
+
 use std::path::PathBuf;
 
 use anyhow::bail;
@@ -9,11 +11,11 @@ use component::leader::{Leader, LeaderFile, LeaderFlags};
 use serde::Deserialize;
 use serde_json::Value;
 
+use self::profiles::ProfileFile;
+use crate::profile::Profile;
 use crate::unsupported::Unsupported;
 
 const VERSION: &str = "kubescheduler.config.k8s.io/v1";
-/// The scheduler that pods name when they name none.
-const DEFAULT_SCHEDULER: &str = "default-scheduler";
 
 /// kube-scheduler's flags, as upstream names them.
 #[derive(Clone, Debug, clap::Parser)]
@@ -48,12 +50,10 @@ pub struct Options {
 }
 
 /// All that is settled.
-#[derive(Clone, Debug)]
 pub struct Config {
     pub kubeconfig: PathBuf,
-    pub schedulers: Vec<String>,
-    /// Share of the nodes that is enough to choose from; 0: by the cluster's size.
-    pub percentage: usize,
+    /// At least one; no two for one scheduler name.
+    pub profiles: Vec<Profile>,
     pub master: Option<String>,
     pub leader: Option<Leader>,
     pub port: u16,
@@ -65,7 +65,7 @@ pub struct Config {
 struct File {
     client_connection: ClientConnection,
     leader_election: LeaderFile,
-    profiles: Vec<Profile>,
+    profiles: Vec<ProfileFile>,
     parallelism: Option<i32>,
     percentage_of_nodes_to_score: Option<i32>,
     pod_initial_backoff_seconds: Option<i64>,
@@ -86,15 +86,6 @@ struct ClientConnection {
     burst: Option<i32>,
 }
 
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
-struct Profile {
-    scheduler_name: Option<String>,
-    percentage_of_nodes_to_score: Option<i32>,
-    plugins: Option<Value>,
-    plugin_config: Option<Value>,
-}
-
 impl File {
     /// Refuses what is asked for and not done.
     fn check(&self) -> anyhow::Result<()> {
@@ -104,10 +95,6 @@ impl File {
                 refused.push(field);
             }
         };
-        refuse(
-            self.percentage_of_nodes_to_score.is_some_and(|p| !(0..=100).contains(&p)),
-            "percentageOfNodesToScore",
-        );
         refuse(
             self.pod_initial_backoff_seconds.is_some_and(|s| s != 1),
             "podInitialBackoffSeconds",
@@ -126,14 +113,6 @@ impl File {
         refuse(connection.burst.is_some_and(|n| n != 0 && n != 100), "clientConnection.burst");
         refuse(self.parallelism.is_some_and(|n| n != 0 && n != 16), "parallelism");
         refuse(self.delay_cache_until_active == Some(true), "delayCacheUntilActive");
-        for profile in &self.profiles {
-            refuse(profile.plugins.is_some(), "profiles.plugins");
-            refuse(profile.plugin_config.is_some(), "profiles.pluginConfig");
-            refuse(
-                profile.percentage_of_nodes_to_score.is_some_and(|p| p != 0),
-                "profiles.percentageOfNodesToScore",
-            );
-        }
         if !refused.is_empty() {
             bail!("KubeSchedulerConfiguration fields not supported: {}", refused.join(", "));
         }
@@ -159,18 +138,9 @@ impl Options {
         let Some(kubeconfig) = kubeconfig else {
             bail!("--kubeconfig, or clientConnection.kubeconfig in --config, is needed");
         };
-        let mut schedulers: Vec<String> =
-            file.profiles.iter().filter_map(|p| p.scheduler_name.clone()).collect();
-        if schedulers.is_empty() {
-            schedulers.push(DEFAULT_SCHEDULER.to_owned());
-        }
         Ok(Config {
             kubeconfig,
-            schedulers,
-            percentage: file
-                .percentage_of_nodes_to_score
-                .and_then(|p| usize::try_from(p).ok())
-                .unwrap_or(0),
+            profiles: profiles::settle(file.profiles, file.percentage_of_nodes_to_score)?,
             master: self.master,
             leader: self.leader.settle(&file.leader_election, "kube-scheduler")?,
             port: self.secure_port,
@@ -205,18 +175,25 @@ mod tests {
             &["--leader-elect-retry-period=1s"],
             "clientConnection: {kubeconfig: /k}\npercentageOfNodesToScore: 30\n\
              leaderElection: {leaseDuration: 30s, retryPeriod: 5s, resourceName: other}\n\
-             profiles: [{schedulerName: a}, {schedulerName: b}]\n",
+             profiles: [{schedulerName: a}, {schedulerName: b, percentageOfNodesToScore: 7}]\n",
         )?;
-        assert_eq!((config.percentage, config.schedulers.join(" ")), (30, "a b".to_owned()));
+        let told = |c: &Config| -> Vec<String> {
+            c.profiles.iter().map(|p| format!("{} {}", p.scheduler, p.percentage)).collect()
+        };
+        assert_eq!(told(&config), ["a 30", "b 7"]);
         let leader = config.leader.expect("an election by default");
         assert_eq!((leader.lease.as_secs(), leader.retry.as_secs()), (30, 1));
         assert_eq!((leader.name.as_str(), leader.namespace.as_str()), ("other", "kube-system"));
         let none = settle(&["--kubeconfig=/k", "--leader-elect=false"], "")?;
-        assert_eq!((none.leader, none.schedulers.join(" ")), (None, "default-scheduler".into()));
+        assert_eq!((&none.leader, told(&none)), (&None, vec!["default-scheduler 0".to_owned()]));
         let cases: [(&[&str], &str, &str); 6] = [
             (&[], "profils: []\n", "profils"),
             (&[], "parallelism: 3\n", "parallelism"),
-            (&[], "profiles: [{schedulerName: a, plugins: {}}]\n", "profiles.plugins"),
+            (
+                &["--kubeconfig=/k"],
+                "percentageOfNodesToScore: 101\n",
+                "percentageOfNodesToScore: Invalid value: 101: not in valid range [0-100]",
+            ),
             (
                 &[],
                 "leaderElection: {resourceLock: endpoints}\nclientConnection: {kubeconfig: /k}\n",
@@ -226,7 +203,7 @@ mod tests {
             (&["--kubeconfig=/k", "--secure-prt=1"], "", "unknown flag: --secure-prt"),
         ];
         for (args, yaml, wanted) in cases {
-            let error = format!("{:#}", settle(args, yaml).expect_err(wanted));
+            let error = settle(args, yaml).err().map(|e| format!("{e:#}")).unwrap_or_default();
             assert!(error.contains(wanted), "{error}");
         }
         Ok(())

@@ -1,8 +1,22 @@
-//! The scheduling framework (KEP-624): what a plugin may say at which point of a pod's way.
+//! The scheduling framework (KEP-624): a trait for each point of a pod's way at which a plugin may
+//! have its say. A [`Profile`](crate::profile::Profile) says which plugins are asked at which.
 //!
-//! A plugin prepares itself for one pod and one snapshot (PreFilter and PreScore in one), and the
-//! prepared value then answers for each node. So state of a cycle is a value, not a lookup.
+//! A plugin prepares itself for one pod and one snapshot, and the prepared value then answers for
+//! each node. So state of a cycle is a value, not a lookup. The order of the queue (QueueSort,
+//! PrioritySort) and the binding (Bind, DefaultBinder) are the scheduler's own: no other plugin for
+//! them is known.
 
+use std::sync::Arc;
+use std::time::Duration;
+
+use client::Key;
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+
+use serde_json::Value;
+
+use crate::cycle::Unschedulable;
+use crate::preemption::Preemption;
+use crate::profile::Profile;
 use crate::snapshot::{NodeInfo, PodInfo, Snapshot};
 
 /// The highest score of a node by one plugin.
@@ -34,53 +48,161 @@ pub enum ClusterEvent {
     NodeChanged,
     PodGone,
     PodPlaced,
+    /// A claim came or changed.
+    ClaimChanged,
+    /// A volume, a class, or what drivers say came or changed.
+    StorageChanged,
     Other,
 }
 
-/// A scheduling plugin.
+/// A scheduling plugin: its name, and the points that it extends.
 pub trait Plugin: Send + Sync {
     /// Upstream's name: `NodeResourcesFit`.
     fn name(&self) -> &'static str;
 
-    /// Whether the pod may be queued at all (PreEnqueue).
+    /// Whether such an event may help a pod that this plugin refused (QueueingHint).
+    fn helps(&self, _event: ClusterEvent) -> bool {
+        false
+    }
+
+    fn pre_enqueue(&self) -> Option<&dyn PreEnqueue> {
+        None
+    }
+
+    fn pre_filter(&self) -> Option<&dyn PreFilter> {
+        None
+    }
+
+    fn pre_score(&self) -> Option<&dyn PreScore> {
+        None
+    }
+
+    fn post_filter(&self) -> Option<&dyn PostFilter> {
+        None
+    }
+
+    fn reserve(&self) -> Option<&dyn Reserve> {
+        None
+    }
+
+    fn pre_bind(&self) -> Option<&dyn PreBind> {
+        None
+    }
+}
+
+/// Says which pods may be queued.
+pub trait PreEnqueue {
+    /// Whether the pod may be queued at all.
     ///
     /// # Errors
     /// Why not.
-    fn enqueue(&self, _pod: &PodInfo) -> Result<(), Refusal> {
-        Ok(())
-    }
+    fn enqueue(&self, pod: &PodInfo) -> Result<(), Refusal>;
+}
 
-    /// Prepares for a pod (PreFilter, PreScore). `None`: nothing to say about this pod.
+/// Says which nodes will do.
+pub trait PreFilter {
+    /// Prepares for a pod. `None`: any node will do.
     ///
     /// # Errors
     /// The pod fits nowhere.
     fn prepare<'a>(
-        &self,
+        &'a self,
         pod: &'a PodInfo,
         snapshot: &'a Snapshot,
-    ) -> Result<Option<Box<dyn Prepared + 'a>>, Refusal>;
-
-    /// Whether such an event may help a pod that this plugin refused (QueueingHint).
-    fn helps(&self, event: ClusterEvent) -> bool;
+    ) -> Result<Option<Box<dyn Filter + 'a>>, Refusal>;
 }
 
-/// A plugin that knows the pod.
-pub trait Prepared: Send + Sync {
-    /// Whether the pod may go to this node (Filter).
-    ///
-    /// # Errors
-    /// Why not.
-    fn filter(&self, _node: &NodeInfo) -> Result<(), Refusal> {
-        Ok(())
-    }
-
-    /// How well it would do there (Score); `None`: this plugin does not score this pod.
-    fn score(&self, _node: &NodeInfo) -> Option<i64> {
+/// Knows the pod, and answers for nodes.
+pub trait Filter {
+    /// Names of the only nodes that are worth a look, if it knows them.
+    fn only(&self) -> Option<Vec<&str>> {
         None
     }
 
+    /// Whether the pod may go to this node.
+    ///
+    /// # Errors
+    /// Why not.
+    fn filter(&self, node: &NodeInfo) -> Result<(), Refusal>;
+
+    /// Another pod comes to a node or leaves it, in a trial (upstream's PreFilterExtensions): what
+    /// was counted in preparation is counted anew. A node's own pods are seen in the filter.
+    fn changed(&mut self, _node: &NodeInfo, _other: &PodInfo, _comes: bool) {}
+}
+
+/// Says which nodes are better.
+pub trait PreScore {
+    /// Prepares for a pod that may go to any of these nodes. `None`: all are as good.
+    fn prepare<'a>(
+        &'a self,
+        pod: &'a PodInfo,
+        snapshot: &'a Snapshot,
+        nodes: &[&NodeInfo],
+    ) -> Option<Box<dyn Score + 'a>>;
+}
+
+/// Knows the pod, and scores nodes.
+pub trait Score {
+    /// How well the pod would do there; `None`: this node gets nothing.
+    fn score(&self, node: &NodeInfo) -> Option<i64>;
+
     /// Brings raw scores into 0 to [`MAX_SCORE`] (NormalizeScore).
     fn normalize(&self, _scores: &mut [i64]) {}
+}
+
+/// What is asked when no node takes a pod.
+pub struct Refused<'a> {
+    pub profile: &'a Profile,
+    pub snapshot: &'a Snapshot,
+    pub pod: &'a PodInfo,
+    pub why: &'a Unschedulable,
+    pub budgets: &'a [Arc<PodDisruptionBudget>],
+    /// Where to begin among the nodes.
+    pub start: usize,
+}
+
+/// Makes room for a pod that was refused everywhere.
+pub trait PostFilter {
+    /// Which pods are to go.
+    ///
+    /// # Errors
+    /// Why nothing can be done, in upstream's words.
+    fn make_room(&self, refused: &Refused<'_>) -> Result<Preemption, String>;
+}
+
+/// Keeps what a pod needs on its node, from when the node is chosen until the binding has ended.
+pub trait Reserve {
+    /// The pod goes to this node.
+    ///
+    /// # Errors
+    /// It cannot, after all.
+    fn reserve(&self, pod: &PodInfo, node: &str, snapshot: &mut Snapshot) -> Result<(), String>;
+
+    /// Its binding has ended, one way or the other (upstream's Unreserve).
+    fn ended(&self, pod: &PodInfo, snapshot: &mut Snapshot);
+}
+
+/// A merge patch that must be written before a pod is bound.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Write {
+    Volume(String, Value),
+    Claim(Key, Value),
+}
+
+/// Has something done, and waits for it, before a pod is bound.
+pub trait PreBind: Send + Sync {
+    /// What is to be written.
+    fn writes(&self, pod: &PodInfo, snapshot: &Snapshot) -> Vec<Write>;
+
+    /// Whether all has come about that the binding needs; asked after the writes, and again after
+    /// each change of what they are about.
+    ///
+    /// # Errors
+    /// It never will.
+    fn is_done(&self, pod: &PodInfo, snapshot: &Snapshot) -> Result<bool, String>;
+
+    /// For how long it is waited for, and what is said then.
+    fn patience(&self) -> (Duration, &'static str);
 }
 
 /// Scales scores so that the largest is [`MAX_SCORE`]; with `reverse`, low raw scores are good.

@@ -1,5 +1,5 @@
 //! Preemption (DefaultPreemption): which pods of lower priority must go, and from which node, so
-//! that a pod that fits nowhere fits there. Pure: works on a copy of the snapshot.
+//! that a pod that fits nowhere fits there. Pure: tries on copies of nodes.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -8,14 +8,11 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 
-use crate::cycle::{self, Unschedulable};
-use crate::plugins::Weighted;
+use crate::args::PreemptionArgs;
+use crate::cycle::{Filters, Unschedulable};
+use crate::framework::{Plugin, PostFilter, Refused};
 use crate::selectors::matches;
-use crate::snapshot::{PodInfo, Snapshot};
-
-/// Nodes that are tried: a tenth, but at least so many (upstream's defaults).
-const SHARE: usize = 10;
-const AT_LEAST: usize = 100;
+use crate::snapshot::{NodeInfo, PodInfo, Snapshot};
 
 /// What is to be done.
 #[derive(Clone, Debug)]
@@ -29,44 +26,65 @@ struct Candidate {
     violations: usize,
 }
 
-/// Chooses a node and its victims for a pod that was refused everywhere. `start` is where to
-/// begin among the nodes.
-///
-/// # Errors
-/// Why there is no preemption, in upstream's words.
-pub fn preempt(
-    plugins: &[Weighted],
-    snapshot: &Snapshot,
-    pod: &PodInfo,
-    why: &Unschedulable,
-    budgets: &[Arc<PodDisruptionBudget>],
-    start: usize,
-) -> Result<Preemption, String> {
-    eligible(snapshot, pod, why)?;
-    let nodes = &why.resolvable;
-    let wanted = (nodes.len() / SHARE).max(AT_LEAST);
-    let mut trial = snapshot.clone();
-    let mut candidates: Vec<Candidate> = Vec::new();
-    let mut reasons: BTreeMap<String, usize> = BTreeMap::new();
-    let (before, after) = nodes.split_at(if nodes.is_empty() { 0 } else { start % nodes.len() });
-    for node in after.iter().chain(before) {
-        match select(plugins, &mut trial, pod, node, budgets) {
-            Ok(candidate) => candidates.push(candidate),
-            Err(texts) => texts.into_iter().for_each(|t| *reasons.entry(t).or_insert(0) += 1),
-        }
-        if candidates.len() >= wanted {
-            break;
+pub struct DefaultPreemption {
+    /// Nodes that are tried: such a share of them in percent, but at least so many.
+    share: usize,
+    at_least: usize,
+}
+
+impl DefaultPreemption {
+    pub fn new(args: &PreemptionArgs) -> Self {
+        let positive = |n: i32| usize::try_from(n).unwrap_or(0);
+        Self {
+            share: positive(args.min_candidate_nodes_percentage),
+            at_least: positive(args.min_candidate_nodes_absolute),
         }
     }
-    if let Some(best) = candidates.into_iter().min_by_key(rank) {
-        return Ok(best.preemption);
+}
+
+impl Plugin for DefaultPreemption {
+    fn name(&self) -> &'static str {
+        "DefaultPreemption"
     }
-    let others = why.nodes - nodes.len();
-    if others > 0 {
-        *reasons.entry("Preemption is not helpful for scheduling".into()).or_insert(0) += others;
+
+    fn post_filter(&self) -> Option<&dyn PostFilter> {
+        Some(self)
     }
-    let why = Unschedulable { nodes: why.nodes, reasons, ..Unschedulable::default() };
-    Err(why.message())
+}
+
+impl PostFilter for DefaultPreemption {
+    fn make_room(&self, refused: &Refused<'_>) -> Result<Preemption, String> {
+        let Refused { profile, snapshot, pod, why, budgets, start } = *refused;
+        eligible(snapshot, pod, why)?;
+        let nodes = &why.resolvable;
+        let wanted = (nodes.len() * self.share / 100).max(self.at_least);
+        let mut candidates: Vec<Candidate> = Vec::new();
+        let mut reasons: BTreeMap<String, usize> = BTreeMap::new();
+        // Without filters, nothing is resolvable either.
+        let mut filters = Filters::prepare(profile, snapshot, pod).ok();
+        let start = if nodes.is_empty() { 0 } else { start % nodes.len() };
+        let (before, after) = nodes.split_at(start);
+        for name in after.iter().chain(before) {
+            let (Some(filters), Some(node)) = (&mut filters, snapshot.node(name)) else { break };
+            match select(filters, &mut node.clone(), pod, &snapshot.coming(name, pod), budgets) {
+                Ok(candidate) => candidates.push(candidate),
+                Err(texts) => texts.into_iter().for_each(|t| *reasons.entry(t).or_insert(0) += 1),
+            }
+            if candidates.len() >= wanted {
+                break;
+            }
+        }
+        if let Some(best) = candidates.into_iter().min_by_key(rank) {
+            return Ok(best.preemption);
+        }
+        let others = why.nodes - nodes.len();
+        if others > 0 {
+            *reasons.entry("Preemption is not helpful for scheduling".into()).or_insert(0) +=
+                others;
+        }
+        let why = Unschedulable { nodes: why.nodes, reasons, ..Unschedulable::default() };
+        Err(why.message())
+    }
 }
 
 fn eligible(snapshot: &Snapshot, pod: &PodInfo, why: &Unschedulable) -> Result<(), String> {
@@ -107,46 +125,56 @@ fn importance(pod: &PodInfo) -> (Reverse<i32>, Timestamp) {
     (Reverse(pod.priority()), started(pod))
 }
 
-/// The fewest victims on this node; the trial is left as it was.
+/// The fewest victims on this node, of which a copy is passed. Filters are left as they were.
 fn select(
-    plugins: &[Weighted],
-    trial: &mut Snapshot,
+    filters: &mut Filters<'_>,
+    node: &mut NodeInfo,
     pod: &PodInfo,
-    node: &str,
+    coming: &[Arc<PodInfo>],
     budgets: &[Arc<PodDisruptionBudget>],
 ) -> Result<Candidate, Vec<String>> {
-    let there = trial.node(node).into_iter().flat_map(|n| n.pods.values());
+    let there = node.pods.values();
     let mut lower: Vec<Arc<PodInfo>> =
         there.filter(|p| p.priority() < pod.priority()).cloned().collect();
     if lower.is_empty() {
         return Err(vec!["No preemption victims found for incoming pod".into()]);
     }
     lower.sort_by_key(|p| (importance(p), p.key.clone()));
-    for p in &lower {
-        trial.remove_pod(&p.uid);
-    }
-    let restore = |trial: &mut Snapshot, pods: &[Arc<PodInfo>]| {
-        pods.iter().for_each(|p| trial.restore(p, node));
+    let set = |filters: &mut Filters<'_>, node: &mut NodeInfo, pods: &[Arc<PodInfo>], comes| {
+        pods.iter().for_each(|p| filters.change(node, p, comes));
     };
-    if let Err(refusal) = cycle::fits(plugins, trial, pod, node) {
-        restore(trial, &lower);
-        return Err(refusal.reasons);
+    // With those who come first, and without: either may be what happens.
+    let refusal = |filters: &mut Filters<'_>, node: &mut NodeInfo| {
+        let alone = filters.refusal(node);
+        if alone.is_some() || coming.is_empty() {
+            return alone;
+        }
+        set(filters, node, coming, true);
+        let refused = filters.refusal(node);
+        set(filters, node, coming, false);
+        refused
+    };
+    set(filters, node, &lower, false);
+    if let Some((_, refused)) = refusal(filters, node) {
+        set(filters, node, &lower, true);
+        return Err(refused.reasons);
     }
     let (violating, others) = by_budget(&lower, budgets);
     let (mut victims, mut violations) = (Vec::new(), 0);
     for (p, violates) in
         violating.iter().map(|p| (p, true)).chain(others.iter().map(|p| (p, false)))
     {
-        trial.restore(p, node);
-        if cycle::fits(plugins, trial, pod, node).is_err() {
-            trial.remove_pod(&p.uid);
+        filters.change(node, p, true);
+        if refusal(filters, node).is_some() {
+            filters.change(node, p, false);
             victims.push(Arc::clone(p));
             violations += usize::from(violates);
         }
     }
-    restore(trial, &victims);
+    set(filters, node, &victims, true);
     victims.sort_by_key(|p| (importance(p), p.key.clone()));
-    Ok(Candidate { preemption: Preemption { node: node.to_owned(), victims }, violations })
+    let preemption = Preemption { node: node.name().to_owned(), victims };
+    Ok(Candidate { preemption, violations })
 }
 
 /// Pods whose end would break a budget, and the others; in their order.
@@ -193,7 +221,8 @@ fn rank(candidate: &Candidate) -> (usize, i32, i64, usize, Reverse<Timestamp>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plugins;
+    use crate::cycle;
+    use crate::profile::Profile;
     use crate::snapshot::tests::{labelled, node};
     use serde_json::{Value, json};
 
@@ -223,10 +252,19 @@ mod tests {
             .iter()
             .map(|b| Arc::new(serde_json::from_value(b.clone()).expect("a budget")))
             .collect();
-        let plugins = plugins::defaults();
+        let profile = Profile::default();
         let before = format!("{:?}", snapshot.node("n1").map(|n| &n.requested));
-        let why = cycle::schedule(&plugins, &snapshot, pod, 0, |_| 0).expect_err("is full");
-        let got = match preempt(&plugins, &snapshot, pod, &why, &budgets, 0) {
+        let why = cycle::schedule(&profile, &snapshot, pod, 0, |_| 0).expect_err("is full");
+        let refused = Refused {
+            profile: &profile,
+            snapshot: &snapshot,
+            pod,
+            why: &why,
+            budgets: &budgets,
+            start: 0,
+        };
+        let plugin = DefaultPreemption::new(&PreemptionArgs::default());
+        let got = match plugin.make_room(&refused) {
             Ok(found) => {
                 let names: Vec<&str> = found.victims.iter().map(|p| p.key.name.as_str()).collect();
                 format!("{}: {}", found.node, names.join(" "))
@@ -304,10 +342,10 @@ mod tests {
     fn a_nominated_pod_keeps_its_place_from_those_that_are_not_above_it() {
         let mut snapshot = Snapshot::default();
         snapshot.set_node("n1", Some(node("n1", json!({}))));
-        let (plugins, waiting) = (plugins::defaults(), asks("w", "3", 10));
+        let (profile, waiting) = (Profile::default(), asks("w", "3", 10));
         snapshot.nominate(&waiting, "n1");
         let place = |snapshot: &Snapshot, pod: &PodInfo| {
-            cycle::schedule(&plugins, snapshot, pod, 0, |_| 0).map_err(|why| why.message())
+            cycle::schedule(&profile, snapshot, pod, 0, |_| 0).map_err(|why| why.message())
         };
         assert_eq!(
             place(&snapshot, &asks("low", "2", 5)),

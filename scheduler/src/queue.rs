@@ -8,7 +8,7 @@ use std::time::Duration;
 use client::Key;
 use jiff::{SignedDuration, Timestamp};
 
-use crate::framework::{ClusterEvent, Plugin};
+use crate::framework::ClusterEvent;
 
 /// Pauses after failed attempts: one second, doubling up to ten.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
@@ -161,7 +161,7 @@ impl Queue {
         &mut self,
         key: &Key,
         plugins: &[&'static str],
-        all: &[&dyn Plugin],
+        helps: impl Fn(&[&'static str], ClusterEvent) -> bool,
         now: Timestamp,
     ) {
         let Some(waiting) = self.pods.get_mut(key) else { return };
@@ -169,7 +169,7 @@ impl Queue {
             return;
         };
         waiting.place = Place::Refused(plugins.to_vec(), now);
-        if events.iter().any(|event| helps(all, plugins, *event)) {
+        if events.iter().any(|event| helps(plugins, *event)) {
             self.wake(key, now);
         }
     }
@@ -181,15 +181,19 @@ impl Queue {
         self.wake(key, now);
     }
 
-    /// Something happened: pods that it may help are woken.
-    pub fn event(&mut self, event: ClusterEvent, all: &[&dyn Plugin], now: Timestamp) {
+    /// Something happened: pods that it may help are woken. `helps` says so of a pod that these
+    /// plugins refused.
+    pub fn event(
+        &mut self,
+        event: ClusterEvent,
+        helps: impl Fn(&[&'static str], ClusterEvent) -> bool,
+        now: Timestamp,
+    ) {
         let mut helped = Vec::new();
         for (key, waiting) in &mut self.pods {
             match &mut waiting.place {
                 Place::InFlight(events) if !events.contains(&event) => events.push(event),
-                Place::Refused(plugins, _) if helps(all, plugins, event) => {
-                    helped.push(key.clone())
-                }
+                Place::Refused(plugins, _) if helps(plugins, event) => helped.push(key.clone()),
                 _ => {}
             }
         }
@@ -207,15 +211,10 @@ impl Queue {
     }
 }
 
-fn helps(all: &[&dyn Plugin], refused_by: &[&'static str], event: ClusterEvent) -> bool {
-    event == ClusterEvent::Other
-        || all.iter().filter(|p| refused_by.contains(&p.name())).any(|p| p.helps(event))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plugins;
+    use crate::profile::Profile;
 
     fn at(seconds: i64) -> Timestamp {
         Timestamp::from_second(1_700_000_000 + seconds).expect("a time")
@@ -237,18 +236,18 @@ mod tests {
 
     #[test]
     fn a_refused_pod_waits_for_an_event_that_helps_and_for_its_pause() {
-        let all = plugins::defaults();
-        let all: Vec<&dyn Plugin> = all.iter().map(|w| &*w.plugin).collect();
+        let profile = Profile::default();
+        let helps = |plugins: &[&'static str], event| profile.helps(plugins, event);
         let mut q = Queue::default();
         q.add(&key("p"), 0, at(0));
         assert!(q.pop(at(0)).is_some());
-        q.refused(&key("p"), &["NodeName"], &all, at(0));
-        q.event(ClusterEvent::PodGone, &all, at(5));
+        q.refused(&key("p"), &["NodeName"], helps, at(0));
+        q.event(ClusterEvent::PodGone, helps, at(5));
         assert_eq!(q.pop(at(5)), None, "a pod's end gives no node of that name");
-        q.event(ClusterEvent::NodeAdded, &all, at(5));
+        q.event(ClusterEvent::NodeAdded, helps, at(5));
         assert_eq!(q.pop(at(5)), Some(key("p")));
-        q.refused(&key("p"), &["NodeName"], &all, at(5));
-        q.event(ClusterEvent::NodeAdded, &all, at(6));
+        q.refused(&key("p"), &["NodeName"], helps, at(5));
+        q.event(ClusterEvent::NodeAdded, helps, at(6));
         assert_eq!(q.pop(at(6)), None, "two seconds' pause after the second attempt");
         assert_eq!(q.next_due(), Some(at(7)));
         assert_eq!(q.pop(at(7)), Some(key("p")));
@@ -256,13 +255,13 @@ mod tests {
 
     #[test]
     fn an_event_during_the_attempt_is_not_lost() {
-        let all = plugins::defaults();
-        let all: Vec<&dyn Plugin> = all.iter().map(|w| &*w.plugin).collect();
+        let profile = Profile::default();
+        let helps = |plugins: &[&'static str], event| profile.helps(plugins, event);
         let mut q = Queue::default();
         q.add(&key("p"), 0, at(0));
         q.pop(at(0));
-        q.event(ClusterEvent::PodGone, &all, at(0));
-        q.refused(&key("p"), &["NodeResourcesFit"], &all, at(0));
+        q.event(ClusterEvent::PodGone, helps, at(0));
+        q.refused(&key("p"), &["NodeResourcesFit"], helps, at(0));
         assert_eq!(q.pop(at(1)), Some(key("p")));
     }
 
@@ -271,7 +270,7 @@ mod tests {
         let mut q = Queue::default();
         q.add(&key("p"), 0, at(0));
         q.pop(at(0));
-        q.refused(&key("p"), &["NodeName"], &[], at(0));
+        q.refused(&key("p"), &["NodeName"], |_, _| false, at(0));
         assert_eq!(q.pop(at(299)), None);
         assert_eq!(q.pop(at(300)), Some(key("p")));
         q.remove(&key("p"));

@@ -45,6 +45,16 @@ impl Resources {
         out
     }
 
+    /// The amount of a resource: thousandths of CPUs, else bytes or units.
+    pub fn get(&self, name: &str) -> i64 {
+        match name {
+            "cpu" => self.milli_cpu,
+            "memory" => self.memory,
+            "ephemeral-storage" => self.ephemeral_storage,
+            other => self.others.get(other).copied().unwrap_or(0),
+        }
+    }
+
     pub fn subtract(&mut self, other: &Self) {
         self.apply(other, i64::saturating_sub);
     }

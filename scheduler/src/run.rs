@@ -1,5 +1,8 @@
 //! The loop: caches feed snapshot and queue; each pod in turn is given a node, and bound.
 
+mod binding;
+mod storage;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -15,10 +18,12 @@ use component::leader::Leader;
 use component::serving::text;
 use component::shutdown::Scope;
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Namespace, Node};
+use k8s_openapi::api::apps::v1::{ReplicaSet, StatefulSet};
+use k8s_openapi::api::core::v1::{Namespace, Node, ReplicationController, Service};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use kube::Api;
-use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
+use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
 use parking_lot::Mutex;
 use serde_json::json;
 use tokio::sync::Notify;
@@ -27,9 +32,10 @@ use tokio_util::task::TaskTracker;
 
 use crate::config::{Config, Options};
 use crate::cycle::{self, Unschedulable};
-use crate::framework::{ClusterEvent, Plugin};
-use crate::plugins::{self, Weighted};
-use crate::preemption::{self, Preemption};
+use crate::framework::{ClusterEvent, Refused};
+use crate::owners::OwnerKind;
+use crate::preemption::Preemption;
+use crate::profile::Profile;
 use crate::queue::Queue;
 use crate::snapshot::{PodInfo, Snapshot};
 
@@ -43,14 +49,15 @@ struct State {
 struct Scheduler {
     state: Mutex<State>,
     wake: Notify,
-    plugins: Vec<Weighted>,
-    schedulers: Vec<String>,
-    percentage: usize,
+    profiles: Vec<Profile>,
     client: kube::Client,
     recorder: Recorder,
     metrics: Metrics,
     /// Bindings and reports under way.
     tasks: TaskTracker,
+    /// Claims or volumes have changed, or a pod has gone.
+    storage: Notify,
+    stopping: CancellationToken,
 }
 
 #[derive(Default)]
@@ -72,7 +79,7 @@ struct Sacrifice {
 /// # Errors
 /// A flag, the config file or the kubeconfig is wrong, a port is taken, or another leads now.
 pub async fn run(options: Options, shutdown: CancellationToken) -> anyhow::Result<()> {
-    let config = options.settle()?;
+    let mut config = options.settle()?;
     let client = client::connect_to(&config.kubeconfig, config.master.as_deref(), NAME).await?;
     let recorder = Recorder::start(client.clone(), DEFAULT_COMPONENT, "", shutdown.child_token());
     let candidate = match &config.leader {
@@ -84,13 +91,13 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> anyhow::Resul
     let scheduler = Arc::new(Scheduler {
         state: Mutex::default(),
         wake: Notify::new(),
-        plugins: plugins::defaults(),
-        schedulers: config.schedulers.clone(),
-        percentage: config.percentage,
+        profiles: std::mem::take(&mut config.profiles),
         client: client.clone(),
         recorder,
         metrics: Metrics::default(),
         tasks: TaskTracker::new(),
+        storage: Notify::new(),
+        stopping: scope.token().clone(),
     });
     let mut ended = serve(&config, &scheduler, watchdog, &mut scope).await;
     // Candidates keep their caches warm. They wait for the API server by themselves.
@@ -163,8 +170,15 @@ async fn serve(
 }
 
 impl Scheduler {
-    fn all(&self) -> Vec<&dyn Plugin> {
-        self.plugins.iter().map(|w| &*w.plugin).collect()
+    /// The profile for a pod: what its scheduler name asks for.
+    fn profile(&self, pod: &Pod) -> Option<&Profile> {
+        let name = pod.spec.as_ref().and_then(|s| s.scheduler_name.as_deref()).unwrap_or_default();
+        self.profiles.iter().find(|p| p.scheduler == name)
+    }
+
+    /// Whether an event may help a pod that these plugins refused, of any profile.
+    fn helps(&self, plugins: &[&'static str], event: ClusterEvent) -> bool {
+        self.profiles.iter().any(|p| p.helps(plugins, event))
     }
 
     fn metrics(&self) -> String {
@@ -190,7 +204,37 @@ impl Scheduler {
         caches.of::<Namespace>().on_change(move |change| me.namespace(change));
         let me = Arc::clone(self);
         caches.of::<Pod>().on_change(move |change| me.pod(change));
+        let me = Arc::clone(self);
+        caches.of::<Service>().on_change(move |change| {
+            let selector = change.new.and_then(|s| s.spec.as_ref()?.selector.as_ref());
+            let owners = &mut me.state.lock().snapshot.owners;
+            owners.set_service(&change.key.namespace, &change.key.name, selector);
+        });
+        let me = Arc::clone(self);
+        caches.of::<ReplicationController>().on_change(move |change| {
+            let labels = change.new.and_then(|rc| rc.spec.as_ref()?.selector.clone());
+            let selector = labels.map(|labels| LabelSelector {
+                match_labels: Some(labels),
+                match_expressions: None,
+            });
+            me.owner(OwnerKind::ReplicationController, change.key, selector);
+        });
+        let me = Arc::clone(self);
+        caches.of::<ReplicaSet>().on_change(move |change| {
+            let selector = change.new.and_then(|rs| Some(rs.spec.as_ref()?.selector.clone()));
+            me.owner(OwnerKind::ReplicaSet, change.key, selector);
+        });
+        let me = Arc::clone(self);
+        caches.of::<StatefulSet>().on_change(move |change| {
+            let selector = change.new.and_then(|set| Some(set.spec.as_ref()?.selector.clone()));
+            me.owner(OwnerKind::StatefulSet, change.key, selector);
+        });
+        self.follow_storage(caches);
         caches.of::<PodDisruptionBudget>();
+    }
+
+    fn owner(&self, kind: OwnerKind, key: &Key, selector: Option<LabelSelector>) {
+        self.state.lock().snapshot.owners.set_controller(kind, key, selector);
     }
 
     /// Schedules without end.
@@ -199,6 +243,10 @@ impl Scheduler {
         let (namespaces, budgets) = (caches.of::<Namespace>(), caches.of::<PodDisruptionBudget>());
         // Before all pods are known, nodes would look empty.
         tokio::join!(nodes.synced(), namespaces.synced(), pods.synced());
+        let (services, sets) = (caches.of::<Service>(), caches.of::<StatefulSet>());
+        let (rcs, rss) = (caches.of::<ReplicationController>(), caches.of::<ReplicaSet>());
+        tokio::join!(services.synced(), rcs.synced(), rss.synced(), sets.synced());
+        Self::storage_synced(caches).await;
         let mut start = 0;
         loop {
             let woken = self.wake.notified();
@@ -218,8 +266,7 @@ impl Scheduler {
             };
             match pods.get(&key) {
                 Some(pod) if self.is_mine(&pod) => {
-                    self.one(key, pod, start, &budgets);
-                    start += 1;
+                    start += self.one(key, pod, start, &budgets);
                     // Other tasks of this thread get their turn.
                     tokio::task::yield_now().await;
                 }
@@ -230,70 +277,75 @@ impl Scheduler {
 
     /// A pod that waits for us: not placed, not ending.
     fn is_mine(&self, pod: &Pod) -> bool {
-        let Some(spec) = &pod.spec else { return false };
-        let name = spec.scheduler_name.as_deref().unwrap_or_default();
-        spec.node_name.as_deref().unwrap_or_default().is_empty()
+        let node = pod.spec.as_ref().and_then(|s| s.node_name.as_deref());
+        node.unwrap_or_default().is_empty()
             && pod.metadata.deletion_timestamp.is_none()
-            && self.schedulers.iter().any(|s| s == name)
+            && self.profile(pod).is_some()
     }
 
+    /// Schedules one pod; how many nodes were looked at.
     fn one(
         self: &Arc<Self>,
         key: Key,
         pod: Arc<Pod>,
         start: usize,
         budgets: &Cache<PodDisruptionBudget>,
-    ) {
+    ) -> usize {
         let info = Arc::new(PodInfo::new(Arc::clone(&pod)));
         let mut state = self.state.lock();
-        if state.snapshot.is_assumed(&info.uid) {
-            state.queue.remove(&key);
-            return;
-        }
+        let profile = match self.profile(&pod) {
+            Some(profile) if !state.snapshot.is_assumed(&info.uid) => profile,
+            _ => {
+                state.queue.remove(&key);
+                return 0;
+            }
+        };
         let random = |n: usize| rand::random_range(0..n);
-        let why = match cycle::schedule_share(
-            &self.plugins,
-            &state.snapshot,
-            &info,
-            (start, self.percentage),
-            random,
-        ) {
+        let (found, seen) = cycle::look(profile, &state.snapshot, &info, start, random);
+        let why = match found {
             Ok(node) => {
                 state.snapshot.assume(&info, &node);
+                let mut reserving = profile.reserve.iter().filter_map(|p| p.reserve());
+                let reserved =
+                    reserving.try_for_each(|p| p.reserve(&info, &node, &mut state.snapshot));
                 drop(state);
                 let me = Arc::clone(self);
-                self.tasks.spawn(async move { me.bind(key, info, node).await });
-                return;
+                self.tasks.spawn(async move { me.bind(key, info, node, reserved).await });
+                return seen;
             }
-            Err(why) => why,
+            Err(why) => *why,
         };
-        let (why, sacrifice) = self.preempt(&mut state, &info, why, &budgets.list(), start);
-        state.queue.refused(&key, &why.plugins, &self.all(), Timestamp::now());
+        let budgets = budgets.list();
+        let (why, sacrifice) = self.preempt(&mut state, profile, &info, why, (&budgets, start));
+        let helps = |plugins: &[&'static str], event| profile.helps(plugins, event);
+        state.queue.refused(&key, &why.plugins, helps, Timestamp::now());
         let nominated = state.snapshot.nominated(&info.uid).map(str::to_owned);
         drop(state);
         self.metrics.unschedulable.fetch_add(1, Ordering::Relaxed);
         let me = Arc::clone(self);
         self.tasks.spawn(async move {
-            me.tell(&pod, &why, nominated).await;
+            me.tell(&pod, "Unschedulable", why.message(), nominated).await;
             if let Some(sacrifice) = sacrifice {
                 me.sacrifice(&pod, sacrifice).await;
             }
         });
+        seen
     }
 
     /// Looks for a node that others can be sent away from, and keeps it for the pod.
     fn preempt(
         &self,
         state: &mut State,
+        profile: &Profile,
         info: &Arc<PodInfo>,
         mut why: Unschedulable,
-        budgets: &[Arc<PodDisruptionBudget>],
-        start: usize,
+        (budgets, start): (&[Arc<PodDisruptionBudget>], usize),
     ) -> (Unschedulable, Option<Sacrifice>) {
-        if why.nodes == 0 {
-            return (why, None);
-        }
-        match preemption::preempt(&self.plugins, &state.snapshot, info, &why, budgets, start) {
+        let plugin = profile.post_filter.iter().find_map(|p| p.post_filter());
+        let Some(plugin) = plugin.filter(|_| why.nodes > 0) else { return (why, None) };
+        let snapshot = &state.snapshot;
+        let refused = Refused { profile, snapshot, pod: info, why: &why, budgets, start };
+        match plugin.make_room(&refused) {
             Ok(preemption) => {
                 // Lower ones that waited for the same room look elsewhere.
                 let lower = state.snapshot.nominated_below(&preemption.node, info.priority());
@@ -365,52 +417,15 @@ impl Scheduler {
         }
     }
 
-    async fn bind(&self, key: Key, info: Arc<PodInfo>, node: String) {
-        let result = self.post_binding(&key, &info, &node).await;
-        let mut state = self.state.lock();
-        match result {
-            Ok(()) => {
-                state.queue.remove(&key);
-                drop(state);
-                self.metrics.scheduled.fetch_add(1, Ordering::Relaxed);
-                let message = format!("Successfully assigned {key} to {node}");
-                self.recorder.event(reference(&*info.pod), EventType::Normal, "Scheduled", message);
-            }
-            Err(error) => {
-                state.snapshot.forget(&info.uid);
-                state.queue.failed(&key, Timestamp::now());
-                drop(state);
-                self.metrics.errors.fetch_add(1, Ordering::Relaxed);
-                tracing::warn!(pod = %key, node, error = client::brief(&error), "binding");
-                self.wake.notify_one();
-            }
-        }
-    }
-
-    async fn post_binding(&self, key: &Key, info: &PodInfo, node: &str) -> anyhow::Result<()> {
-        let pods: Api<Pod> = Api::namespaced(self.client.clone(), &key.namespace);
-        let binding = json!({
-            "apiVersion": "v1", "kind": "Binding",
-            "metadata": {"name": key.name, "namespace": key.namespace, "uid": info.uid},
-            "target": {"apiVersion": "v1", "kind": "Node", "name": node},
-        });
-        let _: serde_json::Value = pods
-            .create_subresource("binding", &key.name, &PostParams::default(), &binding)
-            .await
-            .context("binding rejected")?;
-        Ok(())
-    }
-
     /// Tells a pod's owner why it waits: an event, and the condition PodScheduled.
-    async fn tell(&self, pod: &Pod, why: &Unschedulable, nominated: Option<String>) {
-        let message = why.message();
+    async fn tell(&self, pod: &Pod, reason: &str, message: String, nominated: Option<String>) {
         let about = reference(pod);
         self.recorder.event(about, EventType::Warning, "FailedScheduling", message.clone());
         let conditions = pod.status.as_ref().and_then(|s| s.conditions.as_deref());
         let have = conditions.unwrap_or_default().iter().find(|c| c.type_ == "PodScheduled");
         let same = have.is_some_and(|c| {
             c.status == "False"
-                && c.reason.as_deref() == Some("Unschedulable")
+                && c.reason.as_deref() == Some(reason)
                 && c.message.as_deref() == Some(message.as_str())
         });
         let kept = pod.status.as_ref().and_then(|s| s.nominated_node_name.clone());
@@ -423,7 +438,7 @@ impl Scheduler {
             None => json!(Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string()),
         };
         let mut condition = json!({
-            "type": "PodScheduled", "status": "False", "reason": "Unschedulable",
+            "type": "PodScheduled", "status": "False", "reason": reason,
             "message": message, "lastTransitionTime": since,
         });
         if let Some(generation) = pod.metadata.generation {
@@ -442,7 +457,8 @@ impl Scheduler {
     }
 
     fn event(&self, state: &mut State, event: ClusterEvent) {
-        state.queue.event(event, &self.all(), Timestamp::now());
+        let helps = |plugins: &[&'static str], event| self.helps(plugins, event);
+        state.queue.event(event, helps, Timestamp::now());
         self.wake.notify_one();
     }
 
@@ -478,6 +494,7 @@ impl Scheduler {
             let old = change.old.and_then(|p| p.metadata.uid.as_deref());
             state.snapshot.remove_pod(old.unwrap_or_default());
             state.queue.remove(change.key);
+            self.storage.notify_waiters();
             return self.event(&mut state, ClusterEvent::PodGone);
         };
         if let Some(old) = change.old.filter(|old| old.metadata.uid != pod.metadata.uid) {
@@ -499,7 +516,7 @@ impl Scheduler {
             if state.snapshot.is_assumed(&info.uid) {
                 return;
             }
-            let gated = self.plugins.iter().any(|w| w.plugin.enqueue(&info).is_err());
+            let gated = self.profile(pod).is_some_and(|p| p.enqueue(&info).is_err());
             match gated {
                 true => state.queue.remove(change.key),
                 // Only what the pod wants can matter, not what is reported of it.

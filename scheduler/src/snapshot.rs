@@ -2,6 +2,9 @@
 //!
 //! Pods that were given a node but are not bound yet are assumed: they count until the binding
 //! fails or the cache shows them.
+//!
+//! It is laid out for plugins that look at all nodes or all pods for each pod: nodes have numbers,
+//! and placed pods that are alike to such plugins are counted together ([`Kin`]).
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
@@ -10,9 +13,13 @@ use apimachinery::amounts::Combine;
 use client::Key;
 use client::lean::Pod;
 use k8s_openapi::api::core::v1::Node;
+use parking_lot::Mutex;
 
+use crate::owners::Owners;
 use crate::resources::{PodRequests, Resources, of_pod};
 use crate::selectors::Labels;
+use crate::topology::Topology;
+use crate::volumes::Volumes;
 
 /// A pod with what plugins ask of it often.
 #[derive(Clone, Debug)]
@@ -22,9 +29,13 @@ pub struct PodInfo {
     pub uid: String,
     pub requests: PodRequests,
     pub ports: Vec<HostPort>,
+    /// Names of the claims of its volumes; whether each is made for the pod (KEP-1698).
+    pub claims: Vec<(String, bool)>,
     /// Has (anti-)affinity to other pods.
     pub affinity: bool,
     pub required_anti_affinity: bool,
+    /// What other pods' constraints and its own can tell it by: those of the same are [`Kin`].
+    kin: Arc<str>,
 }
 
 /// A port of the node that a pod wants.
@@ -57,8 +68,10 @@ impl PodInfo {
             uid: pod.metadata.uid.clone().unwrap_or_default(),
             requests: of_pod(&pod),
             ports: ports(&pod),
+            claims: claims(&pod),
             affinity: affinity.is_some_and(|a| a.pod_affinity.is_some()) || anti.is_some(),
             required_anti_affinity: required.is_some_and(|terms| !terms.is_empty()),
+            kin: kin(&pod),
             pod,
         }
     }
@@ -78,6 +91,29 @@ impl PodInfo {
     pub fn node_name(&self) -> Option<&str> {
         self.pod.spec.as_ref()?.node_name.as_deref().filter(|n| !n.is_empty())
     }
+}
+
+/// Namespace, labels, whether it is ending, and (anti-)affinity, as text.
+fn kin(pod: &Pod) -> Arc<str> {
+    let meta = &pod.metadata;
+    let affinity = pod.spec.as_ref().and_then(|s| s.affinity.as_ref());
+    let affinity = affinity.map(|a| (&a.pod_affinity, &a.pod_anti_affinity));
+    let ending = meta.deletion_timestamp.is_some();
+    // Typed objects are always JSON.
+    serde_json::to_string(&(&meta.namespace, &meta.labels, ending, affinity))
+        .unwrap_or_default()
+        .into()
+}
+
+fn claims(pod: &Pod) -> Vec<(String, bool)> {
+    let volumes = pod.spec.iter().flat_map(|s| s.volumes.iter().flatten());
+    let name = pod.metadata.name.as_deref().unwrap_or_default();
+    let claims = volumes.filter_map(|v| match (&v.persistent_volume_claim, &v.ephemeral) {
+        (Some(claim), _) => Some((claim.claim_name.clone(), false)),
+        (None, Some(_)) => Some((format!("{name}-{}", v.name), true)),
+        (None, None) => None,
+    });
+    claims.collect()
 }
 
 fn ports(pod: &Pod) -> Vec<HostPort> {
@@ -109,6 +145,8 @@ pub struct NodeInfo {
     pub scored: (i64, i64),
     /// Image name to bytes.
     pub images: HashMap<String, i64>,
+    /// Its number among the nodes; another's, once it and its pods are gone.
+    pub slot: usize,
 }
 
 impl NodeInfo {
@@ -136,7 +174,7 @@ impl NodeInfo {
         self.node = Some(node);
     }
 
-    fn add(&mut self, pod: Arc<PodInfo>) {
+    pub fn add(&mut self, pod: Arc<PodInfo>) {
         self.remove(&pod.uid);
         self.requested.add(&pod.requests.asked);
         self.scored.0 += pod.requests.scored.0;
@@ -144,7 +182,7 @@ impl NodeInfo {
         self.pods.insert(pod.uid.clone(), pod);
     }
 
-    fn remove(&mut self, uid: &str) {
+    pub fn remove(&mut self, uid: &str) {
         if let Some(pod) = self.pods.remove(uid) {
             self.requested.subtract(&pod.requests.asked);
             self.scored.0 -= pod.requests.scored.0;
@@ -153,55 +191,184 @@ impl NodeInfo {
     }
 }
 
+/// Placed pods of one namespace with the same labels and (anti-)affinity, ending or not.
+#[derive(Debug)]
+pub struct Kin {
+    /// One of them.
+    pub one: Arc<PodInfo>,
+    /// The node's slot to how many of them are there.
+    nodes: HashMap<usize, i64>,
+}
+
+impl Kin {
+    /// Slots of nodes, and how many of these pods are there.
+    pub fn places(&self) -> impl Iterator<Item = (usize, i64)> + Clone {
+        self.nodes.iter().map(|(slot, n)| (*slot, *n))
+    }
+}
+
+/// So many topology keys are remembered: pods may name any.
+const MOST_TOPOLOGIES: usize = 64;
+
 /// The whole cluster.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug, Default)]
 pub struct Snapshot {
-    nodes: BTreeMap<String, NodeInfo>,
-    /// Pod uid to the node it counts on.
-    placed: HashMap<String, String>,
+    slots: Vec<NodeInfo>,
+    index: HashMap<String, usize>,
+    free: Vec<usize>,
+    /// Region and zone to the slots of nodes that exist.
+    zones: BTreeMap<(String, String), Vec<usize>>,
+    kins: HashMap<Arc<str>, Kin>,
+    topologies: Mutex<HashMap<String, Arc<Topology>>>,
+    /// Pod uid to the slot of the node it counts on.
+    placed: HashMap<String, usize>,
     /// Of those, the ones that are only assumed.
     assumed: HashSet<String>,
     pub namespaces: HashMap<String, Labels>,
+    pub owners: Owners,
+    pub volumes: Volumes,
+    /// Claim to the number of placed pods that use it.
+    claim_users: HashMap<Key, usize>,
+    /// Image name to the number of nodes that have it.
+    images: HashMap<String, usize>,
     /// Pods that wait for others to leave a node, by uid, with that node.
     nominated: HashMap<String, (String, Arc<PodInfo>)>,
     /// How many pods have (anti-)affinity to others: none is the common case.
     with_affinity: usize,
 }
 
+fn zone(node: &Node) -> (String, String) {
+    let label = |key: &str| {
+        let labels = node.metadata.labels.as_ref();
+        labels.and_then(|l| l.get(key)).cloned().unwrap_or_default()
+    };
+    (label("topology.kubernetes.io/region"), label("topology.kubernetes.io/zone"))
+}
+
 impl Snapshot {
-    /// Nodes that exist, by name.
+    /// Nodes that exist: one of each zone in turn, so that a part of them is of all zones.
     pub fn nodes(&self) -> impl Iterator<Item = &NodeInfo> {
-        self.nodes.values().filter(|n| n.node.is_some())
+        let longest = self.zones.values().map(Vec::len).max().unwrap_or(0);
+        let turn = move |i| self.zones.values().filter_map(move |slots| slots.get(i));
+        (0..longest).flat_map(turn).map(|slot| &self.slots[*slot])
     }
 
     pub fn node(&self, name: &str) -> Option<&NodeInfo> {
-        self.nodes.get(name).filter(|n| n.node.is_some())
+        self.index.get(name).map(|slot| &self.slots[*slot]).filter(|n| n.node.is_some())
     }
 
     pub fn len(&self) -> usize {
-        self.nodes().count()
+        self.zones.values().map(Vec::len).sum()
     }
 
     pub fn is_empty(&self) -> bool {
-        self.len() == 0
+        self.zones.is_empty()
+    }
+
+    /// Nodes' slots are below this.
+    pub fn slots(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// All placed pods, those that are alike together.
+    pub fn kins(&self) -> impl Iterator<Item = &Kin> {
+        self.kins.values()
+    }
+
+    /// The domains of a topology key.
+    pub fn topology(&self, key: &str) -> Arc<Topology> {
+        let mut known = self.topologies.lock();
+        if let Some(topology) = known.get(key) {
+            return Arc::clone(topology);
+        }
+        if known.len() >= MOST_TOPOLOGIES {
+            known.clear();
+        }
+        let topology = Arc::new(Topology::new(key, self.slots.len(), self.nodes()));
+        known.insert(key.to_owned(), Arc::clone(&topology));
+        topology
+    }
+
+    /// The slot of a node, of whom there may be but pods yet.
+    fn slot(&mut self, name: &str) -> usize {
+        if let Some(slot) = self.index.get(name) {
+            return *slot;
+        }
+        let slot = self.free.pop().unwrap_or_else(|| {
+            self.slots.push(NodeInfo::default());
+            self.slots.len() - 1
+        });
+        self.slots[slot] = NodeInfo { slot, ..NodeInfo::default() };
+        self.index.insert(name.to_owned(), slot);
+        slot
+    }
+
+    /// Gives the slot of a node up of which nothing is left.
+    fn release(&mut self, slot: usize) {
+        let info = &self.slots[slot];
+        if info.node.is_none() && info.pods.is_empty() {
+            self.index.retain(|_, s| *s != slot);
+            self.free.push(slot);
+        }
+    }
+
+    fn enter_zone(&mut self, slot: usize, there: bool) {
+        let Some(node) = &self.slots[slot].node else { return };
+        let zone = zone(node);
+        let slots = self.zones.entry(zone.clone()).or_default();
+        match there {
+            true => slots.push(slot),
+            false => slots.retain(|s| *s != slot),
+        }
+        if slots.is_empty() {
+            self.zones.remove(&zone);
+        }
     }
 
     pub fn any_affinity(&self) -> bool {
         self.with_affinity > 0
     }
 
-    pub fn set_node(&mut self, name: &str, node: Option<Arc<Node>>) {
-        match node {
-            Some(node) => self.nodes.entry(name.to_owned()).or_default().set_node(node),
-            None => {
-                if let Some(info) = self.nodes.get_mut(name) {
-                    info.node = None;
-                    if info.pods.is_empty() {
-                        self.nodes.remove(name);
-                    }
-                }
+    /// How many nodes have an image.
+    pub fn nodes_with_image(&self, name: &str) -> usize {
+        self.images.get(name).copied().unwrap_or(0)
+    }
+
+    fn count_images(&mut self, images: &HashMap<String, i64>, there: bool) {
+        for name in images.keys() {
+            let n = self.images.entry(name.clone()).or_insert(0);
+            *n = if there { *n + 1 } else { n.saturating_sub(1) };
+            if *n == 0 {
+                self.images.remove(name);
             }
         }
+    }
+
+    pub fn set_node(&mut self, name: &str, node: Option<Arc<Node>>) {
+        if node.is_none() && !self.index.contains_key(name) {
+            return;
+        }
+        let slot = self.slot(name);
+        let labels = |n: &Option<Arc<Node>>| n.as_ref().map(|n| n.metadata.labels.clone());
+        let moved = labels(&self.slots[slot].node) != labels(&node);
+        let images = std::mem::take(&mut self.slots[slot].images);
+        self.count_images(&images, false);
+        if moved {
+            self.topologies.get_mut().clear();
+            self.enter_zone(slot, false);
+        }
+        match node {
+            Some(node) => {
+                self.slots[slot].set_node(node);
+                let images = self.slots[slot].images.clone();
+                self.count_images(&images, true);
+            }
+            None => self.slots[slot].node = None,
+        }
+        if moved {
+            self.enter_zone(slot, true);
+        }
+        self.release(slot);
     }
 
     /// Brings in a pod as the cache has it. A finished pod, or one without a node, counts nowhere;
@@ -242,11 +409,6 @@ impl Snapshot {
         self.assumed.contains(uid)
     }
 
-    /// Puts back what [`Snapshot::remove_pod`] took, in a trial.
-    pub fn restore(&mut self, pod: &Arc<PodInfo>, node: &str) {
-        self.place(node, Arc::clone(pod));
-    }
-
     /// Keeps a node's room for a pod, from those that are not above it.
     pub fn nominate(&mut self, pod: &Arc<PodInfo>, node: &str) {
         self.nominated.insert(pod.uid.clone(), (node.to_owned(), Arc::clone(pod)));
@@ -267,47 +429,78 @@ impl Snapshot {
         there.map(|(_, p)| Arc::clone(p)).collect()
     }
 
-    /// The node as it will be for `pod` when those have come for whom it is kept; `None` when
-    /// there are none.
-    pub fn crowded(&self, node: &NodeInfo, pod: &PodInfo) -> Option<NodeInfo> {
-        let mut coming = self
-            .nominated
-            .values()
-            .filter(|(n, p)| n == node.name() && p.uid != pod.uid && p.priority() >= pod.priority())
-            .peekable();
-        coming.peek()?;
-        let mut crowded = node.clone();
-        coming.for_each(|(_, p)| crowded.add(Arc::clone(p)));
-        Some(crowded)
+    /// Pods that come to a node before this one: it is kept for them.
+    pub fn coming(&self, node: &str, pod: &PodInfo) -> Vec<Arc<PodInfo>> {
+        if self.nominated.is_empty() {
+            return Vec::new();
+        }
+        let before = |(n, p): &&(String, Arc<PodInfo>)| {
+            n == node && p.uid != pod.uid && p.priority() >= pod.priority()
+        };
+        self.nominated.values().filter(before).map(|(_, p)| Arc::clone(p)).collect()
     }
 
     fn place(&mut self, node: &str, pod: Arc<PodInfo>) {
         self.nominated.remove(&pod.uid);
-        if let Some(before) = self.placed.get(&pod.uid)
-            && before != node
-        {
-            self.remove_pod(&pod.uid.clone());
+        self.displace(&pod.uid);
+        let slot = self.slot(node);
+        self.placed.insert(pod.uid.clone(), slot);
+        self.count(&pod, slot, true);
+        self.slots[slot].add(pod);
+    }
+
+    fn displace(&mut self, uid: &str) {
+        let Some(slot) = self.placed.remove(uid) else { return };
+        if let Some(pod) = self.slots[slot].pods.get(uid).cloned() {
+            self.count(&pod, slot, false);
+            self.slots[slot].remove(uid);
         }
-        let had = self.placed.insert(pod.uid.clone(), node.to_owned()).is_some();
-        if pod.affinity && !had {
-            self.with_affinity += 1;
+        self.release(slot);
+    }
+
+    fn count(&mut self, pod: &Arc<PodInfo>, slot: usize, there: bool) {
+        self.count_claims(pod, there);
+        let affinity = usize::from(pod.affinity);
+        if there {
+            self.with_affinity += affinity;
+            let new = || Kin { one: Arc::clone(pod), nodes: HashMap::new() };
+            let kin = self.kins.entry(Arc::clone(&pod.kin)).or_insert_with(new);
+            *kin.nodes.entry(slot).or_insert(0) += 1;
+            return;
         }
-        self.nodes.entry(node.to_owned()).or_default().add(pod);
+        self.with_affinity -= affinity;
+        let Some(kin) = self.kins.get_mut(&pod.kin) else { return };
+        if let Some(n) = kin.nodes.get_mut(&slot) {
+            *n -= 1;
+            if *n == 0 {
+                kin.nodes.remove(&slot);
+            }
+        }
+        if kin.nodes.is_empty() {
+            self.kins.remove(&pod.kin);
+        }
+    }
+
+    /// How many placed pods use a claim.
+    pub fn users_of_claim(&self, claim: &Key) -> usize {
+        self.claim_users.get(claim).copied().unwrap_or(0)
+    }
+
+    fn count_claims(&mut self, pod: &PodInfo, there: bool) {
+        for (name, _) in &pod.claims {
+            let key = Key::new(pod.namespace(), name);
+            let n = self.claim_users.entry(key.clone()).or_insert(0);
+            *n = if there { *n + 1 } else { n.saturating_sub(1) };
+            if *n == 0 {
+                self.claim_users.remove(&key);
+            }
+        }
     }
 
     pub fn remove_pod(&mut self, uid: &str) {
         self.assumed.remove(uid);
         self.nominated.remove(uid);
-        let Some(node) = self.placed.remove(uid) else { return };
-        if let Some(info) = self.nodes.get_mut(&node) {
-            if info.pods.get(uid).is_some_and(|p| p.affinity) {
-                self.with_affinity -= 1;
-            }
-            info.remove(uid);
-            if info.pods.is_empty() && info.node.is_none() {
-                self.nodes.remove(&node);
-            }
-        }
+        self.displace(uid);
     }
 }
 
@@ -373,6 +566,51 @@ pub mod tests {
         snapshot.assume(&waiting, "n");
         snapshot.forget("p");
         assert_eq!(used(&snapshot), 0);
+    }
+
+    #[test]
+    fn nodes_come_from_all_zones_in_turn_and_leave_their_slots() {
+        let mut snapshot = Snapshot::default();
+        let zone = |zone: &str| json!({"labels": {"topology.kubernetes.io/zone": zone}});
+        for (name, place) in [("a1", "a"), ("a2", "a"), ("a3", "a"), ("b1", "b")] {
+            snapshot.set_node(name, Some(node(name, zone(place))));
+        }
+        let names = |s: &Snapshot| s.nodes().map(|n| n.name().to_owned()).collect::<Vec<_>>();
+        assert_eq!(names(&snapshot), ["a1", "b1", "a2", "a3"]);
+        let domains = |s: &Snapshot| s.topology("topology.kubernetes.io/zone").len();
+        assert_eq!(domains(&snapshot), 2);
+        snapshot.set_pod(&pod("p", json!({"nodeName": "b1"})));
+        snapshot.set_node("b1", None);
+        assert_eq!((names(&snapshot).join(" ").as_str(), domains(&snapshot)), ("a1 a2 a3", 1));
+        snapshot.remove_pod("p");
+        snapshot.set_node("c1", Some(node("c1", zone("c"))));
+        assert_eq!((snapshot.slots(), names(&snapshot)[1].as_str()), (4, "c1"), "a slot again");
+        snapshot.set_node("c1", Some(node("c1", zone("a"))));
+        assert_eq!((names(&snapshot).join(" ").as_str(), domains(&snapshot)), ("a1 a2 a3 c1", 1));
+    }
+
+    #[test]
+    fn pods_that_are_alike_are_counted_together() {
+        let mut snapshot = Snapshot::default();
+        snapshot.set_node("n", Some(node("n", json!({}))));
+        let told = |s: &Snapshot| {
+            let mut all: Vec<String> = s
+                .kins()
+                .map(|k| format!("{:?} {}", k.one.labels(), k.places().map(|p| p.1).sum::<i64>()))
+                .collect();
+            all.sort();
+            all.join(", ")
+        };
+        let web = |name: &str| labelled(name, json!({"a": "web"}), json!({"nodeName": "n"}));
+        snapshot.set_pod(&web("1"));
+        snapshot.set_pod(&web("2"));
+        snapshot.set_pod(&web("2"));
+        assert_eq!(told(&snapshot), "Some({\"a\": \"web\"}) 2");
+        snapshot.set_pod(&labelled("2", json!({"a": "db"}), json!({"nodeName": "n"})));
+        assert_eq!(told(&snapshot), "Some({\"a\": \"db\"}) 1, Some({\"a\": \"web\"}) 1");
+        snapshot.remove_pod("1");
+        snapshot.remove_pod("2");
+        assert_eq!(told(&snapshot), "");
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! SchedulingGates: a pod with gates waits until they are gone (KEP-3521).
 
-use crate::framework::{ClusterEvent, Plugin, Prepared, Refusal};
-use crate::snapshot::{PodInfo, Snapshot};
+use crate::framework::{Plugin, PreEnqueue, Refusal};
+use crate::snapshot::PodInfo;
 
 pub struct SchedulingGates;
 
@@ -10,6 +10,12 @@ impl Plugin for SchedulingGates {
         "SchedulingGates"
     }
 
+    fn pre_enqueue(&self) -> Option<&dyn PreEnqueue> {
+        Some(self)
+    }
+}
+
+impl PreEnqueue for SchedulingGates {
     fn enqueue(&self, pod: &PodInfo) -> Result<(), Refusal> {
         let gates = pod.pod.spec.as_ref().and_then(|s| s.scheduling_gates.as_deref());
         match gates.unwrap_or_default() {
@@ -20,17 +26,5 @@ impl Plugin for SchedulingGates {
                 Err(Refusal::unresolvable(format!("waiting for scheduling gates: [{names}]")))
             }
         }
-    }
-
-    fn prepare<'a>(
-        &self,
-        _pod: &'a PodInfo,
-        _snapshot: &'a Snapshot,
-    ) -> Result<Option<Box<dyn Prepared + 'a>>, Refusal> {
-        Ok(None)
-    }
-
-    fn helps(&self, _event: ClusterEvent) -> bool {
-        false
     }
 }

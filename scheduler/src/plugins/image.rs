@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use crate::framework::{ClusterEvent, MAX_SCORE, Plugin, Prepared, Refusal};
+use crate::framework::{MAX_SCORE, Plugin, PreScore, Score};
 use crate::snapshot::{NodeInfo, PodInfo, Snapshot};
 
 /// Images count from this size on, up to that for each container (upstream's 23 MB and 1 GB).
@@ -22,28 +22,32 @@ impl Plugin for ImageLocality {
         "ImageLocality"
     }
 
+    fn pre_score(&self) -> Option<&dyn PreScore> {
+        Some(self)
+    }
+}
+
+impl PreScore for ImageLocality {
     fn prepare<'a>(
-        &self,
+        &'a self,
         pod: &'a PodInfo,
         snapshot: &'a Snapshot,
-    ) -> Result<Option<Box<dyn Prepared + 'a>>, Refusal> {
-        let Some(spec) = &pod.pod.spec else { return Ok(None) };
+        _nodes: &[&NodeInfo],
+    ) -> Option<Box<dyn Score + 'a>> {
+        let spec = pod.pod.spec.as_ref()?;
         let all = spec.containers.iter().chain(spec.init_containers.iter().flatten());
         let names: Vec<String> = all.filter_map(|c| c.image.as_deref()).map(normalize).collect();
         let nodes = snapshot.len().max(1);
         let share = |name: &String| {
-            let have = snapshot.nodes().filter(|n| n.images.contains_key(name)).count();
+            let have = snapshot.nodes_with_image(name);
             #[expect(clippy::cast_precision_loss, reason = "a share")]
             let share = have as f64 / nodes as f64;
-            (name.clone(), share)
+            (have > 0).then(|| (name.clone(), share))
         };
         let containers = i64::try_from(names.len()).unwrap_or(i64::MAX).max(1);
-        let wanted = names.iter().map(share).collect();
-        Ok(Some(Box::new(Images { wanted, containers })))
-    }
-
-    fn helps(&self, _event: ClusterEvent) -> bool {
-        false
+        let wanted: HashMap<String, f64> = names.iter().filter_map(share).collect();
+        // Nobody has any: all are as good.
+        (!wanted.is_empty()).then(|| Box::new(Images { wanted, containers }) as Box<dyn Score>)
     }
 }
 
@@ -56,7 +60,7 @@ fn normalize(name: &str) -> String {
     }
 }
 
-impl Prepared for Images {
+impl Score for Images {
     #[expect(
         clippy::cast_possible_truncation,
         clippy::cast_precision_loss,

@@ -1,37 +1,57 @@
 //! InterPodAffinity: near or far from other pods, by topology.
 
-use std::collections::{BTreeSet, HashMap};
-use std::sync::Arc;
+use std::collections::HashMap;
 
 use k8s_openapi::api::core::v1::{Affinity, PodAffinityTerm};
 
-use crate::framework::{ClusterEvent, MAX_SCORE, Plugin, Prepared, Refusal};
+use crate::args::InterPodArgs;
+use crate::framework::{
+    ClusterEvent, Filter, MAX_SCORE, Plugin, PreFilter, PreScore, Refusal, Score,
+};
 use crate::selectors::{Labels, matches};
 use crate::snapshot::{NodeInfo, PodInfo, Snapshot};
+use crate::topology::Tally;
 
-pub struct InterPodAffinity;
-
-/// Topology key and value to a count or weight.
-type Pairs = HashMap<(String, String), i64>;
-
-/// Weight of required affinity of pods that are there already, as upstream's default
-/// `hardPodAffinityWeight`.
-const HARD_WEIGHT: i64 = 1;
-
-struct State<'a> {
-    pod: &'a PodInfo,
-    affinity: Vec<&'a PodAffinityTerm>,
-    anti: Vec<&'a PodAffinityTerm>,
-    /// Places of pods that all affinity terms are about.
-    wanted: Pairs,
-    /// Places of pods that an anti-affinity term is about.
-    shunned: Pairs,
-    /// Places whose pods will not have this one near.
-    shunning: Pairs,
-    /// The first of a group that wants to be near its own kind may go anywhere.
-    first: bool,
-    scores: Pairs,
+pub struct InterPodAffinity {
+    /// Weight of required affinity of pods that are there already.
+    hard_weight: i64,
+    /// Pods without preferences do not look at those of others.
+    ignore_preferences: bool,
 }
+
+impl InterPodAffinity {
+    pub fn new(args: &InterPodArgs) -> Self {
+        Self {
+            hard_weight: i64::from(args.hard_pod_affinity_weight),
+            ignore_preferences: args.ignore_preferred_terms_of_existing_pods,
+        }
+    }
+}
+
+/// Sums by topology key.
+type Sums = HashMap<String, Tally>;
+
+/// The sums of a key.
+fn of<'s>(sums: &'s mut Sums, key: &str, snapshot: &Snapshot) -> &'s mut Tally {
+    sums.entry(key.to_owned()).or_insert_with(|| Tally::new(snapshot, key))
+}
+
+/// What a pod demands of others, and they of it, counted.
+struct Demands<'a> {
+    pod: &'a PodInfo,
+    snapshot: &'a Snapshot,
+    /// With places of pods that all of these terms are about.
+    affinity: Vec<(&'a PodAffinityTerm, Tally)>,
+    /// With places of pods that the term is about.
+    anti: Vec<(&'a PodAffinityTerm, Tally)>,
+    /// Places whose pods will not have this one near.
+    shunning: Sums,
+    /// It wants to be near its own kind: the first of them may go anywhere.
+    own_kind: bool,
+}
+
+/// What it prefers, and what others do, counted.
+struct Preferences(Sums);
 
 fn affinity(pod: &PodInfo) -> Option<&Affinity> {
     pod.pod.spec.as_ref()?.affinity.as_deref()
@@ -90,83 +110,83 @@ fn about(
     in_namespace && matches(term.label_selector.as_ref(), other.labels().or(Some(&Labels::new())))
 }
 
-fn count(pairs: &mut Pairs, term: &PodAffinityTerm, node: &NodeInfo, weight: i64) {
-    if let Some(value) = node.label(&term.topology_key) {
-        *pairs.entry((term.topology_key.clone(), value.to_owned())).or_insert(0) += weight;
-    }
-}
-
-fn at(pairs: &Pairs, term: &PodAffinityTerm, node: &NodeInfo) -> i64 {
-    let Some(value) = node.label(&term.topology_key) else { return 0 };
-    pairs.get(&(term.topology_key.clone(), value.to_owned())).copied().unwrap_or(0)
-}
-
-impl<'a> State<'a> {
-    fn new(pod: &'a PodInfo, snapshot: &Snapshot) -> Self {
-        let mut state = Self {
-            pod,
-            affinity: required(pod, false),
-            anti: required(pod, true),
-            wanted: Pairs::new(),
-            shunned: Pairs::new(),
-            shunning: Pairs::new(),
-            first: false,
-            scores: Pairs::new(),
+impl<'a> Demands<'a> {
+    fn new(pod: &'a PodInfo, snapshot: &'a Snapshot) -> Self {
+        let tallied = |anti| {
+            let terms = required(pod, anti).into_iter();
+            terms.map(|t| (t, Tally::new(snapshot, &t.topology_key))).collect::<Vec<_>>()
         };
-        for node in snapshot.nodes() {
-            for other in node.pods.values().filter(|p| p.uid != pod.uid) {
-                state.look_at(other, node, &snapshot.namespaces);
-            }
+        let (affinity, anti) = (tallied(false), tallied(true));
+        let about_itself = affinity.iter().all(|(t, _)| about(t, pod, pod, &snapshot.namespaces));
+        let own_kind = !affinity.is_empty() && about_itself;
+        let mut demands = Self { pod, snapshot, affinity, anti, shunning: Sums::new(), own_kind };
+        for kin in snapshot.kins() {
+            demands.count(&kin.one, kin.places());
         }
-        let own = |t: &&PodAffinityTerm| about(t, pod, pod, &snapshot.namespaces);
-        state.first =
-            state.wanted.is_empty() && !state.affinity.is_empty() && state.affinity.iter().all(own);
-        state
+        demands
     }
 
-    fn look_at(
-        &mut self,
-        other: &Arc<PodInfo>,
-        node: &NodeInfo,
-        namespaces: &HashMap<String, Labels>,
-    ) {
-        let pod = self.pod;
+    fn is_empty(&self) -> bool {
+        self.affinity.is_empty() && self.anti.is_empty() && self.shunning.is_empty()
+    }
+
+    /// Counts pods like this one: so many on each node.
+    fn count(&mut self, other: &PodInfo, places: impl Iterator<Item = (usize, i64)> + Clone) {
+        let (pod, namespaces) = (self.pod, &self.snapshot.namespaces);
         if !self.affinity.is_empty()
-            && self.affinity.iter().all(|t| about(t, pod, other, namespaces))
+            && self.affinity.iter().all(|(t, _)| about(t, pod, other, namespaces))
         {
-            for term in &self.affinity {
-                count(&mut self.wanted, term, node, 1);
+            for (_, wanted) in &mut self.affinity {
+                places.clone().for_each(|(slot, n)| wanted.add(slot, n));
             }
         }
-        for term in self.anti.iter().filter(|t| about(t, pod, other, namespaces)) {
-            count(&mut self.shunned, term, node, 1);
-        }
-        for (term, weight) in preferred(pod, false) {
+        for (term, shunned) in &mut self.anti {
             if about(term, pod, other, namespaces) {
-                count(&mut self.scores, term, node, weight);
+                places.clone().for_each(|(slot, n)| shunned.add(slot, n));
             }
         }
-        for (term, weight) in preferred(pod, true) {
-            if about(term, pod, other, namespaces) {
-                count(&mut self.scores, term, node, -weight);
-            }
-        }
-        if !other.affinity {
+        if !other.required_anti_affinity {
             return;
         }
         for term in required(other, true) {
             if about(term, other, pod, namespaces) {
-                count(&mut self.shunning, term, node, 1);
+                let shunning = of(&mut self.shunning, &term.topology_key, self.snapshot);
+                places.clone().for_each(|(slot, n)| shunning.add(slot, n));
             }
         }
-        let hard = required(other, false).into_iter().map(|t| (t, HARD_WEIGHT));
+    }
+}
+
+impl Preferences {
+    fn new(plugin: &InterPodAffinity, pod: &PodInfo, snapshot: &Snapshot) -> Self {
+        let (mut sums, namespaces) = (Sums::new(), &snapshot.namespaces);
+        let own = preferred(pod, false).into_iter();
+        let own: Vec<_> =
+            own.chain(preferred(pod, true).into_iter().map(|(t, w)| (t, -w))).collect();
+        for kin in snapshot.kins() {
+            let other = &kin.one;
+            let mine = own.iter().copied().filter(|(t, _)| about(t, pod, other, namespaces));
+            let theirs = plugin.terms_of_others(other).into_iter();
+            let theirs = theirs.filter(|(t, _)| about(t, other, pod, namespaces));
+            for (term, weight) in mine.chain(theirs) {
+                let sum = of(&mut sums, &term.topology_key, snapshot);
+                kin.places().for_each(|(slot, n)| sum.add(slot, n * weight));
+            }
+        }
+        Self(sums)
+    }
+}
+
+impl InterPodAffinity {
+    /// The terms of a pod that is there, which count for those that come.
+    fn terms_of_others<'o>(&self, other: &'o PodInfo) -> Vec<(&'o PodAffinityTerm, i64)> {
+        if !other.affinity {
+            return Vec::new();
+        }
+        let hard = required(other, false).into_iter().map(|t| (t, self.hard_weight));
         let soft = preferred(other, false).into_iter();
         let away = preferred(other, true).into_iter().map(|(t, w)| (t, -w));
-        for (term, weight) in hard.chain(soft).chain(away) {
-            if about(term, other, pod, namespaces) {
-                count(&mut self.scores, term, node, weight);
-            }
-        }
+        hard.filter(|(_, w)| *w > 0).chain(soft).chain(away).collect()
     }
 }
 
@@ -175,52 +195,77 @@ impl Plugin for InterPodAffinity {
         "InterPodAffinity"
     }
 
-    fn prepare<'a>(
-        &self,
-        pod: &'a PodInfo,
-        snapshot: &'a Snapshot,
-    ) -> Result<Option<Box<dyn Prepared + 'a>>, Refusal> {
-        if !pod.affinity && !snapshot.any_affinity() {
-            return Ok(None);
-        }
-        Ok(Some(Box::new(State::new(pod, snapshot))))
-    }
-
     fn helps(&self, event: ClusterEvent) -> bool {
         event != ClusterEvent::Other
     }
+
+    fn pre_filter(&self) -> Option<&dyn PreFilter> {
+        Some(self)
+    }
+
+    fn pre_score(&self) -> Option<&dyn PreScore> {
+        Some(self)
+    }
 }
 
-impl Prepared for State<'_> {
+impl PreFilter for InterPodAffinity {
+    fn prepare<'a>(
+        &'a self,
+        pod: &'a PodInfo,
+        snapshot: &'a Snapshot,
+    ) -> Result<Option<Box<dyn Filter + 'a>>, Refusal> {
+        if !pod.affinity && !snapshot.any_affinity() {
+            return Ok(None);
+        }
+        let demands = Demands::new(pod, snapshot);
+        Ok((!demands.is_empty()).then(|| Box::new(demands) as Box<dyn Filter>))
+    }
+}
+
+impl Filter for Demands<'_> {
     fn filter(&self, node: &NodeInfo) -> Result<(), Refusal> {
         // Every term's topology must be there, even for the first of a group.
-        let keyed = |t: &&PodAffinityTerm| node.label(&t.topology_key).is_some();
-        let near = self.affinity.iter().all(keyed)
-            && (self.first || self.affinity.iter().all(|t| at(&self.wanted, t, node) > 0));
-        if !near {
+        let any = || self.affinity.iter().any(|(_, wanted)| wanted.has_any());
+        let keyed = self.affinity.iter().all(|(_, wanted)| wanted.at(node.slot).is_some());
+        let near = |(_, wanted): &(_, Tally)| wanted.at(node.slot).is_some_and(|n| n > 0);
+        if !(keyed && (self.affinity.iter().all(near) || self.own_kind && !any())) {
             return Err(Refusal::unresolvable("node(s) didn't match pod affinity rules"));
         }
-        if self.anti.iter().any(|t| at(&self.shunned, t, node) > 0) {
+        let has = |tally: &Tally| tally.at(node.slot).is_some_and(|n| n > 0);
+        if self.anti.iter().any(|(_, shunned)| has(shunned)) {
             return Err(Refusal::new("node(s) didn't match pod anti-affinity rules"));
         }
-        let shunning = self.shunning.keys().any(|(key, value)| node.label(key) == Some(value));
-        if shunning {
+        if self.shunning.values().any(has) {
             let reason = "node(s) didn't satisfy existing pods anti-affinity rules";
             return Err(Refusal::new(reason));
         }
         Ok(())
     }
 
-    fn score(&self, node: &NodeInfo) -> Option<i64> {
-        if self.scores.is_empty() {
+    fn changed(&mut self, node: &NodeInfo, other: &PodInfo, comes: bool) {
+        self.count(other, std::iter::once((node.slot, if comes { 1 } else { -1 })));
+    }
+}
+
+impl PreScore for InterPodAffinity {
+    fn prepare<'a>(
+        &'a self,
+        pod: &'a PodInfo,
+        snapshot: &'a Snapshot,
+        _nodes: &[&NodeInfo],
+    ) -> Option<Box<dyn Score + 'a>> {
+        let prefers = [false, true].iter().any(|anti| !preferred(pod, *anti).is_empty());
+        if !prefers && (self.ignore_preferences || !snapshot.any_affinity()) {
             return None;
         }
-        let keys: BTreeSet<&String> = self.scores.keys().map(|(key, _)| key).collect();
-        let values = keys.into_iter().filter_map(|key| {
-            let value = node.label(key)?;
-            self.scores.get(&(key.clone(), value.to_owned()))
-        });
-        Some(values.sum())
+        let preferences = Preferences::new(self, pod, snapshot);
+        (!preferences.0.is_empty()).then(|| Box::new(preferences) as Box<dyn Score>)
+    }
+}
+
+impl Score for Preferences {
+    fn score(&self, node: &NodeInfo) -> Option<i64> {
+        Some(self.0.values().filter_map(|sum| sum.at(node.slot)).sum())
     }
 
     fn normalize(&self, scores: &mut [i64]) {
@@ -259,9 +304,48 @@ mod tests {
 
     #[track_caller]
     fn check(snapshot: &Snapshot, pod: &PodInfo, wanted: &[&str]) {
-        let prepared = InterPodAffinity.prepare(pod, snapshot).expect("fits").expect("says");
+        let plugin = InterPodAffinity::new(&InterPodArgs::default());
+        let prepared = PreFilter::prepare(&plugin, pod, snapshot).expect("fits").expect("says");
         let fits = snapshot.nodes().filter(|n| prepared.filter(n).is_ok());
         assert_eq!(fits.map(NodeInfo::name).collect::<Vec<_>>(), wanted);
+    }
+
+    #[test]
+    fn others_that_go_make_room_in_a_trial() {
+        let mut snapshot = zones();
+        let web = labelled("w", json!({"app": "web"}), json!({}));
+        snapshot.assume(&web, "n1");
+        let far = labelled("p", json!({}), affinity("podAntiAffinity", term("web", "zone")));
+        let plugin = InterPodAffinity::new(&InterPodArgs::default());
+        let mut trial = PreFilter::prepare(&plugin, &far, &snapshot).expect("fits").expect("says");
+        let node = snapshot.node("n2").expect("a node");
+        for (comes, fits) in [(false, true), (true, false)] {
+            trial.changed(snapshot.node("n1").expect("a node"), &web, comes);
+            assert_eq!(trial.filter(node).is_ok(), fits, "{comes}");
+        }
+    }
+
+    #[test]
+    fn preferences_of_others_count_as_the_profile_says() {
+        let mut snapshot = zones();
+        let preferring = json!({"affinity": {"podAffinity": {
+            "requiredDuringSchedulingIgnoredDuringExecution": term("web", "zone"),
+            "preferredDuringSchedulingIgnoredDuringExecution":
+                [{"weight": 10, "podAffinityTerm": term("web", "zone")[0]}]}}});
+        snapshot.assume(&labelled("fan", json!({}), preferring), "n1");
+        let web = labelled("w", json!({"app": "web"}), json!({}));
+        for (args, wanted) in [
+            (json!({}), Some(11)),
+            (json!({"hardPodAffinityWeight": 5}), Some(15)),
+            (json!({"hardPodAffinityWeight": 0}), Some(10)),
+            (json!({"ignorePreferredTermsOfExistingPods": true}), None),
+        ] {
+            let plugin = serde_json::from_value(args.clone()).expect("arguments");
+            let plugin = InterPodAffinity::new(&plugin);
+            let prepared = PreScore::prepare(&plugin, &web, &snapshot, &[]);
+            let score = prepared.and_then(|p| p.score(snapshot.node("n2").expect("a node")));
+            assert_eq!(score, wanted, "{args}");
+        }
     }
 
     #[test]

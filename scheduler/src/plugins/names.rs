@@ -1,6 +1,6 @@
 //! NodeName: a pod that names its node goes there or nowhere.
 
-use crate::framework::{ClusterEvent, Plugin, Prepared, Refusal};
+use crate::framework::{ClusterEvent, Filter, Plugin, PreFilter, Refusal};
 use crate::snapshot::{NodeInfo, PodInfo, Snapshot};
 
 pub struct NodeName;
@@ -12,20 +12,26 @@ impl Plugin for NodeName {
         "NodeName"
     }
 
-    fn prepare<'a>(
-        &self,
-        pod: &'a PodInfo,
-        _snapshot: &'a Snapshot,
-    ) -> Result<Option<Box<dyn Prepared + 'a>>, Refusal> {
-        Ok(pod.node_name().map(|name| Box::new(Named(name)) as Box<dyn Prepared>))
-    }
-
     fn helps(&self, event: ClusterEvent) -> bool {
         event == ClusterEvent::NodeAdded
     }
+
+    fn pre_filter(&self) -> Option<&dyn PreFilter> {
+        Some(self)
+    }
 }
 
-impl Prepared for Named<'_> {
+impl PreFilter for NodeName {
+    fn prepare<'a>(
+        &'a self,
+        pod: &'a PodInfo,
+        _snapshot: &'a Snapshot,
+    ) -> Result<Option<Box<dyn Filter + 'a>>, Refusal> {
+        Ok(pod.node_name().map(|name| Box::new(Named(name)) as Box<dyn Filter>))
+    }
+}
+
+impl Filter for Named<'_> {
     fn filter(&self, node: &NodeInfo) -> Result<(), Refusal> {
         match node.name() == self.0 {
             true => Ok(()),

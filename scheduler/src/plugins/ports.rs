@@ -1,6 +1,6 @@
 //! NodePorts: no two pods of a node have the same host port.
 
-use crate::framework::{ClusterEvent, Plugin, Prepared, Refusal};
+use crate::framework::{ClusterEvent, Filter, Plugin, PreFilter, Refusal};
 use crate::snapshot::{NodeInfo, PodInfo, Snapshot};
 
 pub struct NodePorts;
@@ -12,20 +12,26 @@ impl Plugin for NodePorts {
         "NodePorts"
     }
 
-    fn prepare<'a>(
-        &self,
-        pod: &'a PodInfo,
-        _snapshot: &'a Snapshot,
-    ) -> Result<Option<Box<dyn Prepared + 'a>>, Refusal> {
-        Ok((!pod.ports.is_empty()).then(|| Box::new(Wants(pod)) as Box<dyn Prepared>))
-    }
-
     fn helps(&self, event: ClusterEvent) -> bool {
         matches!(event, ClusterEvent::NodeAdded | ClusterEvent::PodGone)
     }
+
+    fn pre_filter(&self) -> Option<&dyn PreFilter> {
+        Some(self)
+    }
 }
 
-impl Prepared for Wants<'_> {
+impl PreFilter for NodePorts {
+    fn prepare<'a>(
+        &'a self,
+        pod: &'a PodInfo,
+        _snapshot: &'a Snapshot,
+    ) -> Result<Option<Box<dyn Filter + 'a>>, Refusal> {
+        Ok((!pod.ports.is_empty()).then(|| Box::new(Wants(pod)) as Box<dyn Filter>))
+    }
+}
+
+impl Filter for Wants<'_> {
     fn filter(&self, node: &NodeInfo) -> Result<(), Refusal> {
         let used = node.pods.values().filter(|p| p.uid != self.0.uid).flat_map(|p| &p.ports);
         for port in used {

@@ -2,7 +2,7 @@
 
 use k8s_openapi::api::core::v1::{Taint, Toleration};
 
-use crate::framework::{ClusterEvent, Plugin, Prepared, Refusal, scale};
+use crate::framework::{ClusterEvent, Filter, Plugin, PreFilter, PreScore, Refusal, Score, scale};
 use crate::snapshot::{NodeInfo, PodInfo, Snapshot};
 
 /// What a cordoned node is tainted with.
@@ -32,11 +32,15 @@ pub fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
     }
 }
 
+fn taints(node: &NodeInfo) -> impl Iterator<Item = &Taint> {
+    let spec = node.node.as_ref().and_then(|n| n.spec.as_ref());
+    spec.and_then(|s| s.taints.as_ref()).into_iter().flatten()
+}
+
 /// The first taint that keeps a pod off a node.
 pub fn untolerated<'n>(tolerations: &[Toleration], node: &'n NodeInfo) -> Option<&'n Taint> {
-    let taints = node.node.as_ref()?.spec.as_ref()?.taints.as_ref()?;
     let hard = |t: &&Taint| matches!(t.effect.as_str(), "NoSchedule" | "NoExecute");
-    taints.iter().filter(hard).find(|taint| !tolerations.iter().any(|t| tolerates(t, taint)))
+    taints(node).filter(hard).find(|taint| !tolerations.iter().any(|t| tolerates(t, taint)))
 }
 
 impl Plugin for TaintToleration {
@@ -44,20 +48,43 @@ impl Plugin for TaintToleration {
         "TaintToleration"
     }
 
-    fn prepare<'a>(
-        &self,
-        pod: &'a PodInfo,
-        _snapshot: &'a Snapshot,
-    ) -> Result<Option<Box<dyn Prepared + 'a>>, Refusal> {
-        Ok(Some(Box::new(Tolerates(tolerations(pod)))))
-    }
-
     fn helps(&self, event: ClusterEvent) -> bool {
         matches!(event, ClusterEvent::NodeAdded | ClusterEvent::NodeChanged)
     }
+
+    fn pre_filter(&self) -> Option<&dyn PreFilter> {
+        Some(self)
+    }
+
+    fn pre_score(&self) -> Option<&dyn PreScore> {
+        Some(self)
+    }
 }
 
-impl Prepared for Tolerates<'_> {
+impl PreFilter for TaintToleration {
+    fn prepare<'a>(
+        &'a self,
+        pod: &'a PodInfo,
+        _snapshot: &'a Snapshot,
+    ) -> Result<Option<Box<dyn Filter + 'a>>, Refusal> {
+        Ok(Some(Box::new(Tolerates(tolerations(pod)))))
+    }
+}
+
+impl PreScore for TaintToleration {
+    fn prepare<'a>(
+        &'a self,
+        pod: &'a PodInfo,
+        _snapshot: &'a Snapshot,
+        nodes: &[&NodeInfo],
+    ) -> Option<Box<dyn Score + 'a>> {
+        // Where nobody minds, all are as good.
+        let minds = |n: &&NodeInfo| taints(n).any(|t| t.effect == "PreferNoSchedule");
+        nodes.iter().any(minds).then(|| Box::new(Tolerates(tolerations(pod))) as Box<dyn Score>)
+    }
+}
+
+impl Filter for Tolerates<'_> {
     fn filter(&self, node: &NodeInfo) -> Result<(), Refusal> {
         match untolerated(self.0, node) {
             None => Ok(()),
@@ -68,12 +95,18 @@ impl Prepared for Tolerates<'_> {
             }
         }
     }
+}
 
+impl Score for Tolerates<'_> {
     /// Taints that would rather not have the pod; fewer are better.
     fn score(&self, node: &NodeInfo) -> Option<i64> {
-        let taints = node.node.as_ref()?.spec.as_ref().and_then(|s| s.taints.as_ref());
-        let soft = taints.into_iter().flatten().filter(|t| t.effect == "PreferNoSchedule");
-        let count = soft.filter(|taint| !self.0.iter().any(|t| tolerates(t, taint))).count();
+        // Tolerations of other effects say nothing of preferences.
+        let about = |t: &&Toleration| {
+            matches!(t.effect.as_deref().unwrap_or_default(), "" | "PreferNoSchedule")
+        };
+        let soft = taints(node).filter(|t| t.effect == "PreferNoSchedule");
+        let tolerated = |taint: &Taint| self.0.iter().filter(about).any(|t| tolerates(t, taint));
+        let count = soft.filter(|taint| !tolerated(taint)).count();
         i64::try_from(count).ok()
     }
 
@@ -87,20 +120,26 @@ impl Plugin for NodeUnschedulable {
         "NodeUnschedulable"
     }
 
-    fn prepare<'a>(
-        &self,
-        pod: &'a PodInfo,
-        _snapshot: &'a Snapshot,
-    ) -> Result<Option<Box<dyn Prepared + 'a>>, Refusal> {
-        Ok(Some(Box::new(Cordoned(tolerations(pod)))))
-    }
-
     fn helps(&self, event: ClusterEvent) -> bool {
         matches!(event, ClusterEvent::NodeAdded | ClusterEvent::NodeChanged)
     }
+
+    fn pre_filter(&self) -> Option<&dyn PreFilter> {
+        Some(self)
+    }
 }
 
-impl Prepared for Cordoned<'_> {
+impl PreFilter for NodeUnschedulable {
+    fn prepare<'a>(
+        &'a self,
+        pod: &'a PodInfo,
+        _snapshot: &'a Snapshot,
+    ) -> Result<Option<Box<dyn Filter + 'a>>, Refusal> {
+        Ok(Some(Box::new(Cordoned(tolerations(pod)))))
+    }
+}
+
+impl Filter for Cordoned<'_> {
     fn filter(&self, node: &NodeInfo) -> Result<(), Refusal> {
         let spec = node.node.as_ref().and_then(|n| n.spec.as_ref());
         if spec.and_then(|s| s.unschedulable) != Some(true) {

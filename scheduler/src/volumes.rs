@@ -1,0 +1,615 @@
+//! Claims, volumes and what else decides where a pod's volumes can be: kept current from the
+//! caches, with the bindings that are decided but not yet seen (upstream's assume caches).
+
+use std::collections::{BTreeMap, HashMap};
+use std::str::FromStr;
+use std::sync::Arc;
+
+use apimachinery::quantity::Quantity;
+use client::Key;
+use k8s_openapi::api::core::v1::{
+    Node, ObjectReference, PersistentVolume, PersistentVolumeClaim, TopologySelectorTerm,
+};
+use k8s_openapi::api::storage::v1::{CSIDriver, CSINode, CSIStorageCapacity, StorageClass};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity as Text;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+
+use crate::selectors::{matches, term_matches};
+
+/// The node that a provisioner is to make a volume for.
+pub const SELECTED_NODE: &str = "volume.kubernetes.io/selected-node";
+/// Volumes of such a class are made by hand.
+const NO_PROVISIONER: &str = "kubernetes.io/no-provisioner";
+const BIND_COMPLETED: &str = "pv.kubernetes.io/bind-completed";
+const CLASS: &str = "volume.beta.kubernetes.io/storage-class";
+
+/// How a pod's unbound claims get their volumes on a node.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Decision {
+    /// Claims, and the volumes that are there for them.
+    pub bind: Vec<(Key, String)>,
+    /// Claims for which a volume is to be made.
+    pub provision: Vec<Key>,
+}
+
+impl Decision {
+    pub fn is_empty(&self) -> bool {
+        self.bind.is_empty() && self.provision.is_empty()
+    }
+
+    pub fn claims(&self) -> impl Iterator<Item = &Key> {
+        self.bind.iter().map(|(claim, _)| claim).chain(&self.provision)
+    }
+}
+
+/// What keeps volumes off a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Conflict {
+    NodeAffinity,
+    NoVolume,
+    NoSpace,
+    VolumeGone,
+}
+
+impl Conflict {
+    /// Upstream's words.
+    pub fn text(self) -> &'static str {
+        match self {
+            Self::NodeAffinity => "node(s) had volume node affinity conflict",
+            Self::NoVolume => "node(s) didn't find available persistent volumes to bind",
+            Self::NoSpace => "node(s) did not have enough free storage",
+            Self::VolumeGone => {
+                "node(s) unavailable due to one or more pvc(s) bound to non-existent pv(s)"
+            }
+        }
+    }
+}
+
+/// Everything about volumes that the scheduler looks at.
+#[derive(Clone, Debug, Default)]
+pub struct Volumes {
+    claims: HashMap<Key, Arc<PersistentVolumeClaim>>,
+    volumes: BTreeMap<String, Arc<PersistentVolume>>,
+    pub classes: HashMap<String, Arc<StorageClass>>,
+    pub drivers: HashMap<String, Arc<CSIDriver>>,
+    pub nodes: HashMap<String, Arc<CSINode>>,
+    pub capacities: HashMap<Key, Arc<CSIStorageCapacity>>,
+    /// By the pod's uid: what was decided for it, and the node; until its binding has ended.
+    assumed: HashMap<String, (String, Decision)>,
+}
+
+/// The class that an object names, by its annotation of old or its field.
+fn class_of<'o>(meta: &'o ObjectMeta, field: Option<&'o String>) -> &'o str {
+    let annotation = meta.annotations.as_ref().and_then(|all| all.get(CLASS));
+    annotation.or(field).map(String::as_str).unwrap_or_default()
+}
+
+pub fn class_of_claim(claim: &PersistentVolumeClaim) -> &str {
+    let field = claim.spec.as_ref().and_then(|s| s.storage_class_name.as_ref());
+    class_of(&claim.metadata, field)
+}
+
+fn class_of_volume(volume: &PersistentVolume) -> &str {
+    let field = volume.spec.as_ref().and_then(|s| s.storage_class_name.as_ref());
+    class_of(&volume.metadata, field)
+}
+
+pub fn volume_of(claim: &PersistentVolumeClaim) -> &str {
+    claim.spec.as_ref().and_then(|s| s.volume_name.as_deref()).unwrap_or_default()
+}
+
+fn annotation<'o>(meta: &'o ObjectMeta, name: &str) -> Option<&'o str> {
+    meta.annotations.as_ref()?.get(name).map(String::as_str)
+}
+
+pub fn selected_node(claim: &PersistentVolumeClaim) -> Option<&str> {
+    annotation(&claim.metadata, SELECTED_NODE)
+}
+
+/// Bound on both sides, and the volume controller has said so.
+pub fn is_bound(claim: &PersistentVolumeClaim) -> bool {
+    !volume_of(claim).is_empty() && annotation(&claim.metadata, BIND_COMPLETED).is_some()
+}
+
+pub fn claim_ref(volume: &PersistentVolume) -> Option<&ObjectReference> {
+    volume.spec.as_ref()?.claim_ref.as_ref()
+}
+
+/// Whether a volume is bound to this claim, or reserved for it.
+fn is_for(volume: &PersistentVolume, claim: &PersistentVolumeClaim) -> bool {
+    claim_ref(volume).is_some_and(|r| {
+        let uid = r.uid.as_ref().filter(|uid| !uid.is_empty());
+        r.namespace == claim.metadata.namespace
+            && r.name == claim.metadata.name
+            && uid.is_none_or(|uid| Some(uid) == claim.metadata.uid.as_ref())
+    })
+}
+
+/// What a volume holds or a claim asks for; nothing is zero.
+fn storage(amounts: Option<&BTreeMap<String, Text>>) -> Quantity {
+    let text = amounts.and_then(|all| all.get("storage"));
+    text.and_then(|q| Quantity::from_str(&q.0).ok()).unwrap_or_default()
+}
+
+fn asked(claim: &PersistentVolumeClaim) -> Quantity {
+    let resources = claim.spec.as_ref().and_then(|s| s.resources.as_ref());
+    storage(resources.and_then(|r| r.requests.as_ref()))
+}
+
+fn held(volume: &PersistentVolume) -> Quantity {
+    storage(volume.spec.as_ref().and_then(|s| s.capacity.as_ref()))
+}
+
+/// Whether a volume can be used on a node, by its node affinity.
+pub fn reachable(volume: &PersistentVolume, node: &Node) -> bool {
+    let affinity = volume.spec.as_ref().and_then(|s| s.node_affinity.as_ref());
+    let required = affinity.and_then(|a| a.required.as_ref());
+    required.is_none_or(|s| s.node_selector_terms.iter().any(|term| term_matches(term, node)))
+}
+
+/// Whether a volume is what a claim needs, its class and node apart.
+fn suits(volume: &PersistentVolume, claim: &PersistentVolumeClaim) -> bool {
+    let (Some(given), Some(wanted)) = (&volume.spec, &claim.spec) else { return false };
+    let mode = |m: &Option<String>| m.clone().unwrap_or_else(|| "Filesystem".to_owned());
+    let attributes = |a: &Option<String>| a.clone().unwrap_or_default();
+    held(volume) >= asked(claim)
+        && mode(&given.volume_mode) == mode(&wanted.volume_mode)
+        && attributes(&given.volume_attributes_class_name)
+            == attributes(&wanted.volume_attributes_class_name)
+        && volume.metadata.deletion_timestamp.is_none()
+}
+
+fn is_free(volume: &PersistentVolume, claim: &PersistentVolumeClaim) -> bool {
+    let (Some(given), Some(wanted)) = (&volume.spec, &claim.spec) else { return false };
+    let phase = volume.status.as_ref().and_then(|s| s.phase.as_deref());
+    let has = |mode| given.access_modes.as_ref().is_some_and(|all| all.contains(mode));
+    claim_ref(volume).is_none()
+        && phase == Some("Available")
+        && wanted
+            .selector
+            .as_ref()
+            .is_none_or(|s| matches(Some(s), volume.metadata.labels.as_ref()))
+        && class_of_volume(volume) == class_of_claim(claim)
+        && wanted.access_modes.iter().flatten().all(has)
+}
+
+/// Whether a node is among a class's allowed topologies; no terms allow all.
+fn allowed(terms: &[TopologySelectorTerm], node: &Node) -> bool {
+    let label = |key: &String| node.metadata.labels.as_ref().and_then(|l| l.get(key));
+    let matches = |term: &TopologySelectorTerm| {
+        let all = term.match_label_expressions.as_deref().unwrap_or_default();
+        !all.is_empty() && all.iter().all(|e| label(&e.key).is_some_and(|v| e.values.contains(v)))
+    };
+    terms.is_empty() || terms.iter().any(matches)
+}
+
+/// Whether a version of an object is older than the one that is known: what was written by the
+/// scheduler itself is known before caches show it (resourceVersions compare: KEP-5504).
+fn is_stale(known: &ObjectMeta, other: &ObjectMeta) -> bool {
+    let version = |m: &ObjectMeta| m.resource_version.as_ref().and_then(|v| v.parse::<u64>().ok());
+    known.uid == other.uid && version(other) < version(known)
+}
+
+impl Volumes {
+    pub fn claim(&self, key: &Key) -> Option<&Arc<PersistentVolumeClaim>> {
+        self.claims.get(key)
+    }
+
+    pub fn volume(&self, name: &str) -> Option<&Arc<PersistentVolume>> {
+        self.volumes.get(name)
+    }
+
+    /// A claim as it is now; `None`: it is gone.
+    pub fn set_claim(&mut self, key: &Key, claim: Option<Arc<PersistentVolumeClaim>>) {
+        match claim {
+            Some(new) => {
+                let known = self.claims.get(key);
+                if known.is_none_or(|known| !is_stale(&known.metadata, &new.metadata)) {
+                    self.claims.insert(key.clone(), new);
+                }
+            }
+            None => {
+                self.claims.remove(key);
+            }
+        }
+    }
+
+    /// A volume as it is now; `None`: it is gone.
+    pub fn set_volume(&mut self, name: &str, volume: Option<Arc<PersistentVolume>>) {
+        match volume {
+            Some(new) => {
+                let known = self.volumes.get(name);
+                if known.is_none_or(|known| !is_stale(&known.metadata, &new.metadata)) {
+                    self.volumes.insert(name.to_owned(), new);
+                }
+            }
+            None => {
+                self.volumes.remove(name);
+            }
+        }
+    }
+
+    pub fn class(&self, claim: &PersistentVolumeClaim) -> Option<&StorageClass> {
+        self.classes.get(class_of_claim(claim)).map(|c| &**c)
+    }
+
+    /// Whether a claim waits for the first pod that uses it.
+    pub fn is_delayed(&self, claim: &PersistentVolumeClaim) -> bool {
+        let mode = self.class(claim).and_then(|c| c.volume_binding_mode.as_deref());
+        mode == Some("WaitForFirstConsumer")
+    }
+
+    /// The node that was chosen for a claim: by what is written, or by what is decided.
+    fn chosen_node<'v>(&'v self, claim: &'v PersistentVolumeClaim) -> Option<&'v str> {
+        let key = Key::of(claim);
+        let mut assumed = self.assumed.values();
+        let decided = assumed.find(|(_, d)| d.provision.contains(&key));
+        decided.map(|(node, _)| node.as_str()).or(selected_node(claim))
+    }
+
+    /// The claim that a volume is decided to be for.
+    fn decided_for(&self, volume: &str) -> Option<&Key> {
+        let bindings = self.assumed.values().flat_map(|(_, d)| &d.bind);
+        bindings.filter(|(_, name)| name == volume).map(|(claim, _)| claim).next()
+    }
+
+    /// How the claims of a pod get their volumes on a node. `claims` are all of them; those that are
+    /// bound are only checked.
+    ///
+    /// # Errors
+    /// What keeps them off it.
+    pub fn decide(
+        &self,
+        claims: &[Arc<PersistentVolumeClaim>],
+        node: &Node,
+    ) -> Result<Decision, Vec<Conflict>> {
+        let mut conflicts = Vec::new();
+        let mut note = |conflict| {
+            if !conflicts.contains(&conflict) {
+                conflicts.push(conflict);
+            }
+        };
+        let (bound, mut unbound): (Vec<_>, Vec<_>) = claims.iter().partition(|c| is_bound(c));
+        for claim in bound {
+            match self.volumes.get(volume_of(claim)) {
+                None => note(Conflict::VolumeGone),
+                Some(volume) if !reachable(volume, node) => note(Conflict::NodeAffinity),
+                Some(_) => {}
+            }
+        }
+        // Small ones first, so that they do not take what large ones need.
+        unbound.sort_by_key(|c| (asked(c), Key::of(&***c)));
+        let mut decision = Decision::default();
+        for claim in unbound {
+            let key = Key::of(&**claim);
+            match self.chosen_node(claim) {
+                Some(chosen) if Some(chosen) != node.metadata.name.as_deref() => {
+                    note(Conflict::NoVolume);
+                    continue;
+                }
+                Some(_) => {}
+                None => {
+                    if let Some(volume) = self.find(claim, node, &decision) {
+                        decision.bind.push((key, volume));
+                        continue;
+                    }
+                }
+            }
+            match self.may_be_made(claim, node) {
+                None => decision.provision.push(key),
+                Some(conflict) => note(conflict),
+            }
+        }
+        if conflicts.is_empty() { Ok(decision) } else { Err(conflicts) }
+    }
+
+    /// The smallest volume that is there for a claim on a node.
+    fn find(&self, claim: &PersistentVolumeClaim, node: &Node, taken: &Decision) -> Option<String> {
+        let key = Key::of(claim);
+        let mut best: Option<(Quantity, &String)> = None;
+        for (name, volume) in &self.volumes {
+            let decided = self.decided_for(name);
+            if taken.bind.iter().any(|(_, other)| other == name)
+                || decided.is_some_and(|other| *other != key)
+                || !suits(volume, claim)
+            {
+                continue;
+            }
+            if is_for(volume, claim) || decided.is_some() {
+                return reachable(volume, node).then(|| name.clone());
+            }
+            let better = best.as_ref().is_none_or(|(size, _)| held(volume) < *size);
+            if is_free(volume, claim) && reachable(volume, node) && better {
+                best = Some((held(volume), name));
+            }
+        }
+        best.map(|(_, name)| name.clone())
+    }
+
+    /// Why no volume can be made for a claim on a node.
+    fn may_be_made(&self, claim: &PersistentVolumeClaim, node: &Node) -> Option<Conflict> {
+        let Some(class) = self.class(claim) else { return Some(Conflict::NoVolume) };
+        let provisioner = class.provisioner.as_str();
+        let terms = class.allowed_topologies.as_deref().unwrap_or_default();
+        if provisioner.is_empty() || provisioner == NO_PROVISIONER || !allowed(terms, node) {
+            return Some(Conflict::NoVolume);
+        }
+        // Drivers that tell what is left are believed.
+        let driver = self.drivers.get(provisioner);
+        if driver.and_then(|d| d.spec.storage_capacity) != Some(true) {
+            return None;
+        }
+        let size = asked(claim);
+        let enough = |c: &Arc<CSIStorageCapacity>| {
+            let limit = c.maximum_volume_size.as_ref().or(c.capacity.as_ref());
+            let limit = limit.and_then(|q| Quantity::from_str(&q.0).ok());
+            c.storage_class_name == class_of_claim(claim)
+                && limit.is_some_and(|limit| limit >= size)
+                && matches(c.node_topology.as_ref(), node.metadata.labels.as_ref())
+        };
+        match self.capacities.values().any(enough) {
+            true => None,
+            false => Some(Conflict::NoSpace),
+        }
+    }
+
+    /// Counts a decision as made.
+    pub fn assume(&mut self, pod: &str, node: &str, decision: Decision) {
+        if !decision.is_empty() {
+            self.assumed.insert(pod.to_owned(), (node.to_owned(), decision));
+        }
+    }
+
+    /// What was decided for a pod, by its uid.
+    pub fn assumed(&self, pod: &str) -> Option<(&str, &Decision)> {
+        self.assumed.get(pod).map(|(node, decision)| (node.as_str(), decision))
+    }
+
+    /// The binding has ended, one way or the other.
+    pub fn forget(&mut self, pod: &str) {
+        self.assumed.remove(pod);
+    }
+
+    /// Whether what was decided for a pod, and written, has come about.
+    ///
+    /// # Errors
+    /// It never will.
+    pub fn has_come_about(&self, pod: &str, node: &Node) -> Result<bool, String> {
+        let Some((name, decision)) = self.assumed(pod) else { return Ok(true) };
+        for (claim, volume) in &decision.bind {
+            let Some(volume) = self.volumes.get(volume) else {
+                return Err(format!("persistentvolume {volume:?} not found"));
+            };
+            let uid = self.claims.get(claim).and_then(|c| c.metadata.uid.as_ref());
+            if claim_ref(volume).and_then(|r| r.uid.as_ref()) != uid {
+                let name = volume.metadata.name.as_deref().unwrap_or_default();
+                return Err(format!("ClaimRef got reset for pv {name:?}"));
+            }
+        }
+        let mut all = true;
+        for key in decision.claims() {
+            let Some(claim) = self.claims.get(key) else {
+                return Err(format!("persistentvolumeclaim {:?} not found", key.name));
+            };
+            if claim.metadata.deletion_timestamp.is_some() {
+                return Err(format!("persistentvolumeclaim {:?} is being deleted", key.name));
+            }
+            if !is_bound(claim) {
+                // A provisioner that cannot make it here takes the node back.
+                let given_up = decision.provision.contains(key)
+                    && selected_node(claim).is_none_or(|chosen| chosen != name);
+                if given_up {
+                    return Err(format!("provisioning failed for PVC {:?}", key.name));
+                }
+                all = false;
+                continue;
+            }
+            match self.volumes.get(volume_of(claim)) {
+                None => all = false,
+                Some(volume) if !reachable(volume, node) => {
+                    let volume = volume_of(claim);
+                    return Err(format!("pv {volume:?} node affinity doesn't match node {name:?}"));
+                }
+                Some(_) => {}
+            }
+        }
+        Ok(all)
+    }
+}
+
+#[cfg(test)]
+pub mod tests {
+    use super::*;
+    use crate::snapshot::tests::node;
+    use serde_json::{Value, json};
+
+    pub fn claim(name: &str, more: Value) -> Arc<PersistentVolumeClaim> {
+        let mut claim = json!({
+            "metadata": {"namespace": "ns", "name": name, "uid": name, "resourceVersion": "5"},
+            "spec": {"accessModes": ["ReadWriteOnce"], "storageClassName": "late",
+                "resources": {"requests": {"storage": "1Gi"}}},
+        });
+        apimachinery::patch::merge::apply(&mut claim, &more);
+        Arc::new(serde_json::from_value(claim).expect("a claim"))
+    }
+
+    /// A volume of a node, or of all.
+    pub fn volume(name: &str, size: &str, at: &str, more: Value) -> Arc<PersistentVolume> {
+        let mut volume = json!({
+            "metadata": {"name": name, "uid": name, "resourceVersion": "5"},
+            "spec": {"capacity": {"storage": size}, "accessModes": ["ReadWriteOnce"],
+                "storageClassName": "late"},
+            "status": {"phase": "Available"},
+        });
+        if !at.is_empty() {
+            volume["spec"]["nodeAffinity"] = json!({"required": {"nodeSelectorTerms": [
+                {"matchExpressions": [{"key": "kubernetes.io/hostname", "operator": "In",
+                    "values": [at]}]}]}});
+        }
+        apimachinery::patch::merge::apply(&mut volume, &more);
+        Arc::new(serde_json::from_value(volume).expect("a volume"))
+    }
+
+    pub fn class(name: &str, provisioner: &str, more: Value) -> Arc<StorageClass> {
+        let mut class = json!({"metadata": {"name": name}, "provisioner": provisioner,
+            "volumeBindingMode": "WaitForFirstConsumer"});
+        apimachinery::patch::merge::apply(&mut class, &more);
+        Arc::new(serde_json::from_value(class).expect("a class"))
+    }
+
+    pub fn with(
+        claims: &[Arc<PersistentVolumeClaim>],
+        volumes: &[Arc<PersistentVolume>],
+        class: &Arc<StorageClass>,
+    ) -> Volumes {
+        let mut all = Volumes::default();
+        for claim in claims {
+            all.set_claim(&Key::of(&**claim), Some(Arc::clone(claim)));
+        }
+        for volume in volumes {
+            let name = volume.metadata.name.clone().unwrap_or_default();
+            all.set_volume(&name, Some(Arc::clone(volume)));
+        }
+        let name = class.metadata.name.clone().unwrap_or_default();
+        all.classes.insert(name, Arc::clone(class));
+        all
+    }
+
+    fn told(decision: Result<Decision, Vec<Conflict>>) -> String {
+        match decision {
+            Ok(d) => {
+                let bind = d.bind.iter().map(|(claim, volume)| format!("{}={volume}", claim.name));
+                let made = d.provision.iter().map(|claim| format!("{}=new", claim.name));
+                bind.chain(made).collect::<Vec<_>>().join(" ")
+            }
+            Err(why) => why.iter().map(|c| c.text()).collect::<Vec<_>>().join(", "),
+        }
+    }
+
+    #[test]
+    fn volumes_are_found_or_made_where_the_node_is() {
+        let (local, csi) =
+            (class("late", NO_PROVISIONER, json!({})), class("late", "csi.example.com", json!({})));
+        let a = || claim("a", json!({}));
+        let volumes = [
+            volume("big", "9Gi", "n1", json!({})),
+            volume("fit", "2Gi", "n1", json!({})),
+            volume("small", "1Mi", "n1", json!({})),
+            volume(
+                "taken",
+                "1Gi",
+                "n1",
+                json!({"spec": {"claimRef": {"namespace": "ns", "name": "x"}}}),
+            ),
+            volume("other-class", "1Gi", "n1", json!({"spec": {"storageClassName": "x"}})),
+            volume("block", "1Gi", "n1", json!({"spec": {"volumeMode": "Block"}})),
+            volume("released", "1Gi", "n1", json!({"status": {"phase": "Released"}})),
+            volume("elsewhere", "1Gi", "n2", json!({})),
+        ];
+        let big = claim("b", json!({"spec": {"resources": {"requests": {"storage": "2Gi"}}}}));
+        let bound = |volume: &str| {
+            claim(
+                "a",
+                json!({"metadata": {"annotations": {BIND_COMPLETED: "yes"}},
+                "spec": {"volumeName": volume}}),
+            )
+        };
+        let chosen =
+            |node: &str| claim("a", json!({"metadata": {"annotations": {SELECTED_NODE: node}}}));
+        let nothing = Conflict::NoVolume.text();
+        for (claims, class, volumes, wanted) in [
+            (vec![a()], &local, &volumes[..], "a=fit"),
+            // The large one needs what the small one could have had as well.
+            (vec![big.clone(), a()], &local, &volumes[..], "a=fit b=big"),
+            (vec![a()], &local, &volumes[2..], nothing),
+            (vec![a()], &csi, &volumes[..], "a=fit"),
+            (vec![a()], &csi, &volumes[2..], "a=new"),
+            (vec![chosen("n1")], &csi, &volumes[..], "a=new"),
+            (vec![chosen("n2")], &csi, &volumes[..], nothing),
+            (vec![bound("fit")], &local, &volumes[..], ""),
+            (vec![bound("elsewhere")], &local, &volumes[..], Conflict::NodeAffinity.text()),
+            (vec![bound("gone")], &local, &volumes[..], Conflict::VolumeGone.text()),
+        ] {
+            let all = with(&claims, volumes, class);
+            assert_eq!(told(all.decide(&claims, &node("n1", json!({})))), wanted, "{claims:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_decided_for_one_pod_is_not_for_another() {
+        let (a, b) = (claim("a", json!({})), claim("b", json!({})));
+        let volumes = [volume("v", "1Gi", "", json!({}))];
+        let local = class("late", NO_PROVISIONER, json!({}));
+        let mut all = with(&[a.clone(), b.clone()], &volumes, &local);
+        let n = node("n1", json!({}));
+        let decision = all.decide(std::slice::from_ref(&a), &n).expect("a volume");
+        all.assume("p", "n1", decision);
+        assert_eq!(told(all.decide(std::slice::from_ref(&b), &n)), Conflict::NoVolume.text());
+        assert_eq!(told(all.decide(&[a], &n)), "a=v", "another pod of the same claim");
+        all.forget("p");
+        assert_eq!(told(all.decide(&[b], &n)), "b=v");
+    }
+
+    #[test]
+    fn room_is_looked_for_where_a_driver_tells_of_it() {
+        let a = claim("a", json!({}));
+        let csi = class(
+            "late",
+            "csi.example.com",
+            json!({"allowedTopologies": [
+            {"matchLabelExpressions": [{"key": "zone", "values": ["z"]}]}]}),
+        );
+        let mut all = with(std::slice::from_ref(&a), &[], &csi);
+        let at = |zone: &str| node("n1", json!({"labels": {"zone": zone}}));
+        let decide = |all: &Volumes, zone| told(all.decide(std::slice::from_ref(&a), &at(zone)));
+        assert_eq!(decide(&all, "y"), Conflict::NoVolume.text());
+        assert_eq!(decide(&all, "z"), "a=new");
+        let driver =
+            json!({"metadata": {"name": "csi.example.com"}, "spec": {"storageCapacity": true}});
+        let driver = serde_json::from_value(driver).expect("a driver");
+        all.drivers.insert("csi.example.com".into(), Arc::new(driver));
+        assert_eq!(decide(&all, "z"), Conflict::NoSpace.text());
+        for (size, wanted) in [("1Mi", Conflict::NoSpace.text()), ("1Gi", "a=new")] {
+            let capacity = json!({"metadata": {"name": "c"}, "storageClassName": "late",
+                "capacity": size, "nodeTopology": {"matchLabels": {"zone": "z"}}});
+            let capacity = serde_json::from_value(capacity).expect("a capacity");
+            all.capacities.insert(Key::new("ns", "c"), Arc::new(capacity));
+            assert_eq!(decide(&all, "z"), wanted);
+        }
+    }
+
+    #[test]
+    fn a_binding_comes_about_or_fails() {
+        let n = node("n1", json!({}));
+        let csi = class("late", "csi.example.com", json!({}));
+        let chosen = json!({"metadata": {"annotations": {SELECTED_NODE: "n1"}}});
+        let mut bound = chosen.clone();
+        bound["metadata"]["annotations"][BIND_COMPLETED] = "yes".into();
+        bound["spec"]["volumeName"] = "v".into();
+        for (state, at, wanted) in [
+            (chosen.clone(), "n1", Ok(false)),
+            (bound.clone(), "n1", Ok(true)),
+            (bound, "n2", Err("pv \"v\" node affinity doesn't match node \"n1\"".to_owned())),
+            (json!({}), "n1", Err("provisioning failed for PVC \"a\"".to_owned())),
+        ] {
+            let mut all =
+                with(&[claim("a", state.clone())], &[volume("v", "1Gi", at, json!({}))], &csi);
+            let provision = vec![Key::new("ns", "a")];
+            all.assume("p", "n1", Decision { provision, ..Decision::default() });
+            assert_eq!(all.has_come_about("p", &n), wanted, "{state}");
+        }
+    }
+
+    #[test]
+    fn an_older_view_takes_back_nothing() {
+        let mut all = Volumes::default();
+        let (key, at) = (Key::new("ns", "a"), |v: &str| {
+            claim("a", json!({"metadata": {"resourceVersion": v}}))
+        });
+        for (version, wanted) in [("5", "5"), ("10", "10"), ("9", "10"), ("11", "11")] {
+            all.set_claim(&key, Some(at(version)));
+            let known = all.claim(&key).and_then(|c| c.metadata.resource_version.clone());
+            assert_eq!(known.as_deref(), Some(wanted));
+        }
+    }
+}
