@@ -36,6 +36,7 @@ use crate::owners::OwnerKind;
 use crate::preemption::Preemption;
 use crate::profile::Profile;
 use crate::queue::Queue;
+use crate::resources::of_pod;
 use crate::snapshot::{PodInfo, Snapshot};
 
 /// Snapshot and queue: changed together, by the caches' handlers and the loop.
@@ -469,6 +470,8 @@ impl Scheduler {
             (Some(old), Some(new)) if matters(old, new) => {
                 self.event(&mut state, ClusterEvent::NodeChanged);
             }
+            // One domain less may be one less to spread over.
+            (Some(_), None) => self.event(&mut state, ClusterEvent::NodeChanged),
             _ => {}
         }
     }
@@ -534,9 +537,18 @@ impl Scheduler {
         state.queue.remove(change.key);
         let placed = |p: &Arc<Pod>| p.spec.as_ref().is_some_and(|s| s.node_name.is_some());
         let was_placed = change.old.is_some_and(placed);
-        if change.old.is_some_and(|old| !finished(old)) && finished(pod) {
+        let resized = |old: &Arc<Pod>| of_pod(old) != info.requests;
+        // What others' constraints can tell it by.
+        let looks_other = |old: &Arc<Pod>| {
+            let (old, new) = (&old.metadata, &pod.metadata);
+            old.labels != new.labels
+                || old.deletion_timestamp.is_some() != new.deletion_timestamp.is_some()
+        };
+        if change.old.is_some_and(|old| !finished(old)) && finished(pod)
+            || was_placed && change.old.is_some_and(resized)
+        {
             self.event(&mut state, ClusterEvent::PodGone);
-        } else if placed(pod) && !was_placed {
+        } else if placed(pod) && (!was_placed || change.old.is_some_and(looks_other)) {
             self.event(&mut state, ClusterEvent::PodPlaced);
         }
     }
