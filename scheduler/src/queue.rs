@@ -10,9 +10,26 @@ use jiff::{SignedDuration, Timestamp};
 
 use crate::framework::ClusterEvent;
 
-/// Pauses after failed attempts: one second, doubling up to ten.
-const FIRST_PAUSE: Duration = Duration::from_secs(1);
-const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+/// Pauses after failed attempts: the first, which doubles up to the longest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pauses {
+    pub first: Duration,
+    pub longest: Duration,
+}
+
+impl Default for Pauses {
+    fn default() -> Self {
+        Self { first: Duration::from_secs(1), longest: Duration::from_secs(10) }
+    }
+}
+
+impl Pauses {
+    fn after(self, attempts: u32) -> Duration {
+        let doubled = 1_u32.checked_shl(attempts.saturating_sub(1)).unwrap_or(u32::MAX);
+        self.first.saturating_mul(doubled).min(self.longest)
+    }
+}
+
 /// A refused pod is tried again after so long, whatever happens.
 const PATIENCE: Duration = Duration::from_secs(300);
 
@@ -42,6 +59,7 @@ enum Place {
 /// turn nor an event looks at all that wait.
 #[derive(Debug, Default)]
 pub struct Queue {
+    pauses: Pauses,
     pods: HashMap<Key, Waiting>,
     active: BTreeSet<Turn>,
     /// By when their pause ends.
@@ -55,11 +73,11 @@ fn after(now: Timestamp, pause: Duration) -> Timestamp {
     now.checked_add(SignedDuration::try_from(pause).unwrap_or(SignedDuration::MAX)).unwrap_or(now)
 }
 
-fn pause(attempts: u32) -> Duration {
-    FIRST_PAUSE.saturating_mul(1 << attempts.saturating_sub(1).min(10)).min(LONGEST_PAUSE)
-}
-
 impl Queue {
+    pub fn new(pauses: Pauses) -> Self {
+        Self { pauses, ..Self::default() }
+    }
+
     /// A pod that is new or has changed in a way that may matter.
     pub fn add(&mut self, key: &Key, priority: i32, now: Timestamp) {
         match self.pods.get_mut(key) {
@@ -172,7 +190,7 @@ impl Queue {
             Place::Refused(_, at) => *at,
             _ => now,
         };
-        let until = after(since, pause(waiting.attempts));
+        let until = after(since, self.pauses.after(waiting.attempts));
         self.change_place(key, if until <= now { Place::Active } else { Place::Backoff(until) });
     }
 
@@ -292,6 +310,14 @@ mod tests {
         assert_eq!((q.pop(at(9)), q.next_due(), q.len()), (None, None, 0));
         q.failed(&key("a"), at(9));
         assert!(q.is_empty() && q.next_due().is_none(), "what is not there cannot fail");
+    }
+
+    #[test]
+    fn pauses_double_up_to_the_longest() {
+        let seconds = |pauses: Pauses| [1, 2, 3, 5, 40].map(|n| pauses.after(n).as_secs());
+        assert_eq!(seconds(Pauses::default()), [1, 2, 4, 10, 10]);
+        let (first, longest) = (Duration::from_secs(3), Duration::from_secs(100));
+        assert_eq!(seconds(Pauses { first, longest }), [3, 6, 12, 48, 100]);
     }
 
     #[test]

@@ -91,7 +91,7 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> anyhow::Resul
     let watchdog = candidate.as_ref().map(|c| c.watchdog.clone()).unwrap_or_default();
     let mut scope = Scope::new(&shutdown);
     let scheduler = Arc::new(Scheduler {
-        state: Mutex::default(),
+        state: Mutex::new(State { queue: Queue::new(config.pauses), ..State::default() }),
         wake: Notify::new(),
         profiles: std::mem::take(&mut config.profiles),
         client: client.clone(),
