@@ -3,8 +3,10 @@
 mod profiles;
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::bail;
+use apimachinery::field::{ErrorList, FieldError, Path, aggregate};
 use client::secure::SecureFlags;
 use component::cli::NoEffect;
 use component::leader::{Leader, LeaderFile, LeaderFlags};
@@ -13,6 +15,7 @@ use serde_json::Value;
 
 use self::profiles::ProfileFile;
 use crate::profile::Profile;
+use crate::queue::Pauses;
 use crate::unsupported::Unsupported;
 
 const VERSION: &str = "kubescheduler.config.k8s.io/v1";
@@ -54,6 +57,7 @@ pub struct Config {
     pub kubeconfig: PathBuf,
     /// At least one; no two for one scheduler name.
     pub profiles: Vec<Profile>,
+    pub pauses: Pauses,
     pub master: Option<String>,
     pub leader: Option<Leader>,
     pub port: u16,
@@ -95,11 +99,6 @@ impl File {
                 refused.push(field);
             }
         };
-        refuse(
-            self.pod_initial_backoff_seconds.is_some_and(|s| s != 1),
-            "podInitialBackoffSeconds",
-        );
-        refuse(self.pod_max_backoff_seconds.is_some_and(|s| s != 10), "podMaxBackoffSeconds");
         refuse(self.extenders.as_ref().is_some_and(|e| !e.is_empty()), "extenders");
         let connection = &self.client_connection;
         refuse(
@@ -118,6 +117,25 @@ impl File {
         }
         Ok(())
     }
+}
+
+/// How long refused pods pause.
+fn pauses(first: Option<i64>, longest: Option<i64>) -> anyhow::Result<Pauses> {
+    let (first, longest) = (first.unwrap_or(1), longest.unwrap_or(10));
+    let mut errors = ErrorList::new();
+    if first <= 0 {
+        let path = Path::new("podInitialBackoffSeconds");
+        errors.push(FieldError::invalid(&path, first, "must be greater than 0"));
+    }
+    if longest < first {
+        let detail = "must be greater than or equal to PodInitialBackoffSeconds";
+        errors.push(FieldError::invalid(&Path::new("podMaxBackoffSeconds"), longest, detail));
+    }
+    if !errors.is_empty() {
+        bail!("{}", aggregate(&errors));
+    }
+    let seconds = |n: i64| Duration::from_secs(n.unsigned_abs());
+    Ok(Pauses { first: seconds(first), longest: seconds(longest) })
 }
 
 impl Options {
@@ -140,6 +158,7 @@ impl Options {
         };
         Ok(Config {
             kubeconfig,
+            pauses: pauses(file.pod_initial_backoff_seconds, file.pod_max_backoff_seconds)?,
             profiles: profiles::settle(file.profiles, file.percentage_of_nodes_to_score)?,
             master: self.master,
             leader: self.leader.settle(&file.leader_election, "kube-scheduler")?,
@@ -186,9 +205,15 @@ mod tests {
         assert_eq!((leader.name.as_str(), leader.namespace.as_str()), ("other", "kube-system"));
         let none = settle(&["--kubeconfig=/k", "--leader-elect=false"], "")?;
         assert_eq!((&none.leader, told(&none)), (&None, vec!["default-scheduler 0".to_owned()]));
-        let cases: [(&[&str], &str, &str); 6] = [
+        let cases: [(&[&str], &str, &str); 7] = [
             (&[], "profils: []\n", "profils"),
             (&[], "parallelism: 3\n", "parallelism"),
+            (
+                &["--kubeconfig=/k"],
+                "podInitialBackoffSeconds: 20\n",
+                "podMaxBackoffSeconds: Invalid value: 10: must be greater than or equal to \
+                 PodInitialBackoffSeconds",
+            ),
             (
                 &["--kubeconfig=/k"],
                 "percentageOfNodesToScore: 101\n",

@@ -288,9 +288,11 @@ mod tests {
         snapshot.set_node("n3", Some(node("n3", taint)));
         assert_eq!(
             place(&snapshot, asks("8")),
-            Err("0/3 nodes are available: 1 Insufficient cpu, 1 node(s) had untolerated taint {k: v}, \
+            Err(
+                "0/3 nodes are available: 1 Insufficient cpu, 1 node(s) had untolerated taint(s), \
                  1 node(s) were unschedulable."
-                .into())
+                    .into()
+            )
         );
         assert_eq!(place(&snapshot, asks("1")), Ok("n1".into()));
     }

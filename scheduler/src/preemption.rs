@@ -70,7 +70,8 @@ impl PostFilter for DefaultPreemption {
                 Ok(candidate) => candidates.push(candidate),
                 Err(texts) => texts.into_iter().for_each(|t| *reasons.entry(t).or_insert(0) += 1),
             }
-            if candidates.len() >= wanted {
+            // Budgets are broken only where no node was found that breaks none.
+            if candidates.len() >= wanted && candidates.iter().any(|c| c.violations == 0) {
                 break;
             }
         }

@@ -2,7 +2,7 @@
 //! (upstream's active, backoff and unschedulable queues).
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::time::Duration;
 
 use client::Key;
@@ -10,9 +10,26 @@ use jiff::{SignedDuration, Timestamp};
 
 use crate::framework::ClusterEvent;
 
-/// Pauses after failed attempts: one second, doubling up to ten.
-const FIRST_PAUSE: Duration = Duration::from_secs(1);
-const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+/// Pauses after failed attempts: the first, which doubles up to the longest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pauses {
+    pub first: Duration,
+    pub longest: Duration,
+}
+
+impl Default for Pauses {
+    fn default() -> Self {
+        Self { first: Duration::from_secs(1), longest: Duration::from_secs(10) }
+    }
+}
+
+impl Pauses {
+    fn after(self, attempts: u32) -> Duration {
+        let doubled = 1_u32.checked_shl(attempts.saturating_sub(1)).unwrap_or(u32::MAX);
+        self.first.saturating_mul(doubled).min(self.longest)
+    }
+}
+
 /// A refused pod is tried again after so long, whatever happens.
 const PATIENCE: Duration = Duration::from_secs(300);
 
@@ -38,23 +55,29 @@ enum Place {
     InFlight(Vec<ClusterEvent>),
 }
 
-/// The queue. The present time is passed in.
+/// The queue. The present time is passed in. Each pod is in the set of its place, so that neither a
+/// turn nor an event looks at all that wait.
 #[derive(Debug, Default)]
 pub struct Queue {
+    pauses: Pauses,
     pods: HashMap<Key, Waiting>,
     active: BTreeSet<Turn>,
-    backoff: BTreeMap<(Timestamp, Key), ()>,
+    /// By when their pause ends.
+    backoff: BTreeSet<(Timestamp, Key)>,
+    /// By when they were refused.
+    refused: BTreeSet<(Timestamp, Key)>,
+    in_flight: HashSet<Key>,
 }
 
 fn after(now: Timestamp, pause: Duration) -> Timestamp {
     now.checked_add(SignedDuration::try_from(pause).unwrap_or(SignedDuration::MAX)).unwrap_or(now)
 }
 
-fn pause(attempts: u32) -> Duration {
-    FIRST_PAUSE.saturating_mul(1 << attempts.saturating_sub(1).min(10)).min(LONGEST_PAUSE)
-}
-
 impl Queue {
+    pub fn new(pauses: Pauses) -> Self {
+        Self { pauses, ..Self::default() }
+    }
+
     /// A pod that is new or has changed in a way that may matter.
     pub fn add(&mut self, key: &Key, priority: i32, now: Timestamp) {
         match self.pods.get_mut(key) {
@@ -64,96 +87,111 @@ impl Queue {
                 self.pods.insert(key.clone(), waiting);
             }
             Some(Waiting { place: Place::InFlight(events), .. }) => {
-                events.push(ClusterEvent::Other);
+                if !events.contains(&ClusterEvent::Other) {
+                    events.push(ClusterEvent::Other);
+                }
             }
             Some(waiting) => {
-                waiting.priority = priority;
-                if matches!(waiting.place, Place::Refused(..)) {
+                let is_refused = matches!(waiting.place, Place::Refused(..));
+                if waiting.priority != priority {
+                    let place = waiting.place.clone();
+                    self.unlist(key);
+                    self.set(key, place, |waiting| waiting.priority = priority);
+                }
+                if is_refused {
                     self.wake(key, now);
                 }
             }
         }
     }
 
-    /// A pod that is gone, bound, or gated.
-    pub fn remove(&mut self, key: &Key) {
-        if let Some(waiting) = self.pods.remove(key) {
-            self.unlist(key, &waiting);
+    /// Puts a pod that is nowhere somewhere.
+    fn set(&mut self, key: &Key, place: Place, change: impl FnOnce(&mut Waiting)) {
+        let Some(waiting) = self.pods.get_mut(key) else { return };
+        change(waiting);
+        match &place {
+            Place::Active => {
+                self.active.insert((Reverse(waiting.priority), waiting.since, key.clone()));
+            }
+            Place::Backoff(until) => {
+                self.backoff.insert((*until, key.clone()));
+            }
+            Place::Refused(_, at) => {
+                self.refused.insert((*at, key.clone()));
+            }
+            Place::InFlight(_) => {
+                self.in_flight.insert(key.clone());
+            }
         }
+        waiting.place = place;
     }
 
-    fn unlist(&mut self, key: &Key, waiting: &Waiting) {
+    /// Takes a pod from where it is.
+    fn unlist(&mut self, key: &Key) {
+        let Some(waiting) = self.pods.get(key) else { return };
         match &waiting.place {
             Place::Active => {
-                self.active.retain(|(_, _, k)| k != key);
+                self.active.remove(&(Reverse(waiting.priority), waiting.since, key.clone()));
             }
             Place::Backoff(until) => {
                 self.backoff.remove(&(*until, key.clone()));
             }
-            Place::Refused(..) | Place::InFlight(_) => {}
+            Place::Refused(_, at) => {
+                self.refused.remove(&(*at, key.clone()));
+            }
+            Place::InFlight(_) => {
+                self.in_flight.remove(key);
+            }
         }
+    }
+
+    fn change_place(&mut self, key: &Key, place: Place) {
+        self.unlist(key);
+        self.set(key, place, |_| {});
+    }
+
+    /// A pod that is gone, bound, or gated.
+    pub fn remove(&mut self, key: &Key) {
+        self.unlist(key);
+        self.pods.remove(key);
     }
 
     /// The next pod to schedule; it is in flight until [`Queue::remove`] or [`Queue::refused`].
     pub fn pop(&mut self, now: Timestamp) -> Option<Key> {
         self.ripen(now);
-        let (_, _, key) = self.active.pop_first()?;
-        if let Some(waiting) = self.pods.get_mut(&key) {
+        let (_, _, key) = self.active.first()?.clone();
+        self.unlist(&key);
+        self.set(&key, Place::InFlight(Vec::new()), |waiting| {
             waiting.attempts = waiting.attempts.saturating_add(1);
-            waiting.place = Place::InFlight(Vec::new());
-        }
+        });
         Some(key)
     }
 
     /// When [`Queue::pop`] may have something, if not now.
     pub fn next_due(&self) -> Option<Timestamp> {
-        let refused = self.pods.values().filter_map(|w| match &w.place {
-            Place::Refused(_, at) => Some(after(*at, PATIENCE)),
-            _ => None,
-        });
-        self.backoff.keys().next().map(|(at, _)| *at).into_iter().chain(refused).min()
+        let backoff = self.backoff.first().map(|(at, _)| *at);
+        let refused = self.refused.first().map(|(at, _)| after(*at, PATIENCE));
+        backoff.into_iter().chain(refused).min()
     }
 
     fn ripen(&mut self, now: Timestamp) {
-        while let Some(entry) = self.backoff.first_entry() {
-            if entry.key().0 > now {
-                break;
-            }
-            let (_, key) = entry.remove_entry().0;
-            self.activate(&key);
+        let ripe = |at: Timestamp, pause| after(at, pause) <= now;
+        while let Some((_, key)) = self.backoff.first().filter(|(at, _)| *at <= now).cloned() {
+            self.change_place(&key, Place::Active);
         }
-        let patient: Vec<Key> = self
-            .pods
-            .iter()
-            .filter(
-                |(_, w)| matches!(&w.place, Place::Refused(_, at) if after(*at, PATIENCE) <= now),
-            )
-            .map(|(key, _)| key.clone())
-            .collect();
-        for key in patient {
-            self.activate(&key);
-        }
-    }
-
-    fn activate(&mut self, key: &Key) {
-        if let Some(waiting) = self.pods.get_mut(key) {
-            waiting.place = Place::Active;
-            self.active.insert((Reverse(waiting.priority), waiting.since, key.clone()));
+        while let Some((_, key)) = self.refused.first().filter(|x| ripe(x.0, PATIENCE)).cloned() {
+            self.change_place(&key, Place::Active);
         }
     }
 
     fn wake(&mut self, key: &Key, now: Timestamp) {
-        let Some(waiting) = self.pods.get_mut(key) else { return };
-        let until = match &waiting.place {
-            Place::Refused(_, at) => after(*at, pause(waiting.attempts)),
-            _ => after(now, pause(waiting.attempts)),
+        let Some(waiting) = self.pods.get(key) else { return };
+        let since = match &waiting.place {
+            Place::Refused(_, at) => *at,
+            _ => now,
         };
-        if until <= now {
-            self.activate(key);
-        } else {
-            waiting.place = Place::Backoff(until);
-            self.backoff.insert((until, key.clone()), ());
-        }
+        let until = after(since, self.pauses.after(waiting.attempts));
+        self.change_place(key, if until <= now { Place::Active } else { Place::Backoff(until) });
     }
 
     /// A pod in flight found no node: it waits for an event that helps one of these plugins.
@@ -164,20 +202,19 @@ impl Queue {
         helps: impl Fn(&[&'static str], ClusterEvent) -> bool,
         now: Timestamp,
     ) {
-        let Some(waiting) = self.pods.get_mut(key) else { return };
-        let Place::InFlight(events) = std::mem::replace(&mut waiting.place, Place::Active) else {
+        let Some(Waiting { place: Place::InFlight(events), .. }) = self.pods.get(key) else {
             return;
         };
-        waiting.place = Place::Refused(plugins.to_vec(), now);
-        if events.iter().any(|event| helps(plugins, *event)) {
+        let helped = events.iter().any(|event| helps(plugins, *event));
+        self.change_place(key, Place::Refused(plugins.to_vec(), now));
+        if helped {
             self.wake(key, now);
         }
     }
 
     /// A pod in flight failed for a reason outside of it (the binding was refused): tried again.
     pub fn failed(&mut self, key: &Key, now: Timestamp) {
-        let Some(waiting) = self.pods.get_mut(key) else { return };
-        waiting.place = Place::Refused(Vec::new(), now);
+        self.change_place(key, Place::Refused(Vec::new(), now));
         self.wake(key, now);
     }
 
@@ -189,14 +226,19 @@ impl Queue {
         helps: impl Fn(&[&'static str], ClusterEvent) -> bool,
         now: Timestamp,
     ) {
-        let mut helped = Vec::new();
-        for (key, waiting) in &mut self.pods {
-            match &mut waiting.place {
-                Place::InFlight(events) if !events.contains(&event) => events.push(event),
-                Place::Refused(plugins, _) if helps(plugins, event) => helped.push(key.clone()),
-                _ => {}
+        for key in &self.in_flight {
+            if let Some(Waiting { place: Place::InFlight(events), .. }) = self.pods.get_mut(key)
+                && !events.contains(&event)
+            {
+                events.push(event);
             }
         }
+        let is_helped = |key: &Key| match self.pods.get(key).map(|w| &w.place) {
+            Some(Place::Refused(plugins, _)) => helps(plugins, event),
+            _ => false,
+        };
+        let keys = self.refused.iter().map(|(_, key)| key);
+        let helped: Vec<Key> = keys.filter(|key| is_helped(key)).cloned().collect();
         for key in helped {
             self.wake(&key, now);
         }
@@ -251,6 +293,31 @@ mod tests {
         assert_eq!(q.pop(at(6)), None, "two seconds' pause after the second attempt");
         assert_eq!(q.next_due(), Some(at(7)));
         assert_eq!(q.pop(at(7)), Some(key("p")));
+    }
+
+    #[test]
+    fn a_pod_is_in_one_place_whatever_happens() {
+        let mut q = Queue::default();
+        q.add(&key("a"), 0, at(0));
+        q.add(&key("b"), 5, at(0));
+        q.add(&key("a"), 10, at(1));
+        assert_eq!(q.pop(at(1)), Some(key("a")), "it is more important now");
+        q.failed(&key("a"), at(1));
+        q.add(&key("a"), 0, at(1));
+        q.remove(&key("b"));
+        assert_eq!((q.pop(at(1)), q.next_due()), (None, Some(at(2))));
+        q.remove(&key("a"));
+        assert_eq!((q.pop(at(9)), q.next_due(), q.len()), (None, None, 0));
+        q.failed(&key("a"), at(9));
+        assert!(q.is_empty() && q.next_due().is_none(), "what is not there cannot fail");
+    }
+
+    #[test]
+    fn pauses_double_up_to_the_longest() {
+        let seconds = |pauses: Pauses| [1, 2, 3, 5, 40].map(|n| pauses.after(n).as_secs());
+        assert_eq!(seconds(Pauses::default()), [1, 2, 4, 10, 10]);
+        let (first, longest) = (Duration::from_secs(3), Duration::from_secs(100));
+        assert_eq!(seconds(Pauses { first, longest }), [3, 6, 12, 48, 100]);
     }
 
     #[test]

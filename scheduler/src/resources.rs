@@ -92,6 +92,7 @@ pub struct PodRequests {
 /// if that is more; plus overhead (KEP-753, KEP-688; pod-level resources: KEP-2837).
 pub fn of_pod(pod: &Pod) -> PodRequests {
     let Some(spec) = &pod.spec else { return PodRequests::default() };
+    let requests = |c: &Container| requests(c, pod);
     let mut asked = total(spec, requests);
     let mut scored = total(spec, |c| with_defaults(requests(c)));
     if let Some(pod_level) = spec.resources.as_ref().and_then(|r| r.requests.as_ref()) {
@@ -112,8 +113,26 @@ pub fn of_pod(pod: &Pod) -> PodRequests {
     PodRequests { asked, scored: (scored.milli_cpu, scored.memory) }
 }
 
-fn requests(container: &Container) -> Resources {
-    Resources::parse(container.resources.as_ref().and_then(|r| r.requests.as_ref()))
+/// What a container asks for. While it is resized (KEP-1287), the most of that, of what its node
+/// has given it, and of what it still has; of a resize that its node can never do, only the latter.
+fn requests(container: &Container, pod: &Pod) -> Resources {
+    let asked = Resources::parse(container.resources.as_ref().and_then(|r| r.requests.as_ref()));
+    let Some(status) = &pod.status else { return asked };
+    let lists = [&status.container_statuses, &status.init_container_statuses];
+    let mut all = lists.into_iter().flatten().flatten();
+    let known = all.find(|s| s.name == container.name);
+    let Some((known, has)) = known.and_then(|s| Some((s, s.resources.as_ref()?))) else {
+        return asked;
+    };
+    let infeasible = status
+        .conditions
+        .iter()
+        .flatten()
+        .any(|c| c.type_ == "PodResizePending" && c.reason.as_deref() == Some("Infeasible"));
+    let mut most = if infeasible { Resources::default() } else { asked };
+    most.raise(&Resources::parse(has.requests.as_ref()));
+    most.raise(&Resources::parse(known.allocated_resources.as_ref()));
+    most
 }
 
 fn with_defaults(mut requests: Resources) -> Resources {
@@ -141,6 +160,29 @@ mod tests {
     fn check(spec: serde_json::Value, milli_cpu: i64) {
         let pod = serde_json::from_value(json!({"metadata": {}, "spec": spec})).expect("a pod");
         assert_eq!(of_pod(&pod).asked.milli_cpu, milli_cpu, "{spec}");
+    }
+
+    #[test]
+    fn a_resize_counts_as_the_most_of_before_and_after() {
+        let pod = |asked: &str, has: &str, given: &str, why: &str| -> Pod {
+            let condition = json!({"type": "PodResizePending", "status": "True", "reason": why});
+            let status = json!({"name": "c", "image": "", "imageID": "", "ready": true,
+                "restartCount": 0, "resources": {"requests": {"cpu": has}},
+                "allocatedResources": {"cpu": given}});
+            let container = json!({"name": "c", "resources": {"requests": {"cpu": asked}}});
+            let pod = json!({"metadata": {}, "spec": {"containers": [container]},
+                "status": {"containerStatuses": [status], "conditions": [condition]}});
+            serde_json::from_value(pod).expect("a pod")
+        };
+        for (asked, has, given, why, wanted) in [
+            ("3", "1", "1", "Deferred", 3000),
+            ("1", "3", "1", "", 3000),
+            ("1", "1", "2", "", 2000),
+            ("9", "1", "2", "Infeasible", 2000),
+        ] {
+            let counted = of_pod(&pod(asked, has, given, why)).asked.milli_cpu;
+            assert_eq!(counted, wanted, "{asked} {has} {given} {why}");
+        }
     }
 
     #[test]

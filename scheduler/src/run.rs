@@ -37,6 +37,7 @@ use crate::owners::OwnerKind;
 use crate::preemption::Preemption;
 use crate::profile::Profile;
 use crate::queue::Queue;
+use crate::resources::of_pod;
 use crate::snapshot::{PodInfo, Snapshot};
 
 /// Snapshot and queue: changed together, by the caches' handlers and the loop.
@@ -51,7 +52,8 @@ struct Scheduler {
     wake: Notify,
     profiles: Vec<Profile>,
     client: kube::Client,
-    recorder: Recorder,
+    /// For each profile, as whose events are its scheduler's.
+    recorders: Vec<Recorder>,
     metrics: Metrics,
     /// Bindings and reports under way.
     tasks: TaskTracker,
@@ -81,19 +83,20 @@ struct Sacrifice {
 pub async fn run(options: Options, shutdown: CancellationToken) -> anyhow::Result<()> {
     let mut config = options.settle()?;
     let client = client::connect_to(&config.kubeconfig, config.master.as_deref(), NAME).await?;
-    let recorder = Recorder::start(client.clone(), DEFAULT_COMPONENT, "", shutdown.child_token());
+    let recorder = |of: &str| Recorder::start(client.clone(), of, "", shutdown.child_token());
+    let recorders: Vec<Recorder> = config.profiles.iter().map(|p| recorder(&p.scheduler)).collect();
     let candidate = match &config.leader {
-        Some(leader) => Some(candidate(leader, &client, &recorder)?),
+        Some(leader) => Some(candidate(leader, &client, recorder(DEFAULT_COMPONENT))?),
         None => None,
     };
     let watchdog = candidate.as_ref().map(|c| c.watchdog.clone()).unwrap_or_default();
     let mut scope = Scope::new(&shutdown);
     let scheduler = Arc::new(Scheduler {
-        state: Mutex::default(),
+        state: Mutex::new(State { queue: Queue::new(config.pauses), ..State::default() }),
         wake: Notify::new(),
         profiles: std::mem::take(&mut config.profiles),
         client: client.clone(),
-        recorder,
+        recorders,
         metrics: Metrics::default(),
         tasks: TaskTracker::new(),
         storage: Notify::new(),
@@ -139,15 +142,15 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> anyhow::Resul
 fn candidate(
     leader: &Leader,
     client: &kube::Client,
-    recorder: &Recorder,
+    recorder: Recorder,
 ) -> anyhow::Result<Candidate<LeaseLock>> {
     let timing = Timing { lease: leader.lease, deadline: leader.deadline, retry: leader.retry };
     let place = (leader.namespace.as_str(), leader.name.as_str());
-    Candidate::new(client, place, timing, recorder.clone())
+    Candidate::new(client, place, timing, recorder)
 }
 
 const NAME: &str = "kube-scheduler";
-/// Source of the events.
+/// Source of the events of elections.
 const DEFAULT_COMPONENT: &str = "default-scheduler";
 
 async fn serve(
@@ -174,6 +177,15 @@ impl Scheduler {
     fn profile(&self, pod: &Pod) -> Option<&Profile> {
         let name = pod.spec.as_ref().and_then(|s| s.scheduler_name.as_deref()).unwrap_or_default();
         self.profiles.iter().find(|p| p.scheduler == name)
+    }
+
+    /// Reports something to do with a pod, as its scheduler.
+    fn report(&self, of: &Pod, about: &Pod, type_: EventType, reason: &str, message: String) {
+        let name = of.spec.as_ref().and_then(|s| s.scheduler_name.as_deref()).unwrap_or_default();
+        let own = self.profiles.iter().position(|p| p.scheduler == name);
+        if let Some(recorder) = own.and_then(|i| self.recorders.get(i)) {
+            recorder.event(reference(about), type_, reason, message);
+        }
     }
 
     /// Whether an event may help a pod that these plugins refused, of any profile.
@@ -378,8 +390,7 @@ impl Scheduler {
             }
             let uid = pod.metadata.uid.as_deref().unwrap_or_default();
             let message = format!("Preempted by pod {uid} on node {node}");
-            let about = reference(&*victim.pod);
-            self.recorder.event(about, EventType::Normal, "Preempted", message);
+            self.report(pod, &victim.pod, EventType::Normal, "Preempted", message);
         }
         for pod in sacrifice.lower {
             let api: Api<Pod> = Api::namespaced(self.client.clone(), pod.namespace());
@@ -419,8 +430,7 @@ impl Scheduler {
 
     /// Tells a pod's owner why it waits: an event, and the condition PodScheduled.
     async fn tell(&self, pod: &Pod, reason: &str, message: String, nominated: Option<String>) {
-        let about = reference(pod);
-        self.recorder.event(about, EventType::Warning, "FailedScheduling", message.clone());
+        self.report(pod, pod, EventType::Warning, "FailedScheduling", message.clone());
         let conditions = pod.status.as_ref().and_then(|s| s.conditions.as_deref());
         let have = conditions.unwrap_or_default().iter().find(|c| c.type_ == "PodScheduled");
         let same = have.is_some_and(|c| {
@@ -470,6 +480,8 @@ impl Scheduler {
             (Some(old), Some(new)) if matters(old, new) => {
                 self.event(&mut state, ClusterEvent::NodeChanged);
             }
+            // One domain less may be one less to spread over.
+            (Some(_), None) => self.event(&mut state, ClusterEvent::NodeChanged),
             _ => {}
         }
     }
@@ -535,9 +547,18 @@ impl Scheduler {
         state.queue.remove(change.key);
         let placed = |p: &Arc<Pod>| p.spec.as_ref().is_some_and(|s| s.node_name.is_some());
         let was_placed = change.old.is_some_and(placed);
-        if change.old.is_some_and(|old| !finished(old)) && finished(pod) {
+        let resized = |old: &Arc<Pod>| of_pod(old) != info.requests;
+        // What others' constraints can tell it by.
+        let looks_other = |old: &Arc<Pod>| {
+            let (old, new) = (&old.metadata, &pod.metadata);
+            old.labels != new.labels
+                || old.deletion_timestamp.is_some() != new.deletion_timestamp.is_some()
+        };
+        if change.old.is_some_and(|old| !finished(old)) && finished(pod)
+            || was_placed && change.old.is_some_and(resized)
+        {
             self.event(&mut state, ClusterEvent::PodGone);
-        } else if placed(pod) && !was_placed {
+        } else if placed(pod) && (!was_placed || change.old.is_some_and(looks_other)) {
             self.event(&mut state, ClusterEvent::PodPlaced);
         }
     }

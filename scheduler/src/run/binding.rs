@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 
 use anyhow::{Context, anyhow, bail};
 use client::Key;
-use client::events::{EventType, reference};
+use client::events::EventType;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod};
 use kube::Api;
@@ -54,7 +54,7 @@ impl Scheduler {
             drop(state);
             self.metrics.scheduled.fetch_add(1, Ordering::Relaxed);
             let message = format!("Successfully assigned {key} to {node}");
-            self.recorder.event(reference(&*info.pod), EventType::Normal, "Scheduled", message);
+            self.report(&info.pod, &info.pod, EventType::Normal, "Scheduled", message);
             return None;
         };
         // It may have gone meanwhile: then nobody is to be told.
