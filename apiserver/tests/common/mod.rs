@@ -66,6 +66,20 @@ impl Fixture {
 
     /// Over a directory that may have a store already.
     pub async fn over(dir: tempfile::TempDir, change: impl FnOnce(&mut Config)) -> Self {
+        Self::build(dir, Overrides::default(), change).await
+    }
+
+    /// Over a store that others may use as well.
+    pub async fn on(store: store::SharedStore) -> Self {
+        let dir = tempfile::tempdir().expect("a directory");
+        Self::build(dir, Overrides { store: Some(store), ..Overrides::default() }, |_| {}).await
+    }
+
+    async fn build(
+        dir: tempfile::TempDir,
+        overrides: Overrides,
+        change: impl FnOnce(&mut Config),
+    ) -> Self {
         let path = |name: &str| dir.path().join(name);
         let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]);
         let made = made.expect("a certificate");
@@ -86,7 +100,7 @@ impl Fixture {
         // Pods of tests need no token.
         config.disable_admission_plugins = vec!["ServiceAccount".to_owned()];
         change(&mut config);
-        let server = Server::build_with(config, Overrides::default()).await.expect("a server");
+        let server = Server::build_with(config, overrides).await.expect("a server");
         let address = server.address();
         let shutdown = CancellationToken::new();
         let running = tokio::spawn(server.run(shutdown.clone()));
@@ -202,9 +216,17 @@ impl Fixture {
 
     /// The first events of a watch, as they come.
     pub async fn watch(&self, path: &str) -> Watch {
+        self.try_watch(path).await.expect("a watch")
+    }
+
+    /// The same, if the server can begin one now.
+    pub async fn try_watch(&self, path: &str) -> Option<Watch> {
         let response = self.open("GET", path, &[], "").await;
-        assert_eq!(response.status().as_u16(), 200);
-        Watch { body: response.into_body(), read: Vec::new() }
+        match response.status().as_u16() {
+            200 => Some(Watch { body: response.into_body(), read: Vec::new() }),
+            503 | 504 => None,
+            code => panic!("{code}"),
+        }
     }
 }
 
