@@ -3,8 +3,8 @@
 use std::ops::Bound;
 use std::sync::{Arc, OnceLock};
 
-use apimachinery::Value;
 use apimachinery::gvk::GroupResource;
+use apimachinery::{Value, object};
 use async_trait::async_trait;
 use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
@@ -24,6 +24,21 @@ pub trait Reader: Send + Sync + 'static {
 
     /// All objects of a resource; of one namespace, when it is not empty.
     fn list(&self, resource: &GroupResource, namespace: &str) -> Vec<Object>;
+
+    /// Those of which a field that selectors may name has a value. Of the others, caches look at
+    /// the index alone.
+    fn list_by(
+        &self,
+        resource: &GroupResource,
+        namespace: &str,
+        field: &str,
+        value: &str,
+    ) -> Vec<Object> {
+        let path: Vec<&str> = field.split('.').collect();
+        let mut objects = self.list(resource, namespace);
+        objects.retain(|object| object::str_at(object, &path) == value);
+        objects
+    }
 
     /// A number that changes whenever the resource does: for whoever keeps something computed
     /// from its objects.
@@ -57,6 +72,21 @@ impl Caches {
     /// The catalog in service.
     pub fn catalog(&self) -> Arc<Catalog> {
         self.catalog.borrow().clone()
+    }
+
+    fn list_where(
+        &self,
+        resource: &GroupResource,
+        namespace: &str,
+        wanted: impl Fn(&Codec, &Cached) -> bool,
+    ) -> Vec<Object> {
+        let catalog = self.catalog();
+        let Some(cache) = catalog.cache(resource) else { return Vec::new() };
+        let prefix = if namespace.is_empty() { String::new() } else { format!("{namespace}/") };
+        let cut = cache.cut();
+        let range = cut.objects.range(&prefix, Bound::Unbounded);
+        let wanted = range.filter(|cached| wanted(&cache.codec, cached));
+        wanted.filter_map(|cached| value(&cache.codec, cached)).collect()
     }
 
     /// Tells when one of these resources, or what is served, may have changed; the first time at
@@ -118,12 +148,19 @@ impl Reader for Caches {
     }
 
     fn list(&self, resource: &GroupResource, namespace: &str) -> Vec<Object> {
-        let catalog = self.catalog();
-        let Some(cache) = catalog.cache(resource) else { return Vec::new() };
-        let prefix = if namespace.is_empty() { String::new() } else { format!("{namespace}/") };
-        let cut = cache.cut();
-        let range = cut.objects.range(&prefix, Bound::Unbounded);
-        range.filter_map(|cached| value(&cache.codec, cached)).collect()
+        self.list_where(resource, namespace, |_, _| true)
+    }
+
+    fn list_by(
+        &self,
+        resource: &GroupResource,
+        namespace: &str,
+        field: &str,
+        value: &str,
+    ) -> Vec<Object> {
+        self.list_where(resource, namespace, |codec, cached| {
+            codec.field_at(field).is_some_and(|at| cached.field(codec, at) == value)
+        })
     }
 
     fn version(&self, resource: &GroupResource) -> u64 {

@@ -221,11 +221,8 @@ impl NodeAuthorizer {
 
     fn pod_refers(&self, node: &str, namespace: &str, refers: impl Fn(&Value) -> bool) -> bool {
         // Mirror pods grant nothing: a node makes them itself.
-        self.reader.list(&self.pods, namespace).iter().any(|pod| {
-            object::str_at(pod, &["spec", "nodeName"]) == node
-                && !pods::is_mirror(pod)
-                && refers(pod)
-        })
+        let on_node = self.reader.list_by(&self.pods, namespace, "spec.nodeName", node);
+        on_node.iter().any(|pod| !pods::is_mirror(pod) && refers(pod))
     }
 
     fn volume_used(&self, node: &str, volume: &Value) -> bool {

@@ -422,6 +422,23 @@ impl Cache {
         Some(Arc::new(Cached::new(key, kv.mod_revision, kv.create_revision, kv.value)))
     }
 
+    /// Takes one change in.
+    fn take(&self, objects: &mut Tree, change: Change) -> Option<Event> {
+        match change {
+            Change::Put { kv, .. } => {
+                let object = self.cached(kv)?;
+                let previous = objects.insert(object.clone());
+                Some(Event::put(object, previous))
+            }
+            Change::Delete { key, revision, previous } => {
+                let key = std::str::from_utf8(key.get(self.prefix.len()..)?).ok()?;
+                let known = objects.remove(key);
+                let last = known.or_else(|| previous.and_then(|kv| self.cached(kv)))?;
+                Some(Event::delete(last, revision))
+            }
+        }
+    }
+
     /// Takes one transaction in.
     fn apply(&self, revision: u64, changes: Vec<Change>) {
         let mut state = self.state.write();
@@ -430,25 +447,14 @@ impl Cache {
         }
         let now = Instant::now();
         let before = state.changed;
-        for change in changes {
-            let event = match change {
-                Change::Put { kv, .. } => {
-                    let Some(object) = self.cached(kv) else { continue };
-                    let previous = state.objects.insert(object.clone());
-                    Event::put(object, previous)
-                }
-                Change::Delete { key, revision, previous } => {
-                    let Some(key) = key.get(self.prefix.len()..) else { continue };
-                    let Ok(key) = std::str::from_utf8(key) else { continue };
-                    let known = state.objects.remove(key);
-                    let Some(last) = known.or_else(|| previous.and_then(|kv| self.cached(kv)))
-                    else {
-                        continue;
-                    };
-                    Event::delete(last, revision)
-                }
-            };
-            let event = Arc::new(event);
+        let taken = changes.into_iter().filter_map(|change| self.take(&mut state.objects, change));
+        let events: Vec<Arc<Event>> = taken.map(Arc::new).collect();
+        // Whoever resumes after a revision has had all of it.
+        if events.len() > 1 {
+            let weight = events.iter().map(|event| event.weight()).sum();
+            state.watchers.make_room(events.len(), weight);
+        }
+        for event in events {
             state.changed = event.revision();
             state.watchers.deliver(&event, &self.codec);
             state.keep(now, event);

@@ -226,3 +226,36 @@ async fn what_was_made_of_objects_goes_when_nobody_asks_for_it() {
     assert_eq!(present.json(codec), Ok(text), "made again, the same");
     assert!(red(codec)(&past) && !red(codec)(&present));
 }
+
+#[tokio::test]
+async fn a_transaction_is_delivered_whole_or_not_at_all() {
+    let f = Fixture::new().await;
+    let mut last = 0;
+    for n in 0..10 {
+        last = f.put(&format!("ns/{n}"), "red", Expect::Absent).await;
+    }
+    let (_, mut fast) = f.cache.watch_from_now(Scope::All);
+    let (_, mut slow) = f.cache.watch_from_now(Scope::All);
+    let one = |revision| store::KeyValue {
+        key: f.cache.store_key("ns/one"),
+        value: Bytes::new(),
+        create_revision: revision,
+        mod_revision: revision,
+    };
+    for _ in 0..1020 {
+        last += 1;
+        f.cache.apply(last, vec![Change::Put { kv: one(last), previous: None }]);
+        assert!(fast.ready().is_some());
+    }
+    // Keys of one lease end together.
+    let ended = (0..10).map(|n| {
+        let key = f.cache.store_key(&format!("ns/{n}"));
+        Change::Delete { key, revision: last + 1, previous: None }
+    });
+    f.cache.apply(last + 1, ended.collect());
+    let rest = |watcher: &mut Watcher| {
+        std::iter::from_fn(|| watcher.ready()).filter(|e| e.revision() > last).count()
+    };
+    assert_eq!((rest(&mut fast), rest(&mut slow)), (10, 0));
+    assert!(slow.is_closed());
+}

@@ -100,6 +100,11 @@ struct Sender {
 }
 
 impl Sender {
+    fn has_room(&self, n_events: usize, weight: usize) -> bool {
+        let waiting = self.waiting.load(Ordering::Relaxed);
+        waiting.saturating_add(weight) <= BUFFER_BYTES && self.events.capacity() >= n_events
+    }
+
     /// Whether the event was taken; if not, the watch has ended.
     fn offer(&self, event: &Arc<Event>) -> bool {
         let weight = event.weight();
@@ -153,6 +158,14 @@ impl Watchers {
     pub(super) fn close_all(&mut self) {
         self.by_scope.clear();
         self.fields.clear();
+    }
+
+    /// Closes watchers that could take only some of so many events of one revision: a client that
+    /// has seen a part would miss the rest, as it goes on after the revision.
+    pub(super) fn make_room(&mut self, n_events: usize, weight: usize) {
+        for senders in self.by_scope.values_mut() {
+            senders.retain(|sender| sender.has_room(n_events, weight));
+        }
     }
 
     pub(super) fn deliver(&mut self, event: &Arc<Event>, codec: &Codec) {

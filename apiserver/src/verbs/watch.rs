@@ -236,7 +236,11 @@ impl Watching {
                         return (out.into(), true);
                     }
                 }
-                Wake::End => return (out.into(), false),
+                Wake::End => {
+                    // Not between events of one revision, after which the client goes on.
+                    self.put_ready(&mut out).await;
+                    return (out.into(), false);
+                }
             }
         }
     }
@@ -264,10 +268,8 @@ impl Watching {
         self.next_bookmark = next_bookmark(Instant::now(), self.until);
         // What is at or below this revision waits in the watcher already.
         let revision = self.cache.revision();
-        while let Some(event) = self.watcher.as_mut().and_then(Watcher::ready) {
-            if !self.bring_event(&event, out).await {
-                return true;
-            }
+        if !self.put_ready(out).await {
+            return true;
         }
         let lost = self.watcher.as_ref().is_none_or(Watcher::is_closed);
         if !lost {
@@ -275,6 +277,16 @@ impl Watching {
             self.encoder.bookmark(self.delivered, false, out);
         }
         !out.is_empty()
+    }
+
+    /// Writes all events that are there; whether more can follow.
+    async fn put_ready(&mut self, out: &mut Vec<u8>) -> bool {
+        while let Some(event) = self.watcher.as_mut().and_then(Watcher::ready) {
+            if !self.bring_event(&event, out).await {
+                return false;
+            }
+        }
+        true
     }
 
     /// Writes an event, whose object a webhook may have to convert first.

@@ -60,10 +60,12 @@ pub enum Asked {
 
 #[derive(Clone, Debug)]
 pub enum Did {
-    /// `value`: what was written; `None`: deleted.
+    /// `value`: what was written; `None`: deleted. `on`: the revision of the state that it was to
+    /// be done on (0: there must be none); `None`: on any.
     Wrote {
         key: String,
         value: Option<String>,
+        on: Option<Revision>,
         revision: Revision,
     },
     /// Deleted at the revision that the object had last. The answer does not tell when.
@@ -71,7 +73,12 @@ pub enum Did {
         key: String,
         last: Revision,
     },
-    /// Answered with a conflict: must not have been done.
+    /// Failed in a way that leaves open whether it was done; `value` as above.
+    InDoubt {
+        key: String,
+        value: Option<String>,
+    },
+    /// Answered with a conflict, or that nothing was done: must not have been done.
     Refused {
         value: String,
     },
@@ -171,7 +178,8 @@ fn resolved(record: &Record, truth: &Truth) -> Result<Record, String> {
         *kind == Kind::Deleted && item.key == *key && before() == Some(*last)
     });
     let (_, item) = ended.ok_or_else(|| format!("did not happen: {record:?}"))?;
-    let did = Did::Wrote { key: key.clone(), value: None, revision: item.revision };
+    let (key, on) = (key.clone(), Some(*last));
+    let did = Did::Wrote { key, value: None, on, revision: item.revision };
     Ok(Record { did, ..record.clone() })
 }
 
@@ -187,7 +195,7 @@ pub fn check(records: &[Record], truth: &Truth) -> Result<(), String> {
             Did::Wrote { revision, .. } => {
                 (*revision > floor).then_some(()).ok_or(format!("is not above {floor}"))
             }
-            Did::Refused { .. } | Did::Deleted { .. } => Ok(()),
+            Did::Refused { .. } | Did::InDoubt { .. } | Did::Deleted { .. } => Ok(()),
             Did::Got { key, found } => got(truth, key, found.as_ref(), floor, ceiling),
             Did::Listed { select, asked, revision, items } => {
                 fresh(*asked, *revision, floor, ceiling)
@@ -206,7 +214,7 @@ fn writes_match(records: &[Record], truth: &Truth) -> Result<(), String> {
         truth.changes.iter().map(|change| (change.1.revision, change)).collect();
     for record in records {
         match &record.did {
-            Did::Wrote { key, value, revision } => {
+            Did::Wrote { key, value, on, revision } => {
                 let Some((kind, item)) = happened.remove(revision) else {
                     return Err(format!("did not happen, or shares its revision: {record:?}"));
                 };
@@ -214,19 +222,30 @@ fn writes_match(records: &[Record], truth: &Truth) -> Result<(), String> {
                     Some(value) => *kind != Kind::Deleted && item.value == *value,
                     None => *kind == Kind::Deleted,
                 };
+                let before = truth.at(revision - 1).get(key).map_or(0, |item| item.revision);
+                if on.is_some_and(|on| on != before) {
+                    return Err(format!("was done on {before}: {record:?}"));
+                }
                 if !same || item.key != *key {
                     return Err(format!("happened as {kind:?} {item:?}: {record:?}"));
                 }
             }
-            Did::Refused { value } => {
-                if truth.changes.iter().any(|(_, item)| item.value == *value) {
-                    return Err(format!("was refused and happened: {record:?}"));
-                }
+            Did::Refused { value }
+                if truth.changes.iter().any(|(_, item)| item.value == *value) =>
+            {
+                return Err(format!("was refused and happened: {record:?}"));
             }
             _ => {}
         }
     }
-    match happened.into_values().next() {
+    let in_doubt = |(kind, item): &(Kind, Item)| {
+        records.iter().any(|record| match &record.did {
+            Did::InDoubt { key, value: Some(value) } => item.key == *key && item.value == *value,
+            Did::InDoubt { key, value: None } => item.key == *key && *kind == Kind::Deleted,
+            _ => false,
+        })
+    };
+    match happened.into_values().find(|change| !in_doubt(change)) {
         Some(change) => Err(format!("nobody wrote {change:?}")),
         None => Ok(()),
     }
@@ -356,8 +375,9 @@ mod tests {
         Record { began, ended, did }
     }
 
-    fn listed(asked: Asked, revision: Revision, items: &[Item]) -> Did {
-        Did::Listed { select: Selection::default(), asked, revision, items: items.to_vec() }
+    fn listed(asked: Asked, revision: Revision, items: &[&Item]) -> Did {
+        let items = items.iter().copied().cloned().collect();
+        Did::Listed { select: Selection::default(), asked, revision, items }
     }
 
     #[test]
@@ -371,7 +391,7 @@ mod tests {
         let wrote = |item: &Item, at: u64| {
             let value = Some(item.value.clone());
             let (key, revision) = (item.key.clone(), item.revision);
-            record(at, at + 1, Did::Wrote { key, value, revision })
+            record(at, at + 1, Did::Wrote { key, value, on: None, revision })
         };
         let writes = [wrote(&a, 0), wrote(&b, 10), wrote(&blue, 20)];
         let red = Selection { color: "red".into(), ..Selection::default() };
@@ -387,17 +407,18 @@ mod tests {
         let state = [added(&a), Seen::InitialEnd(11), added(&b), deleted.clone()];
         let ahead = [added(&a), Seen::InitialEnd(12), added(&b), deleted.clone()];
         for (name, at, did, good) in [
-            ("the state then", 15, listed(Asked::Newest, 12, &[a.clone(), b.clone()]), true),
-            ("a stale list", 15, listed(Asked::Newest, 11, &[a.clone()]), false),
-            ("as old as asked for", 15, listed(Asked::NotOlderThan(11), 11, &[a.clone()]), true),
-            ("older", 15, listed(Asked::NotOlderThan(12), 11, &[a.clone()]), false),
-            ("from the future", 15, listed(Asked::Newest, 13, &[blue.clone(), b.clone()]), false),
-            ("a part", 15, listed(Asked::Exact(12), 12, &[a.clone()]), false),
-            ("two times in one", 25, listed(Asked::Any, 13, &[a.clone(), b.clone()]), false),
+            ("the state then", 15, listed(Asked::Newest, 12, &[&a, &b]), true),
+            ("a stale list", 15, listed(Asked::Newest, 11, &[&a]), false),
+            ("as old as asked for", 15, listed(Asked::NotOlderThan(11), 11, &[&a]), true),
+            ("older", 15, listed(Asked::NotOlderThan(12), 11, &[&a]), false),
+            ("from the future", 15, listed(Asked::Newest, 13, &[&blue, &b]), false),
+            ("a part", 15, listed(Asked::Exact(12), 12, &[&a]), false),
+            ("two times in one", 25, listed(Asked::Any, 13, &[&a, &b]), false),
             ("the present", 15, got(Some(&a)), true),
             ("nothing", 15, got(None), false),
             ("the past", 25, got(Some(&a)), false),
             ("deleted", 15, Did::Deleted { key: "n/a".into(), last: 11 }, false),
+            ("in doubt", 15, Did::InDoubt { key: "n/c".into(), value: None }, true),
             ("refused", 15, refused("other"), true),
             ("refused and done", 15, refused(&b.value), false),
             ("all events", 25, watch(Some(10), &all), true),
@@ -415,5 +436,14 @@ mod tests {
             assert_eq!(verdict.is_ok(), good, "{name}: {verdict:?}");
         }
         assert!(check(&writes[..2], &truth).is_err(), "a change that nobody made");
+        for (on, good) in [(None, true), (Some(11), true), (Some(10), false), (Some(0), false)] {
+            let (key, value, revision) = ("n/a".into(), Some(blue.value.clone()), 13);
+            let last = record(20, 21, Did::Wrote { key, value, on, revision });
+            let records = [writes[0].clone(), writes[1].clone(), last];
+            assert_eq!(check(&records, &truth).is_ok(), good, "on {on:?}");
+        }
+        let in_doubt = Did::InDoubt { key: "n/a".into(), value: Some(blue.value.clone()) };
+        let records = [writes[0].clone(), writes[1].clone(), record(20, 21, in_doubt)];
+        assert!(check(&records, &truth).is_ok(), "a change that may have been made");
     }
 }

@@ -17,6 +17,8 @@ const COLORS: [&str; 2] = ["red", "blue"];
 const NAMES: [&str; 3] = ["a", "b", "c"];
 const WRITES: u64 = 60;
 const READS: u64 = 60;
+/// Before a store that is away is tried again.
+const PAUSE: Duration = Duration::from_millis(50);
 
 /// When a watch has seen enough.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,6 +57,20 @@ fn item(object: &Value) -> Item {
         color: text(&meta["labels"]["color"]),
         value: text(&object["data"]["v"]),
     }
+}
+
+/// What an event of a watch tells, or the code of the error that it is.
+fn told(event: &Value) -> Result<Seen, u64> {
+    let object = &event["object"];
+    let ended = object["metadata"]["annotations"]["k8s.io/initial-events-end"] == "true";
+    Ok(match event["type"].as_str().expect("a type") {
+        "ADDED" => Seen::Event(Kind::Added, item(object)),
+        "MODIFIED" => Seen::Event(Kind::Modified, item(object)),
+        "DELETED" => Seen::Event(Kind::Deleted, item(object)),
+        "BOOKMARK" if ended => Seen::InitialEnd(revision(object)),
+        "BOOKMARK" => Seen::Bookmark(revision(object)),
+        _ => return Err(object["code"].as_u64().expect("a code")),
+    })
 }
 
 fn object(name: &str, color: &str, value: &str) -> Value {
@@ -132,12 +148,13 @@ impl Clients {
         revision(&list)
     }
 
-    /// Carries a write out and records what came of it; `revision` tells it from the answer.
+    /// Carries a write out, which is to be done on a state (0: none), and records what came of it.
     async fn wrote(
         &self,
         records: &mut Vec<Record>,
         key: &str,
         value: &str,
+        on: Option<Revision>,
         answer: impl Future<Output = Answer>,
     ) {
         let began = self.tick();
@@ -146,9 +163,10 @@ impl Clients {
             200 | 201 => {
                 let revision = revision(&answer.json());
                 self.newest.fetch_max(revision, Ordering::SeqCst);
-                Did::Wrote { key: key.to_owned(), value: Some(value.to_owned()), revision }
+                Did::Wrote { key: key.to_owned(), value: Some(value.to_owned()), on, revision }
             }
-            404 | 409 => Did::Refused { value: value.to_owned() },
+            404 | 409 | 503 => Did::Refused { value: value.to_owned() },
+            504 => Did::InDoubt { key: key.to_owned(), value: Some(value.to_owned()) },
             code => panic!("{code}: {}", String::from_utf8_lossy(&answer.body)),
         };
         records.push(Record { began, ended: self.tick(), did });
@@ -170,7 +188,7 @@ impl Clients {
             let found = self.get(&mut rng, &mut records, &key, &path).await;
             let server = self.any(&mut rng);
             let Some(found) = found else {
-                self.wrote(&mut records, &key, &value, server.post(&all, &new)).await;
+                self.wrote(&mut records, &key, &value, Some(0), server.post(&all, &new)).await;
                 continue;
             };
             match rng.random_range(0..10) {
@@ -179,15 +197,15 @@ impl Clients {
                     let patch =
                         json!({"data": {"v": value}, "metadata": {"labels": {"color": color}}});
                     let done = server.patch(&path, "merge-patch+json", &patch);
-                    self.wrote(&mut records, &key, &value, done).await;
+                    self.wrote(&mut records, &key, &value, None, done).await;
                 }
                 at => {
                     // Some are stale from the beginning, others by what is done meanwhile.
                     let stale = u64::from(at == 5);
-                    let mut new = new;
-                    new["metadata"]["resourceVersion"] =
-                        (found.revision - stale).to_string().into();
-                    self.wrote(&mut records, &key, &value, server.put(&path, &new)).await;
+                    let (mut new, on) = (new, found.revision - stale);
+                    new["metadata"]["resourceVersion"] = on.to_string().into();
+                    let done = server.put(&path, &new);
+                    self.wrote(&mut records, &key, &value, Some(on), done).await;
                 }
             }
         }
@@ -202,10 +220,14 @@ impl Clients {
         path: &str,
     ) -> Option<Item> {
         let began = self.tick();
-        let answer = self.any(rng).get(path).await;
-        let found = match answer.code {
-            404 => None,
-            _ => Some(item(&answer.expect(200))),
+        let found = loop {
+            let answer = self.any(rng).get(path).await;
+            match answer.code {
+                404 => break None,
+                // The store is away for a while.
+                503 | 504 => tokio::time::sleep(PAUSE).await,
+                _ => break Some(item(&answer.expect(200))),
+            }
         };
         let did = Did::Got { key: key.to_owned(), found: found.clone() };
         records.push(Record { began, ended: self.tick(), did });
@@ -224,8 +246,12 @@ impl Clients {
                 let did = Did::Deleted { key: last.key.clone(), last: last.revision };
                 records.push(Record { began, ended, did });
             }
+            504 => {
+                let did = Did::InDoubt { key: last.key.clone(), value: None };
+                records.push(Record { began, ended, did });
+            }
             // Nothing of it can be seen in the history.
-            404 | 409 => {}
+            404 | 409 | 503 => {}
             code => panic!("{code}: {}", String::from_utf8_lossy(&answer.body)),
         }
     }
@@ -236,7 +262,7 @@ impl Clients {
         let mut records = Vec::new();
         for _ in 0..READS {
             let newest = self.newest.load(Ordering::SeqCst);
-            let at = newest - rng.random_range(0..4);
+            let at = newest.saturating_sub(rng.random_range(0..4));
             let asked = match rng.random_range(0..6) {
                 0..=1 => Asked::Newest,
                 2 => Asked::Any,
@@ -251,7 +277,8 @@ impl Clients {
         records
     }
 
-    /// One list, page by page, each page from any server. `None`: it came too late.
+    /// One list, page by page, each page from any server. `None`: it came too late, or the store
+    /// is away.
     async fn list(
         &self,
         rng: &mut StdRng,
@@ -277,8 +304,13 @@ impl Clients {
                 if at.is_some() {
                     let token = answer.json()["metadata"]["continue"].clone();
                     let token = token.as_str().expect("a token");
-                    self.any(rng).get(&format!("{path}&continue={token}")).await.expect(200);
+                    let rest = self.any(rng).get(&format!("{path}&continue={token}")).await;
+                    assert!(matches!(rest.code, 200 | 503 | 504), "{rest:?}");
                 }
+                return None;
+            }
+            if matches!(answer.code, 503 | 504) {
+                tokio::time::sleep(PAUSE).await;
                 return None;
             }
             let page = answer.expect(200);
@@ -296,6 +328,14 @@ impl Clients {
         }
         let did = Did::Listed { select, asked, revision, items };
         Some(Record { began, ended: self.tick(), did })
+    }
+
+    /// Waits until so much has been written since the beginning.
+    pub async fn wait_for_writes(&self, n: u64) {
+        let start = self.newest.load(Ordering::SeqCst);
+        while self.newest.load(Ordering::SeqCst) < start + n {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
     }
 
     /// Forgets history close behind those who read, again and again.
@@ -319,7 +359,7 @@ impl Clients {
             let new = object(&name, color, &key);
             let path = maps(namespace);
             let done = self.servers[0].post(&path, &new);
-            self.wrote(&mut records, &key, &key, done).await;
+            self.wrote(&mut records, &key, &key, Some(0), done).await;
         }
         records
     }
@@ -373,7 +413,7 @@ impl Clients {
         ending: Ending,
     ) -> Option<Vec<Seen>> {
         let (goal, sentinel) = (self.newest.load(Ordering::SeqCst), last_sentinel(select));
-        let mut seen: Vec<Seen> = Vec::new();
+        let (mut seen, mut whole) = (Vec::new(), from.is_some());
         loop {
             let known = reached(&seen).or(from).map(|at| at.to_string());
             let how = match known {
@@ -386,33 +426,35 @@ impl Clients {
                 "{}&watch=1&allowWatchBookmarks=true&timeoutSeconds={seconds}&{how}",
                 query(select)
             );
-            let mut watch = self.any(rng).watch(&path).await;
+            let Some(mut watch) = self.any(rng).try_watch(&path).await else {
+                tokio::time::sleep(PAUSE).await;
+                continue;
+            };
             while let Some(event) = watch.next().await {
-                let object = &event["object"];
-                let ended =
-                    object["metadata"]["annotations"]["k8s.io/initial-events-end"] == "true";
-                let one = match event["type"].as_str().expect("a type") {
-                    "ADDED" => Seen::Event(Kind::Added, item(object)),
-                    "MODIFIED" => Seen::Event(Kind::Modified, item(object)),
-                    "DELETED" => Seen::Event(Kind::Deleted, item(object)),
-                    "BOOKMARK" if ended => Seen::InitialEnd(revision(object)),
-                    "BOOKMARK" => Seen::Bookmark(revision(object)),
-                    _ if object["code"] == 410 => return None,
-                    _ => panic!("{event}"),
+                let one = match told(&event) {
+                    Ok(one) => one,
+                    Err(410) => return None,
+                    // The server is too far behind.
+                    Err(504) => break,
+                    Err(code) => panic!("{code}: {event}"),
                 };
                 let all = match (&one, ending) {
                     (Seen::Event(_, item), Ending::Sentinels) => item.key == sentinel,
                     (Seen::Event(_, item), Ending::Reached) => item.revision >= goal,
                     _ => false,
                 };
+                whole |= matches!(one, Seen::InitialEnd(_));
                 seen.push(one);
-                if all && (from.is_some() || seen.iter().any(|s| matches!(s, Seen::InitialEnd(_))))
-                {
+                if all && whole {
                     return Some(seen);
+                }
+                // Connections break, and the next one may be to a server that is behind.
+                if whole && rng.random_bool(0.1) {
+                    break;
                 }
             }
             // Cut off in the midst of the initial events, a client must begin anew.
-            if from.is_none() && !seen.iter().any(|s| matches!(s, Seen::InitialEnd(_))) {
+            if !whole {
                 return None;
             }
         }

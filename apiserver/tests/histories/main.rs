@@ -1,5 +1,5 @@
-//! Generated histories: many clients at once against real servers, on the embedded store and on
-//! etcd (two servers there, and clients that move between them), judged by `checker`.
+//! Generated histories: many clients at once against two real servers on one store, embedded or
+//! etcd. Clients move between the servers, of which one is behind. `checker` judges.
 //!
 //! Needs the `etcd` program in the path. `HISTORY_SEEDS` runs more histories.
 
@@ -10,13 +10,17 @@ mod common;
 #[path = "../../../crates/store/tests/contract/engines.rs"]
 #[allow(dead_code, reason = "the contract's tests use the rest")]
 mod engines;
+mod late;
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use checker::{Did, Selection, Truth, check};
 use clients::{Clients, Ending};
 use common::Fixture;
 use engines::{EtcdServer, connect};
+use late::Late;
 use rand::SeedableRng as _;
 use rand::rngs::StdRng;
 use store::SharedStore;
@@ -29,8 +33,31 @@ fn n_seeds() -> u64 {
     std::env::var("HISTORY_SEEDS").ok().and_then(|n| n.parse().ok()).unwrap_or(1)
 }
 
-/// Runs one history and judges it. `history` is the store in which it is forgotten meanwhile.
-async fn run(seed: u64, servers: Vec<Fixture>, history: Option<SharedStore>) {
+/// What goes on while a history is made.
+enum Meanwhile {
+    Nothing,
+    /// History is forgotten.
+    Compaction(SharedStore),
+    /// etcd is killed and comes back; its folder.
+    Restart(EtcdServer, PathBuf),
+}
+
+async fn go_on(clients: Arc<Clients>, meanwhile: Meanwhile) {
+    match meanwhile {
+        Meanwhile::Nothing => {}
+        Meanwhile::Compaction(store) => clients.compact_on(store).await,
+        Meanwhile::Restart(mut etcd, folder) => {
+            clients.wait_for_writes(40).await;
+            etcd.kill();
+            etcd.restart(&folder);
+            // It must live until the end.
+            std::future::pending().await
+        }
+    }
+}
+
+/// Runs one history and judges it.
+async fn run(seed: u64, servers: Vec<Fixture>, meanwhile: Meanwhile) {
     let clients = Arc::new(Clients::new(servers));
     clients.prepare().await;
     let start = clients.list_revision().await;
@@ -45,13 +72,14 @@ async fn run(seed: u64, servers: Vec<Fixture>, history: Option<SharedStore>) {
     for n in 0..READERS {
         busy.push(tokio::spawn(clients.clone().read_on(seed << 8 | 64 | n)));
     }
-    let compacting = history.map(|store| tokio::spawn(clients.clone().compact_on(store)));
+    let compacts = matches!(meanwhile, Meanwhile::Compaction(_));
+    let meanwhile = tokio::spawn(go_on(clients.clone(), meanwhile));
     let mut records = Vec::new();
     for task in busy {
         records.append(&mut task.await.expect("a client"));
     }
-    if let Some(compacting) = compacting {
-        compacting.abort();
+    if compacts {
+        meanwhile.abort();
     }
     // The last writes are in the scope of every watch, so that its end is known.
     records.append(&mut clients.finish().await);
@@ -70,31 +98,47 @@ async fn run(seed: u64, servers: Vec<Fixture>, history: Option<SharedStore>) {
         count(|did| matches!(did, Did::Watched { .. })),
         count(|did| matches!(did, Did::Got { .. })),
     ];
+    meanwhile.abort();
     println!("seed {seed}: changes, refused, lists, watches, gets: {counts:?}");
     assert!(counts.iter().all(|n| *n >= 5), "too little was done to tell");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn histories_on_the_embedded_store() {
+async fn histories_of_two_servers_on_an_embedded_store() {
     for seed in 0..n_seeds() {
-        run(seed, vec![Fixture::new().await], None).await;
+        let engine = engines::embedded();
+        let store = engine.store.clone();
+        let servers =
+            vec![Fixture::on(store.clone()).await, Fixture::on(Arc::new(Late(store))).await];
+        run(seed, servers, Meanwhile::Nothing).await;
     }
+}
+
+/// Two servers on an etcd of their own.
+async fn on_etcd(folder: &Path) -> (EtcdServer, SharedStore, Vec<Fixture>) {
+    let etcd = EtcdServer::start(folder, &[]);
+    let mut options = store::etcd::Options::new(vec![etcd.url("http")]);
+    options.request_timeout = Duration::from_secs(2);
+    let (one, other) = (connect(options.clone()).await, connect(options).await);
+    let servers = vec![Fixture::on(one.clone()).await, Fixture::on(Arc::new(Late(other))).await];
+    (etcd, one, servers)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn histories_of_two_servers_on_etcd_that_is_compacted() {
     for seed in 0..n_seeds() {
         let folder = tempfile::tempdir().expect("a folder");
-        let etcd = EtcdServer::start(folder.path(), &[]);
-        let mut servers = Vec::new();
-        let mut last: Option<SharedStore> = None;
-        for _ in 0..2 {
-            let options = store::etcd::Options::new(vec![etcd.url("http")]);
-            let store: SharedStore = connect(options).await;
-            last = Some(store.clone());
-            servers.push(Fixture::on(store).await);
-        }
-        run(seed, servers, last).await;
+        let (_etcd, store, servers) = on_etcd(folder.path()).await;
+        run(seed, servers, Meanwhile::Compaction(store)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn histories_of_two_servers_on_etcd_that_is_killed() {
+    for seed in 0..n_seeds() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (etcd, _, servers) = on_etcd(folder.path()).await;
+        run(seed, servers, Meanwhile::Restart(etcd, folder.path().to_owned())).await;
     }
 }
 

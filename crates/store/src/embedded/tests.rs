@@ -119,6 +119,31 @@ async fn retention_by_number_and_by_age_forgets_history() {
 }
 
 #[tokio::test]
+async fn history_is_forgotten_also_after_the_clock_was_set_back() {
+    let now = Arc::new(AtomicU64::new(1_000_000));
+    let options = Options {
+        keep_age: Some(Duration::from_secs(100)),
+        clock: clock(&now),
+        sweep_interval: Duration::from_secs(3600),
+        ..Options::default()
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let store = Embedded::open(folder.path().join("db"), options).unwrap();
+    let mut at = create(&store, "/a", "0").await;
+    store.sweep().await.unwrap();
+    for seconds in [1_000, 1_050, 1_101] {
+        now.store(seconds, Ordering::SeqCst);
+        store.sweep().await.unwrap();
+        assert!(store.get(b"/a", Some(2)).await.is_ok(), "forgotten early, at {seconds}");
+        at = update(&store, "/a", "1", at).await;
+    }
+    now.store(1_151, Ordering::SeqCst);
+    store.sweep().await.unwrap();
+    let error = store.get(b"/a", Some(2)).await.err();
+    assert!(matches!(error, Some(StoreError::Compacted { oldest: 3 })), "{error:?}");
+}
+
+#[tokio::test]
 async fn compaction_gives_space_back() {
     let folder = tempfile::tempdir().unwrap();
     let store = Embedded::open(folder.path().join("db"), Options::default()).unwrap();

@@ -311,6 +311,10 @@ impl Writer {
             let due = |(at, _): &(SystemTime, Revision)| {
                 now.duration_since(*at).is_ok_and(|since| since >= apart)
             };
+            // A clock that was set back would else keep everything until it has caught up.
+            if self.ages.back().is_some_and(|(at, _)| *at > now) {
+                self.ages.clear();
+            }
             if self.ages.back().is_none_or(due) {
                 self.ages.push_back((now, newest));
             }

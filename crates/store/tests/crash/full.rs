@@ -147,8 +147,9 @@ async fn a_disk_that_is_full_now_and_then_loses_nothing() {
         assert!(found == model, "seed {seed}: the list is not what was written");
         let mut replayed = Model::new();
         for expected in 2..=listed.revision {
-            let Some(Ok(WatchEvent::Changes { revision, changes })) = watch.next().await else {
-                panic!("seed {seed}: the watch ended before {expected}");
+            let next = tokio::time::timeout(Duration::from_secs(20), watch.next()).await;
+            let Ok(Some(Ok(WatchEvent::Changes { revision, changes }))) = next else {
+                panic!("seed {seed}: instead of {expected} came {next:?}");
             };
             assert_eq!(revision, expected, "seed {seed}: skipped");
             for change in changes {
