@@ -7,7 +7,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use scheduler::cycle;
+use scheduler::cycle::{self, Unschedulable};
+use scheduler::framework::Refused;
 use scheduler::profile::Profile;
 use scheduler::snapshot::{PodInfo, Snapshot};
 use serde_json::{Value, json};
@@ -75,12 +76,18 @@ fn workloads() -> Vec<Workload> {
     let host = "kubernetes.io/hostname";
     let huge = json!({"labels": {}, "spec": {"containers": [{"name": "c", "image": "i",
         "resources": {"requests": {"cpu": "9"}}}]}});
+    let sized = |priority: i32, cpu: &str| {
+        json!({"labels": {}, "spec": {"priority": priority, "containers": [{"name": "c",
+            "image": "i", "resources": {"requests": {"cpu": cpu}}}]}})
+    };
+    let (low, high) = (sized(0, "900m"), sized(10, "3"));
     let anti = required("podAntiAffinity", "green", host);
     let row = |name, before, then, upstream| Workload { name, before, then, upstream };
     vec![
         row("basic", (1000, plain.clone()), (10_000, plain.clone()), 680),
         row("basic, 20,000 there", (20_000, plain.clone()), (10_000, plain.clone()), 680),
         row("does not fit", (20_000, plain.clone()), (2000, huge), 600),
+        row("preempts others", (20_000, low), (2000, high), 570),
         row(
             "spread over zones, required",
             (5000, plain.clone()),
@@ -134,6 +141,21 @@ fn cpu_time() -> Duration {
     Duration::from_nanos(nanos)
 }
 
+/// Has the pods gone at once that are in the way.
+fn make_room(
+    profile: &Profile,
+    snapshot: &mut Snapshot,
+    pod: &PodInfo,
+    why: &Unschedulable,
+    start: usize,
+) -> Option<String> {
+    let plugin = profile.post_filter.iter().find_map(|p| p.post_filter())?;
+    let refused = Refused { profile, snapshot, pod, why, budgets: &[], start };
+    let room = plugin.make_room(&refused).ok()?;
+    room.victims.iter().for_each(|victim| snapshot.remove_pod(&victim.uid));
+    Some(room.node)
+}
+
 fn main() {
     let profile = Profile::default();
     println!("{:40} {:>10} {:>8} {:>10}", "workload", "pods/s", "pods", "upstream");
@@ -156,7 +178,11 @@ fn main() {
         let (begin, mut done) = (cpu_time(), 0_u32);
         for pod in &pods {
             let start = usize::try_from(done).unwrap_or(0) * 500;
-            if let Ok(node) = cycle::schedule(&profile, &snapshot, pod, start, &mut random) {
+            let node = match cycle::schedule(&profile, &snapshot, pod, start, &mut random) {
+                Ok(node) => Some(node),
+                Err(why) => make_room(&profile, &mut snapshot, pod, &why, start),
+            };
+            if let Some(node) = node {
                 snapshot.assume(pod, &node);
             }
             done += 1;

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use crate::framework::{Filter, Refusal};
+use crate::framework::{Filter, Reason, Refusal};
 use crate::profile::Profile;
 use crate::snapshot::{NodeInfo, PodInfo, Snapshot};
 
@@ -16,13 +16,13 @@ const ALWAYS_ENOUGH: usize = 100;
 pub struct Unschedulable {
     pub nodes: usize,
     /// Reason to the number of nodes; upstream's words.
-    pub reasons: BTreeMap<String, usize>,
+    pub reasons: BTreeMap<Reason, usize>,
     /// The pod was refused as such, before any node was looked at.
     pub before: String,
     /// Plugins that refused.
     pub plugins: Vec<&'static str>,
-    /// Nodes from which other pods' end might take the pod in.
-    pub resolvable: Vec<String>,
+    /// Slots of nodes that might take the pod in when other pods end.
+    pub resolvable: Vec<usize>,
     /// Why preemption did not help either.
     pub preemption: String,
 }
@@ -51,7 +51,12 @@ impl Unschedulable {
 
     fn refuse(&mut self, plugin: &'static str, refusal: &Refusal, nodes: usize) {
         for reason in &refusal.reasons {
-            *self.reasons.entry(reason.clone()).or_insert(0) += nodes;
+            match self.reasons.get_mut(reason) {
+                Some(n) => *n += nodes,
+                None => {
+                    self.reasons.insert(reason.clone(), nodes);
+                }
+            }
         }
         if !self.plugins.contains(&plugin) {
             self.plugins.push(plugin);
@@ -184,7 +189,7 @@ pub fn look(
                 let reason = format!("node(s) didn't satisfy plugin(s) [{}]", plugins.join(" "));
                 let refusal = Refusal::unresolvable(reason);
                 plugins.iter().for_each(|plugin| why.refuse(plugin, &refusal, 0));
-                why.reasons.insert(refusal.reasons.concat(), others);
+                why.reasons.insert(refusal.reasons.concat().into(), others);
             }
             nodes
         }
@@ -216,7 +221,7 @@ fn filter<'n>(
             Some((plugin, refusal)) => {
                 why.refuse(plugin, &refusal, 1);
                 if !refusal.unresolvable {
-                    why.resolvable.push(node.name().to_owned());
+                    why.resolvable.push(node.slot);
                 }
             }
         }

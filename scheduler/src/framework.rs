@@ -6,6 +6,7 @@
 //! PrioritySort) and the binding (Bind, DefaultBinder) are the scheduler's own: no other plugin for
 //! them is known.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,21 +23,23 @@ use crate::snapshot::{NodeInfo, PodInfo, Snapshot};
 /// The highest score of a node by one plugin.
 pub const MAX_SCORE: i64 = 100;
 
+/// A reason in upstream's words; mostly one of those that are always the same.
+pub type Reason = Cow<'static, str>;
+
 /// Why a pod cannot go to a node, or anywhere.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
-    /// Upstream's words, one for each reason.
-    pub reasons: Vec<String>,
+    pub reasons: Vec<Reason>,
     /// Removing other pods could not help.
     pub unresolvable: bool,
 }
 
 impl Refusal {
-    pub fn new(reason: impl Into<String>) -> Self {
+    pub fn new(reason: impl Into<Reason>) -> Self {
         Self { reasons: vec![reason.into()], unresolvable: false }
     }
 
-    pub fn unresolvable(reason: impl Into<String>) -> Self {
+    pub fn unresolvable(reason: impl Into<Reason>) -> Self {
         Self { reasons: vec![reason.into()], unresolvable: true }
     }
 }

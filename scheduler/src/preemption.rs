@@ -1,7 +1,7 @@
 //! Preemption (DefaultPreemption): which pods of lower priority must go, and from which node, so
 //! that a pod that fits nowhere fits there. Pure: tries on copies of nodes.
 
-use std::cmp::Reverse;
+use std::cmp::{Ordering, Reverse};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 
 use crate::args::PreemptionArgs;
 use crate::cycle::{Filters, Unschedulable};
-use crate::framework::{Plugin, PostFilter, Refused};
+use crate::framework::{Plugin, PostFilter, Reason, Refused};
 use crate::selectors::matches;
 use crate::snapshot::{NodeInfo, PodInfo, Snapshot};
 
@@ -59,14 +59,15 @@ impl PostFilter for DefaultPreemption {
         let nodes = &why.resolvable;
         let wanted = (nodes.len() * self.share / 100).max(self.at_least);
         let mut candidates: Vec<Candidate> = Vec::new();
-        let mut reasons: BTreeMap<String, usize> = BTreeMap::new();
+        let mut reasons: BTreeMap<Reason, usize> = BTreeMap::new();
         // Without filters, nothing is resolvable either.
         let mut filters = Filters::prepare(profile, snapshot, pod).ok();
         let start = if nodes.is_empty() { 0 } else { start % nodes.len() };
         let (before, after) = nodes.split_at(start);
-        for name in after.iter().chain(before) {
-            let (Some(filters), Some(node)) = (&mut filters, snapshot.node(name)) else { break };
-            match select(filters, &mut node.clone(), pod, &snapshot.coming(name, pod), budgets) {
+        for slot in after.iter().chain(before) {
+            let (Some(filters), Some(node)) = (&mut filters, snapshot.at(*slot)) else { break };
+            let coming = snapshot.coming(node.name(), pod);
+            match select(filters, &mut node.clone(), pod, &coming, budgets) {
                 Ok(candidate) => candidates.push(candidate),
                 Err(texts) => texts.into_iter().for_each(|t| *reasons.entry(t).or_insert(0) += 1),
             }
@@ -95,10 +96,11 @@ fn eligible(snapshot: &Snapshot, pod: &PodInfo, why: &Unschedulable) -> Result<(
     }
     let Some(node) = snapshot.nominated(&pod.uid) else { return Ok(()) };
     // It can never take the pod: another node is to be found.
-    if !why.resolvable.iter().any(|n| n == node) {
+    let slot = snapshot.node(node).map(|n| n.slot);
+    if slot.is_none_or(|slot| !why.resolvable.contains(&slot)) {
         return Ok(());
     }
-    let pods = snapshot.node(node).into_iter().flat_map(|n| n.pods.values());
+    let pods = snapshot.node(node).into_iter().flat_map(|n| n.pods.iter());
     if pods.filter(|p| p.priority() < pod.priority()).any(|p| is_leaving(p)) {
         return Err("not eligible due to a terminating pod on the nominated node.".into());
     }
@@ -122,8 +124,9 @@ fn started(pod: &PodInfo) -> Timestamp {
 }
 
 /// More important pods first: higher priority, then longer running.
-fn importance(pod: &PodInfo) -> (Reverse<i32>, Timestamp) {
-    (Reverse(pod.priority()), started(pod))
+fn by_importance(a: &Arc<PodInfo>, b: &Arc<PodInfo>) -> Ordering {
+    let of = |p: &PodInfo| (Reverse(p.priority()), started(p));
+    of(a).cmp(&of(b)).then_with(|| a.key.cmp(&b.key))
 }
 
 /// The fewest victims on this node, of which a copy is passed. Filters are left as they were.
@@ -133,14 +136,14 @@ fn select(
     pod: &PodInfo,
     coming: &[Arc<PodInfo>],
     budgets: &[Arc<PodDisruptionBudget>],
-) -> Result<Candidate, Vec<String>> {
-    let there = node.pods.values();
+) -> Result<Candidate, Vec<Reason>> {
+    let there = node.pods.iter();
     let mut lower: Vec<Arc<PodInfo>> =
         there.filter(|p| p.priority() < pod.priority()).cloned().collect();
     if lower.is_empty() {
         return Err(vec!["No preemption victims found for incoming pod".into()]);
     }
-    lower.sort_by_key(|p| (importance(p), p.key.clone()));
+    lower.sort_by(by_importance);
     let set = |filters: &mut Filters<'_>, node: &mut NodeInfo, pods: &[Arc<PodInfo>], comes| {
         pods.iter().for_each(|p| filters.change(node, p, comes));
     };
@@ -173,7 +176,7 @@ fn select(
         }
     }
     set(filters, node, &victims, true);
-    victims.sort_by_key(|p| (importance(p), p.key.clone()));
+    victims.sort_by(by_importance);
     let preemption = Preemption { node: node.name().to_owned(), victims };
     Ok(Candidate { preemption, violations })
 }

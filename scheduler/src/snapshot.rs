@@ -138,13 +138,13 @@ fn ports(pod: &Pod) -> Vec<HostPort> {
 pub struct NodeInfo {
     /// Absent for a node that is gone, or not yet seen, while pods name it.
     pub node: Option<Arc<Node>>,
-    pub pods: HashMap<String, Arc<PodInfo>>,
+    pub pods: Vec<Arc<PodInfo>>,
     pub allocatable: Resources,
     pub allowed_pods: usize,
     pub requested: Resources,
     pub scored: (i64, i64),
     /// Image name to bytes.
-    pub images: HashMap<String, i64>,
+    pub images: Arc<HashMap<String, i64>>,
     /// Its number among the nodes; another's, once it and its pods are gone.
     pub slot: usize,
 }
@@ -165,12 +165,11 @@ impl NodeInfo {
         let pods = allocatable.and_then(|a| a.get("pods"));
         self.allowed_pods = pods.and_then(|q| q.0.parse().ok()).unwrap_or(0);
         let images = status.and_then(|s| s.images.as_ref()).into_iter().flatten();
-        self.images = images
-            .flat_map(|i| {
-                let size = i.size_bytes.unwrap_or(0);
-                i.names.iter().flatten().map(move |name| (name.clone(), size))
-            })
-            .collect();
+        let sized = images.flat_map(|i| {
+            let size = i.size_bytes.unwrap_or(0);
+            i.names.iter().flatten().map(move |name| (name.clone(), size))
+        });
+        self.images = Arc::new(sized.collect());
         self.node = Some(node);
     }
 
@@ -179,11 +178,12 @@ impl NodeInfo {
         self.requested.add(&pod.requests.asked);
         self.scored.0 += pod.requests.scored.0;
         self.scored.1 += pod.requests.scored.1;
-        self.pods.insert(pod.uid.clone(), pod);
+        self.pods.push(pod);
     }
 
     pub fn remove(&mut self, uid: &str) {
-        if let Some(pod) = self.pods.remove(uid) {
+        if let Some(at) = self.pods.iter().position(|p| p.uid == uid) {
+            let pod = self.pods.swap_remove(at);
             self.requested.subtract(&pod.requests.asked);
             self.scored.0 -= pod.requests.scored.0;
             self.scored.1 -= pod.requests.scored.1;
@@ -263,6 +263,11 @@ impl Snapshot {
 
     pub fn is_empty(&self) -> bool {
         self.zones.is_empty()
+    }
+
+    /// The node of a slot.
+    pub fn at(&self, slot: usize) -> Option<&NodeInfo> {
+        self.slots.get(slot).filter(|n| n.node.is_some())
     }
 
     /// Nodes' slots are below this.
@@ -451,7 +456,7 @@ impl Snapshot {
 
     fn displace(&mut self, uid: &str) {
         let Some(slot) = self.placed.remove(uid) else { return };
-        if let Some(pod) = self.slots[slot].pods.get(uid).cloned() {
+        if let Some(pod) = self.slots[slot].pods.iter().find(|p| p.uid == uid).cloned() {
             self.count(&pod, slot, false);
             self.slots[slot].remove(uid);
         }

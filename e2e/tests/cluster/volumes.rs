@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::ensure;
+use anyhow::{Context, ensure};
 use e2e::{SOON, eventually};
 
 use crate::cluster;
@@ -149,6 +149,127 @@ fn a_pod_waits_for_what_it_needs() -> anyhow::Result<()> {
     ns.kubectl(&["create", "configmap", "late", "--from-literal=A=B"])?;
     for name in ["volume", "env"] {
         ns.kubectl(&["wait", "--for=condition=Ready", &format!("pod/{name}"), "--timeout=120s"])?;
+    }
+    Ok(())
+}
+
+/// A class whose volumes wait for a pod, and a claim of it.
+fn waits_for_its_pod(name: &str, provisioner: &str) -> String {
+    format!(
+        r"
+apiVersion: storage.k8s.io/v1
+kind: StorageClass
+metadata: {{name: {name}}}
+provisioner: {provisioner}
+volumeBindingMode: WaitForFirstConsumer
+---
+apiVersion: v1
+kind: PersistentVolumeClaim
+metadata: {{name: {name}}}
+spec:
+  accessModes: [ReadWriteOnce]
+  storageClassName: {name}
+  resources: {{requests: {{storage: 1Gi}}}}
+"
+    )
+}
+
+fn local_volume(name: &str, node: &str, more: &str) -> String {
+    format!(
+        r"
+apiVersion: v1
+kind: PersistentVolume
+metadata: {{name: {name}}}
+spec:
+  capacity: {{storage: 2Gi}}
+  accessModes: [ReadWriteOnce]
+  storageClassName: {name}
+  local: {{path: /tmp}}
+  nodeAffinity:
+    required:
+      nodeSelectorTerms:
+      - matchExpressions: [{{key: kubernetes.io/hostname, operator: In, values: [{node}]}}]
+{more}"
+    )
+}
+
+fn user(name: &str, claim: &str) -> String {
+    format!(
+        r"
+apiVersion: v1
+kind: Pod
+metadata: {{name: {name}}}
+spec:
+  terminationGracePeriodSeconds: 0
+  containers:
+  - name: main
+    image: localhost/test:1
+    command: [sleep, infinity]
+    volumeMounts: [{{name: disk, mountPath: /disk, readOnly: true}}]
+  volumes: [{{name: disk, persistentVolumeClaim: {{claimName: {claim}}}}}]
+"
+    )
+}
+
+#[test]
+fn a_pod_decides_where_its_volume_is() -> anyhow::Result<()> {
+    let cluster = cluster()?;
+    let ns = cluster.namespace("late")?;
+    let nodes = cluster.get(&["nodes"])?;
+    let all = nodes["items"].as_array().context("nodes")?;
+    let name_of = |node: &serde_json::Value| node["metadata"]["name"].as_str().map(str::to_owned);
+    let node = all.last().and_then(name_of).context("a node")?;
+
+    // A volume that is there, of one node.
+    let local = format!("{}-local", ns.name());
+    let manifest = waits_for_its_pod(&local, "kubernetes.io/no-provisioner");
+    ns.apply(&format!("{manifest}---{}", local_volume(&local, &node, "")))?;
+    eventually("the claim waits", SOON, || {
+        let events = ns.kubectl(&["get", "events"])?;
+        ensure!(events.contains("waiting for first consumer"), "{events}");
+        Ok(())
+    })?;
+    ns.ready(&user("first", &local), "first")?;
+    let pod = ns.get(&["pod", "first"])?;
+    ensure!(pod["spec"]["nodeName"] == node.as_str(), "{pod}");
+
+    // One that a provisioner makes, as which the test acts.
+    let made = format!("{}-made", ns.name());
+    ns.apply(&waits_for_its_pod(&made, "example.com/made"))?;
+    ns.apply(&user("second", &made))?;
+    let (chosen, uid) = eventually("a node is chosen", SOON, || {
+        let claim = ns.get(&["pvc", &made])?;
+        let notes = &claim["metadata"]["annotations"];
+        ensure!(notes["volume.kubernetes.io/storage-provisioner"] == "example.com/made", "{claim}");
+        let chosen = notes["volume.kubernetes.io/selected-node"].as_str().context("no node")?;
+        let uid = claim["metadata"]["uid"].as_str().context("a uid")?;
+        Ok((chosen.to_owned(), uid.to_owned()))
+    })?;
+    let pod = ns.get(&["pod", "second"])?;
+    ensure!(pod["spec"]["nodeName"].is_null(), "it waits for its volume: {pod}");
+    let reference = format!(
+        "  claimRef: {{apiVersion: v1, kind: PersistentVolumeClaim, namespace: {}, name: {made}, \
+         uid: {uid}}}\n",
+        ns.name()
+    );
+    ns.apply(&local_volume(&made, &chosen, &reference))?;
+    ns.kubectl(&["wait", "--for=condition=Ready", "pod/second", "--timeout=60s"])?;
+    let pod = ns.get(&["pod", "second"])?;
+    ensure!(pod["spec"]["nodeName"] == chosen.as_str(), "{pod}");
+
+    // One that is not there at all.
+    ns.apply(&user("third", "none"))?;
+    eventually("it is told what is missing", SOON, || {
+        let pod = ns.get(&["pod", "third"])?;
+        let text = pod["status"]["conditions"].to_string();
+        ensure!(text.contains(r#"persistentvolumeclaim \"none\" not found"#), "{text}");
+        Ok(())
+    })?;
+    ns.kubectl(&["delete", "pod", "first", "second", "third"])?;
+    for name in [local, made] {
+        ns.kubectl(&["delete", "pvc", &name])?;
+        cluster.kubectl(&["delete", "pv", &name])?;
+        cluster.kubectl(&["delete", "storageclass", &name])?;
     }
     Ok(())
 }

@@ -33,7 +33,7 @@ impl PreFilter for NodePorts {
 
 impl Filter for Wants<'_> {
     fn filter(&self, node: &NodeInfo) -> Result<(), Refusal> {
-        let used = node.pods.values().filter(|p| p.uid != self.0.uid).flat_map(|p| &p.ports);
+        let used = node.pods.iter().filter(|p| p.uid != self.0.uid).flat_map(|p| &p.ports);
         for port in used {
             if self.0.ports.iter().any(|wanted| wanted.conflicts(port)) {
                 let reason = "node(s) didn't have free ports for the requested pod ports";

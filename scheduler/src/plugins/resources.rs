@@ -54,7 +54,11 @@ impl NodeResourcesFit {
         let (asked, used, have) = (&pod.requests.asked, &node.requested, &node.allocatable);
         let mut check = |name: &str, asked: i64, used: i64, have: i64| {
             if asked > 0 && asked > have - used {
-                refusal.reasons.push(format!("Insufficient {name}"));
+                refusal.reasons.push(match name {
+                    "cpu" => "Insufficient cpu".into(),
+                    "memory" => "Insufficient memory".into(),
+                    name => format!("Insufficient {name}").into(),
+                });
                 // More than the node has in all: no pod's end would help.
                 refusal.unresolvable |= asked > have;
             }

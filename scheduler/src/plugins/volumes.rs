@@ -140,7 +140,7 @@ impl Filter for Bindings<'_> {
             Ok(_) => return Ok(()),
             Err(conflicts) => conflicts,
         };
-        let reasons = conflicts.iter().map(|c| c.text().to_owned()).collect();
+        let reasons = conflicts.iter().map(|c| c.text().into()).collect();
         Err(Refusal { reasons, unresolvable: true })
     }
 }
@@ -446,7 +446,7 @@ impl Filter for Limits<'_> {
             return Ok(());
         }
         let mut attached = Attached::new();
-        let users = node.pods.values().filter(|p| !p.claims.is_empty());
+        let users = node.pods.iter().filter(|p| !p.claims.is_empty());
         users.for_each(|p| attach(p, self.all, &mut attached));
         let none = BTreeSet::new();
         for (driver, ids, limit) in limited {
