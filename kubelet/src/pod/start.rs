@@ -129,7 +129,7 @@ fn back_off(k: &Kubelet, pod: &Pod, container: &Container, view: &PodView) -> Re
     if let Some(left) = k.crash_backoff.remaining(&key, since, now) {
         return Err(left);
     }
-    k.crash_backoff.next(&key, now);
+    k.crash_backoff.next(&key, since, now);
     Ok(())
 }
 
