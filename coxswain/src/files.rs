@@ -1,8 +1,7 @@
 //! Reading and writing files, with their paths in the errors.
 
 use std::fs;
-use std::io::Write;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 
 use anyhow::Context;
@@ -44,29 +43,10 @@ pub fn write_public(path: &Path, text: &str) -> anyhow::Result<()> {
 }
 
 fn write(path: &Path, text: &str, mode: u32) -> anyhow::Result<()> {
-    let whence = || path.display().to_string();
     if let Some(dir) = path.parent() {
         make_dir(dir)?;
     }
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(format!(".{}.new", std::process::id()));
-    let fresh = path.with_file_name(name);
-    let written = fs::OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(mode)
-        .open(&fresh)
-        .and_then(|mut file| {
-            file.write_all(text.as_bytes())?;
-            file.sync_all()
-        })
-        .and_then(|()| fs::rename(&fresh, path));
-    if written.is_err() {
-        // Nothing half-made is left behind; the first error is the one to show.
-        let _ = fs::remove_file(&fresh);
-    }
-    written.with_context(whence)
+    component::files::write(path, text.as_bytes(), mode).with_context(|| path.display().to_string())
 }
 
 /// Writes a file only if its content differs; returns whether it did.

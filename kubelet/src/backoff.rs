@@ -29,11 +29,11 @@ impl Backoff {
         self.entries.lock().get(key).map_or(Duration::ZERO, |e| e.delay)
     }
 
-    /// Counts one more failure.
-    pub fn next(&self, key: &str, now: Instant) {
+    /// Counts one more failure, which was at `since`.
+    pub fn next(&self, key: &str, since: Instant, now: Instant) {
         let mut entries = self.entries.lock();
         match entries.get_mut(key) {
-            Some(entry) if now.duration_since(entry.updated) <= self.max * 2 => {
+            Some(entry) if !self.is_quiet(entry, since) => {
                 entry.delay = (entry.delay * 2).min(self.max);
                 entry.updated = now;
             }
@@ -43,12 +43,18 @@ impl Backoff {
         }
     }
 
+    /// Whether nothing failed for twice the longest delay before `since`. Waiting after that does
+    /// not count.
+    fn is_quiet(&self, entry: &Entry, since: Instant) -> bool {
+        since.saturating_duration_since(entry.updated) > self.max * 2
+    }
+
     /// How long the delay still lasts, counted from `since` for a container's end. A key that was
-    /// quiet for twice the longest delay starts afresh.
+    /// quiet for long starts afresh.
     pub fn remaining(&self, key: &str, since: Instant, now: Instant) -> Option<Duration> {
         let entries = self.entries.lock();
         let entry = entries.get(key)?;
-        if now.duration_since(entry.updated) > self.max * 2 {
+        if self.is_quiet(entry, since) {
             return None;
         }
         let passed = now.saturating_duration_since(since);
@@ -78,7 +84,7 @@ mod tests {
         let mut delays = Vec::new();
         let mut now = start;
         for _ in 0..7 {
-            backoff.next("a", now);
+            backoff.next("a", now, now);
             delays.push(backoff.get("a").as_secs());
             now += backoff.get("a");
         }
@@ -86,8 +92,15 @@ mod tests {
         let left = backoff.remaining_since_update("a", now - Duration::from_secs(20));
         assert_eq!(left, Some(Duration::from_secs(20)));
         assert_eq!(backoff.remaining_since_update("a", now), None);
+        // It ran for six minutes, and waited for five: that is no quiet time.
+        let (ended, later) = (now + Duration::from_secs(60), now + Duration::from_secs(359));
+        assert_eq!(backoff.remaining("a", ended, later), Some(Duration::from_secs(1)));
+        now += Duration::from_secs(360);
+        backoff.next("a", ended, now);
+        assert_eq!(backoff.get("a").as_secs(), 300);
         now += Duration::from_secs(601);
-        backoff.next("a", now);
+        assert_eq!(backoff.remaining("a", now, now), None);
+        backoff.next("a", now, now);
         assert_eq!(backoff.get("a").as_secs(), 10, "afresh after a quiet time");
         backoff.collect(now + Duration::from_secs(601));
         assert_eq!(backoff.get("a"), Duration::ZERO);

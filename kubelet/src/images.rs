@@ -268,7 +268,8 @@ async fn pull(
         Ok(None) => Err(waiting("ErrImagePull", format!("image {asked:?} is gone after the pull"))),
         Err(error) => {
             k.event(about(), true, "Failed", format!("Failed to pull image {asked:?}: {error}"));
-            images.backoff.next(&key, Instant::now());
+            let now = Instant::now();
+            images.backoff.next(&key, now, now);
             let (reason, message) = classify(asked, &error);
             images.errors.lock().insert(key, format!("{reason}: {message}"));
             Err(waiting(reason, message))

@@ -1,6 +1,7 @@
 //! What all parts of one kubelet share.
 
 use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,6 +23,7 @@ use crate::config::KubeletConfiguration;
 use crate::events::Events;
 use crate::eviction::Evictions;
 use crate::images::Images;
+use crate::node;
 use crate::node::machine::Machine;
 use crate::pod::env::Missing;
 use crate::pod::resources::Limiting;
@@ -84,8 +86,10 @@ pub struct Kubelet {
     pub runtime: Mutex<RuntimeFeatures>,
     /// Told when the runtime may be in another state than a moment ago.
     pub look_at_runtime: Notify,
+    /// The node's addresses as an administrator gave them.
+    pub given_ips: Vec<IpAddr>,
     /// The node's addresses, the primary first.
-    pub host_ips: RwLock<Vec<String>>,
+    pub host_ips: watch::Sender<Vec<String>>,
     /// The pods that are the kubelet's to run, by uid.
     pub pods: RwLock<BTreeMap<String, Arc<Pod>>>,
     pub relisted: Mutex<Option<Instant>>,
@@ -124,7 +128,19 @@ impl Kubelet {
     }
 
     pub fn host_ips(&self) -> Vec<String> {
-        self.host_ips.read().clone()
+        self.host_ips.borrow().clone()
+    }
+
+    /// Looks the node's addresses up again. While it has none, the ones before are kept.
+    pub fn look_for_addresses(&self) {
+        let found = node::addresses::find(&self.given_ips);
+        self.host_ips.send_if_modified(|known| {
+            let changed = !found.is_empty() && *known != found;
+            if changed {
+                *known = found;
+            }
+            changed
+        });
     }
 
     /// What pods may use of this machine.

@@ -11,6 +11,7 @@
 mod admission;
 mod allocation;
 mod backoff;
+mod certificates;
 mod cgroups;
 mod config;
 mod duration;

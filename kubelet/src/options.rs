@@ -18,7 +18,8 @@ pub struct Options {
     /// pods only.
     #[arg(long)]
     pub kubeconfig: Option<PathBuf>,
-    /// Kubeconfig used to get a client certificate, when --kubeconfig's file does not exist.
+    /// Kubeconfig used to get a client certificate, when --kubeconfig's file does not exist or its
+    /// certificate has expired.
     #[arg(long)]
     pub bootstrap_kubeconfig: Option<PathBuf>,
     /// KubeletConfiguration file.

@@ -1,21 +1,23 @@
 //! Starts a kubelet and runs it until shutdown.
 
-use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use client::Cache;
 use client::events::Recorder;
-use client::{Cache, connect};
 use k8s_openapi::api::core::v1::{Node, Pod, Service};
 use kube::runtime::watcher;
 use parking_lot::RwLock;
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::backoff::Backoff;
+use crate::certificates::client::{Connected, Keeping, connected};
+use crate::certificates::serving;
 use crate::cgroups::{Cgroups, Driver};
 use crate::config::KubeletConfiguration;
 use crate::events::Events;
@@ -42,9 +44,18 @@ const CRASH_BACKOFF_MAX: Duration = Duration::from_secs(300);
 /// kubeconfig that cannot be read, a cgroup controller, a port that is taken.
 pub async fn run(options: options::Options, shutdown: CancellationToken) -> anyhow::Result<()> {
     let config = options.configuration()?;
-    let client = client_of(&options).await?;
     check_machine(&config)?;
-    let k = Arc::new(build(&options, config, client, shutdown.clone())?);
+    let name = node_name(&options)?;
+    let connected = tokio::select! {
+        connected = connected(&options, config.rotate_certificates, &name) => connected?,
+        () = shutdown.cancelled() => return Ok(()),
+    };
+    // The kubelet may end by itself too.
+    let shutdown = shutdown.child_token();
+    let _whatever_happens = shutdown.clone().drop_guard();
+    let mut tasks = JoinSet::new();
+    let (client, lost) = keep_client(connected, &shutdown, &mut tasks);
+    let k = Arc::new(build(&options, config, name, client, shutdown.clone())?);
     // Eviction begins before the cgroup is full: its limit leaves that room too.
     let allocatable = node::status::allocatable(&k.config, &k.machine, &[]);
     let (cpu, memory) = match k.config.enforces_pods() {
@@ -52,7 +63,6 @@ pub async fn run(options: options::Options, shutdown: CancellationToken) -> anyh
         false => (Some(k.machine.cpus * 1000), None),
     };
     k.cgroups.set_up(cpu.unwrap_or(0), memory).context("failed to set up cgroups")?;
-    let mut tasks = JoinSet::new();
     servers(&k, &options, &mut tasks).await?;
     tracing::info!(node = k.node_name, "kubelet starts");
     let changed = Arc::new(Notify::new());
@@ -81,13 +91,55 @@ pub async fn run(options: options::Options, shutdown: CancellationToken) -> anyh
     });
     let manager = Manager::new(Arc::clone(&k), api, statics, seen, changed);
     let managing = tokio::spawn(manager.run());
-    shutdown.cancelled().await;
+    let failed = tokio::select! {
+        () = shutdown.cancelled() => Ok(()),
+        Ok(why) = lost => Err(why),
+    };
+    shutdown.cancel();
     managing.await.context("the pods' manager failed")?;
     let drained = async { while tasks.join_next().await.is_some() {} };
     if tokio::time::timeout(Duration::from_secs(6), drained).await.is_err() {
         tracing::debug!("tasks cut off at shutdown");
     }
-    Ok(())
+    failed
+}
+
+/// Keeps the client's certificate current. The receiver is told why the kubelet cannot go on.
+fn keep_client(
+    connected: Option<Connected>,
+    shutdown: &CancellationToken,
+    tasks: &mut JoinSet<()>,
+) -> (Option<kube::Client>, oneshot::Receiver<anyhow::Error>) {
+    let (sender, receiver) = oneshot::channel();
+    let Some(Connected { client, keeping }) = connected else { return (None, receiver) };
+    if let Some(keeping) = keeping {
+        let shutdown = shutdown.clone();
+        tasks.spawn(async move {
+            if let Some(why) = shutdown.run_until_cancelled(Keeping::run(keeping)).await {
+                // At shutdown nobody asks.
+                let _ = sender.send(why);
+            }
+        });
+    }
+    (Some(client), receiver)
+}
+
+/// The TLS settings of the server; what they show is kept current.
+fn server_tls(
+    k: &Arc<Kubelet>,
+    cert_dir: &Path,
+    tasks: &mut JoinSet<()>,
+) -> anyhow::Result<Arc<rustls::ServerConfig>> {
+    if !k.config.server_tls_bootstrap {
+        return server::tls(k, cert_dir);
+    }
+    let (shown, serving) = serving::serving(&k.config, cert_dir)?;
+    let tls = server::tls_showing(k, Arc::new(shown))?;
+    if let Some(client) = k.client.clone() {
+        let (keeping, shutdown) = (serving.keep(client, Arc::clone(k)), k.shutdown.clone());
+        tasks.spawn(async move { shutdown.run_until_cancelled(keeping).await.unwrap_or(()) });
+    }
+    Ok(tls)
 }
 
 /// Starts the servers that the configuration asks for. Their ports are taken before any of the
@@ -100,7 +152,7 @@ async fn servers(
     let config = &k.config;
     let ip: IpAddr = config.address.parse().context("address")?;
     if config.enable_server {
-        let tls = server::tls(k, &options.cert_dir)?;
+        let tls = server_tls(k, &options.cert_dir, tasks)?;
         let listener = component::serving::bind(SocketAddr::new(ip, config.port)).await?;
         tasks.spawn(server::serve(Arc::clone(k), listener, tls));
     }
@@ -116,22 +168,6 @@ async fn servers(
         tasks.spawn(server::serve_health(Arc::clone(k), listener));
     }
     Ok(())
-}
-
-async fn client_of(options: &options::Options) -> anyhow::Result<Option<kube::Client>> {
-    let Some(path) = &options.kubeconfig else {
-        if options.bootstrap_kubeconfig.is_some() {
-            bail!("--bootstrap-kubeconfig needs --kubeconfig");
-        }
-        return Ok(None);
-    };
-    if !path.exists() && options.bootstrap_kubeconfig.is_some() {
-        bail!(
-            "kubeconfig {} does not exist, and getting a client certificate by --bootstrap-kubeconfig is not implemented",
-            path.display()
-        );
-    }
-    connect(path, "kubelet").await.map(Some)
 }
 
 fn check_machine(config: &KubeletConfiguration) -> anyhow::Result<()> {
@@ -183,43 +219,13 @@ fn node_name(options: &options::Options) -> anyhow::Result<String> {
     Ok(name)
 }
 
-/// The addresses of the node: those given, or the one that packets leave from.
-fn host_ips(given: &[IpAddr]) -> Vec<String> {
-    if !given.is_empty() {
-        let specified = given.iter().filter(|ip| !ip.is_unspecified());
-        return specified.map(ToString::to_string).collect();
-    }
-    // Connecting a datagram socket sends nothing; it asks the routing table.
-    let routed = UdpSocket::bind("0.0.0.0:0")
-        .and_then(|socket| {
-            socket.connect("192.0.2.1:9")?;
-            socket.local_addr()
-        })
-        .map(|address| address.ip());
-    match routed {
-        Ok(ip) if !ip.is_loopback() && !ip.is_unspecified() => vec![ip.to_string()],
-        _ => first_interface_address().into_iter().collect(),
-    }
-}
-
-fn first_interface_address() -> Option<String> {
-    let addresses = nix::ifaddrs::getifaddrs().ok()?;
-    addresses
-        .filter_map(|interface| {
-            let address = interface.address?;
-            address.as_sockaddr_in().map(|a| a.ip())
-        })
-        .find(|ip| !ip.is_loopback())
-        .map(|ip| ip.to_string())
-}
-
 fn build(
     options: &options::Options,
     config: KubeletConfiguration,
+    name: String,
     client: Option<kube::Client>,
     shutdown: CancellationToken,
 ) -> anyhow::Result<Kubelet> {
-    let name = node_name(options)?;
     let root = std::path::absolute(&options.root_dir).context("--root-dir")?;
     for directory in [root.join("pods"), root.join("plugins"), root.join("plugins_registry")] {
         std::fs::create_dir_all(&directory)
@@ -279,7 +285,8 @@ fn build(
         .0,
         runtime: parking_lot::Mutex::default(),
         look_at_runtime: Notify::new(),
-        host_ips: RwLock::new(host_ips(&options.node_ip)),
+        given_ips: options.node_ip.clone(),
+        host_ips: watch::channel(node::addresses::find(&options.node_ip)).0,
         pods: RwLock::default(),
         relisted: parking_lot::Mutex::default(),
         config_maps: parking_lot::Mutex::default(),

@@ -4,8 +4,8 @@
 use std::ffi::OsString;
 use std::time::Duration;
 
-use clap::Parser;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{ArgAction, Parser};
 
 /// How reading a command line ended, when not with a value.
 #[derive(Debug, thiserror::Error)]
@@ -24,7 +24,14 @@ pub enum CliError {
 /// [`CliError::Usage`] names the flag that is unknown or has a wrong value.
 pub fn parse<T: Parser>(name: &'static str, args: &[OsString]) -> Result<T, CliError> {
     let argv = std::iter::once(OsString::from(name)).chain(args.iter().cloned());
-    let command = T::command().name(name).bin_name(name);
+    // Of a flag that is given twice the last counts, as in units that add to others; lists grow.
+    let command = T::command().name(name).bin_name(name).mut_args(|arg| match arg.get_action() {
+        ArgAction::Set => {
+            let own = arg.get_id().clone();
+            arg.overrides_with(own)
+        }
+        _ => arg,
+    });
     let result =
         command.try_get_matches_from(argv).and_then(|mut m| T::from_arg_matches_mut(&mut m));
     result.map_err(|error| match error.kind() {
@@ -215,8 +222,20 @@ mod tests {
     struct Flags {
         #[arg(long)]
         name: Option<String>,
+        #[arg(long, value_delimiter = ',')]
+        list: Vec<String>,
+        #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+        on: Option<bool>,
         #[command(flatten)]
         _known: NoEffect<Known>,
+    }
+
+    #[test]
+    fn the_last_of_a_flags_values_counts_and_lists_grow() {
+        let args = ["--name=a", "--list=a,b", "--on=false", "--list", "c", "--name", "b", "--on"];
+        let flags: Flags = parse("test", &args.map(OsString::from)).expect("good flags");
+        assert_eq!((flags.name.as_deref(), flags.on), (Some("b"), Some(true)));
+        assert_eq!(flags.list, ["a", "b", "c"]);
     }
 
     #[test]

@@ -3,6 +3,7 @@
 
 pub mod cli;
 pub mod config;
+pub mod files;
 pub mod healthz;
 pub mod leader;
 pub mod logs;

@@ -18,8 +18,8 @@ use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::GracefulShutdown;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::server::WebPkiClientVerifier;
-use rustls::{RootCertStore, ServerConfig};
+use rustls::server::{ResolvesServerCert, WantsServerCert, WebPkiClientVerifier};
+use rustls::{ConfigBuilder, RootCertStore, ServerConfig};
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
@@ -68,15 +68,37 @@ pub fn tls(cert: &Path, key: &Path, client_ca: Option<&Path>) -> anyhow::Result<
     configured(chain, key, client_ca)
 }
 
+/// TLS with a certificate that changes; `client_ca` as for [`tls`].
+///
+/// # Errors
+/// The CA cannot be read.
+pub fn tls_showing(
+    shown: Arc<dyn ResolvesServerCert>,
+    client_ca: Option<&Path>,
+) -> anyhow::Result<Arc<ServerConfig>> {
+    Ok(finished(builder(client_ca)?.with_cert_resolver(shown)))
+}
+
 fn configured(
     chain: Vec<CertificateDer<'static>>,
     key: PrivateKeyDer<'static>,
     client_ca: Option<&Path>,
 ) -> anyhow::Result<Arc<ServerConfig>> {
+    Ok(finished(builder(client_ca)?.with_single_cert(chain, key)?))
+}
+
+fn finished(mut config: ServerConfig) -> Arc<ServerConfig> {
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    Arc::new(config)
+}
+
+fn builder(
+    client_ca: Option<&Path>,
+) -> anyhow::Result<ConfigBuilder<ServerConfig, WantsServerCert>> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
         .with_safe_default_protocol_versions()?;
-    let builder = match client_ca {
+    Ok(match client_ca {
         None => builder.with_no_client_auth(),
         Some(path) => {
             let mut roots = RootCertStore::empty();
@@ -88,10 +110,7 @@ fn configured(
                 .build()?;
             builder.with_client_cert_verifier(verifier)
         }
-    };
-    let mut config = builder.with_single_cert(chain, key)?;
-    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-    Ok(Arc::new(config))
+    })
 }
 
 /// TLS with a certificate made for this run, for components that were given none; `client_ca` as

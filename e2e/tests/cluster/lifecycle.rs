@@ -45,6 +45,55 @@ spec:
 }
 
 #[test]
+fn a_sidecars_hook_runs_while_the_others_end() -> anyhow::Result<()> {
+    let ns = cluster()?.namespace("hooked")?;
+    let pod = r"
+apiVersion: v1
+kind: Pod
+metadata: {name: hooked}
+spec:
+  volumes: [{name: shared, emptyDir: {}}]
+  initContainers:
+  - name: side
+    image: localhost/test:1
+    restartPolicy: Always
+    command: [sh, -c, 'trap ''exit 0'' TERM; while :; do sleep 0.1; done']
+    lifecycle: {preStop: {exec: {command: [sh, -c, 'echo the hook has run > /shared/hook']}}}
+    volumeMounts: [{name: shared, mountPath: /shared}]
+  containers:
+  - name: main
+    image: localhost/test:1
+    command: [sh, -c, 'trap ''sleep 3; cat /shared/hook; exit 0'' TERM; echo up; while :; do sleep 0.1; done']
+    volumeMounts: [{name: shared, mountPath: /shared}]
+";
+    ns.ready(pod, "hooked")?;
+    let log = ns.spawn(&["logs", "--follow", "hooked", "-c", "main"])?;
+    log.until("up", SOON)?;
+    ns.kubectl(&["delete", "pod", "hooked", "--wait=false"])?;
+    log.until("the hook has run", SOON)?;
+    ns.kubectl(&["wait", "--for=delete", "pod/hooked", "--timeout=60s"]).map(drop)
+}
+
+#[test]
+fn what_has_started_may_be_ready_at_once() -> anyhow::Result<()> {
+    let ns = cluster()?.namespace("started")?;
+    let pod = r"
+apiVersion: v1
+kind: Pod
+metadata: {name: started}
+spec:
+  terminationGracePeriodSeconds: 0
+  containers:
+  - name: main
+    image: localhost/test:1
+    command: [sh, -c, 'sleep 3; touch /tmp/up; sleep infinity']
+    startupProbe: {exec: {command: [test, -e, /tmp/up]}, periodSeconds: 1, failureThreshold: 60}
+    readinessProbe: {exec: {command: ['true']}, periodSeconds: 600}
+";
+    ns.ready(pod, "started")
+}
+
+#[test]
 fn a_failing_init_container_holds_the_pod() -> anyhow::Result<()> {
     let ns = cluster()?.namespace("held")?;
     let pod = script("held", "true").replace(

@@ -11,18 +11,18 @@ use e2e::{Cluster, Namespace, Running, SOON, Settings, eventually};
 use crate::kills::{ETCD, containers, etcd};
 
 /// The control plane's address, and one for another API server.
-const ADDRESS: &str = "172.30.255.1";
+pub const ADDRESS: &str = "172.30.255.1";
 const OTHER: &str = "172.30.255.9";
 
 /// The components of one cluster.
-struct Alone<'a> {
+pub struct Alone<'a> {
     cluster: &'a Cluster,
     running: BTreeMap<&'static str, Running>,
 }
 
 impl<'a> Alone<'a> {
     /// In the place of a `coxswain up` that is killed: its certificates, its containerd.
-    fn take_over(cluster: &'a Cluster) -> anyhow::Result<Self> {
+    pub fn take_over(cluster: &'a Cluster) -> anyhow::Result<Self> {
         cluster.kill()?;
         let bin = cluster.settings().dir.join("bin");
         std::fs::create_dir_all(&bin)?;
@@ -38,7 +38,13 @@ impl<'a> Alone<'a> {
     }
 
     fn start(&mut self, name: &'static str) -> anyhow::Result<()> {
-        let flags = flags(self.cluster.settings(), name);
+        self.start_with(name, &[])
+    }
+
+    /// With these flags besides, or in the place of those of the same name.
+    pub fn start_with(&mut self, name: &'static str, more: &[String]) -> anyhow::Result<()> {
+        let mut flags = flags(self.cluster.settings(), name);
+        flags.extend_from_slice(more);
         let running = self.run(name, &flags)?;
         self.running.insert(name, running);
         Ok(())
@@ -52,13 +58,14 @@ impl<'a> Alone<'a> {
     }
 
     /// kill -9.
-    fn kill(&mut self, name: &str) -> anyhow::Result<()> {
+    pub fn kill(&mut self, name: &str) -> anyhow::Result<()> {
         let mut running = self.running.remove(name).context("it does not run")?;
         ensure!(running.exited()?.is_none(), "{name} had ended: {}", running.text());
         running.end()
     }
 
-    fn ready(&self) -> anyhow::Result<()> {
+    /// Waits until the node is Ready.
+    pub fn ready(&self) -> anyhow::Result<()> {
         eventually("the node is Ready", SOON, || {
             let ready = "jsonpath={.items[*].status.conditions[?(@.type==\"Ready\")].status}";
             let text = self.cluster.kubectl(&["get", "nodes", "-o", ready])?;

@@ -4,5 +4,6 @@
 mod alone;
 mod input;
 mod iptables;
+mod joins;
 mod kills;
 mod pressure;

@@ -138,6 +138,11 @@ pub struct KubeletConfiguration {
     pub healthz_bind_address: String,
     pub tls_cert_file: String,
     pub tls_private_key_file: String,
+    /// Keep the client certificate current.
+    pub rotate_certificates: bool,
+    /// Ask the cluster for a serving certificate.
+    #[serde(rename = "serverTLSBootstrap")]
+    pub server_tls_bootstrap: bool,
     pub authentication: Authentication,
     pub authorization: Authorization,
     #[serde(rename = "clusterDNS")]
@@ -225,6 +230,8 @@ impl Default for KubeletConfiguration {
             healthz_bind_address: "127.0.0.1".into(),
             tls_cert_file: String::new(),
             tls_private_key_file: String::new(),
+            rotate_certificates: false,
+            server_tls_bootstrap: false,
             authentication: Authentication::default(),
             authorization: Authorization::default(),
             cluster_dns: Vec::new(),
@@ -560,6 +567,7 @@ volumeStatsAggPeriod: 0s
         assert_eq!(config.authentication.webhook.cache_ttl, GoDuration::secs(120));
         assert_eq!(config.container_runtime_endpoint, default.container_runtime_endpoint);
         assert_eq!(config.cgroup_driver, "systemd");
+        assert!(config.rotate_certificates && !config.server_tls_bootstrap);
     }
 
     #[test]

@@ -70,10 +70,7 @@ pub const UNSUPPORTED: &[Row] = &[
     ("qosReserved", NO_MAP),
     ("reservedMemory", NO_LIST),
     ("reservedSystemCPUs", ZERO),
-    // kubeadm writes true. The client certificate is then renewed by whoever made it.
-    ("rotateCertificates", &["false", "true"]),
     ("runOnce", &["false"]),
-    ("serverTLSBootstrap", &["false"]),
     ("showHiddenMetricsForVersion", ZERO),
     ("shutdownGracePeriod", NO_PERIOD),
     ("shutdownGracePeriodByPodPriority", NO_LIST),
@@ -166,11 +163,6 @@ fn below(
 fn one(path: &str, value: &Value, accepted: &[&str]) -> Result<(), String> {
     let parsed = accepted.iter().filter_map(|text| serde_json::from_str::<Value>(text).ok());
     if parsed.into_iter().any(|accepted| same(value, &accepted)) {
-        if path == "rotateCertificates" && *value == Value::Bool(true) {
-            tracing::warn!(
-                "rotateCertificates: this kubelet does not renew its client certificate"
-            );
-        }
         return Ok(());
     }
     let default = accepted.first().copied().unwrap_or("unset");

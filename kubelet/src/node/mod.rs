@@ -1,5 +1,6 @@
 //! The node in the API: registered, kept current, and its lease renewed.
 
+pub mod addresses;
 pub mod lease;
 pub mod machine;
 pub mod register;

@@ -170,6 +170,7 @@ async fn report(
         }
     };
     let old = node.status.clone().unwrap_or_default();
+    k.look_for_addresses();
     let new = status::current(k, &node, &objects::now()).await;
     let ready = new.conditions.iter().flatten().any(|c| c.type_ == "Ready" && c.status == "True");
     if *was_ready != Some(ready) {

@@ -15,11 +15,14 @@ use super::{container, resize, resources, sandbox, security};
 use crate::hooks;
 use crate::images;
 use crate::kubelet::Kubelet;
-use crate::objects::{container_reference, describe, namespace, reference, spec, uid};
+use crate::objects::{container_reference, describe, is_static, namespace, reference, spec, uid};
 use crate::quantity::value;
 use crate::runtime::{ContainerView, PodView, RuntimeError, State};
 use crate::volumes::mounts;
 use crate::volumes::setup::Places;
+
+/// How long a container waits for the services to be read, at the kubelet's start.
+const SERVICES: Duration = Duration::from_secs(2);
 
 fn waiting(reason: &str, message: impl Into<String>) -> Waiting {
     Waiting { reason: reason.to_owned(), message: message.into() }
@@ -129,7 +132,7 @@ fn back_off(k: &Kubelet, pod: &Pod, container: &Container, view: &PodView) -> Re
     if let Some(left) = k.crash_backoff.remaining(&key, since, now) {
         return Err(left);
     }
-    k.crash_backoff.next(&key, now);
+    k.crash_backoff.next(&key, since, now);
     Ok(())
 }
 
@@ -281,6 +284,15 @@ async fn container_config(
 ) -> Result<cri::ContainerConfig, String> {
     let pod = round.pod;
     let referred = read_references(k, pod, wanted).await;
+    // Who starts without them never learns of them: by these variables clients inside find the API
+    // server. Static pods may be that server.
+    if !is_static(pod)
+        && let Some(services) = &k.services
+        && tokio::time::timeout(SERVICES, services.synced()).await.is_err()
+    {
+        let why = "services have not yet been read at least once, cannot construct envvars";
+        return Err(why.to_owned());
+    }
     let services = k.services.as_ref().map(client::Cache::list).unwrap_or_default();
     let allocatable = k.allocatable();
     let host_ips = k.host_ips();

@@ -9,6 +9,7 @@ use k8s_cri::v1 as cri;
 use k8s_openapi::api::core::v1::{Container, Pod};
 use parking_lot::Mutex;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use super::plan::KillReason;
 use crate::hooks;
@@ -25,6 +26,8 @@ pub struct Manner<'a> {
     pub grace: i64,
     /// Containers whose preStop hook has run already.
     pub hooked: &'a Mutex<HashSet<String>>,
+    /// What ends before it. The hook does not wait for that.
+    pub before: Vec<CancellationToken>,
 }
 
 /// The seconds that a pod's containers have to end.
@@ -54,17 +57,18 @@ pub async fn container(
     ips: &[String],
     manner: &Manner<'_>,
 ) -> Result<(), RuntimeError> {
-    let mut grace = manner.grace;
+    let begun = Instant::now();
+    let limit = Duration::from_secs(manner.grace.max(0).unsigned_abs());
+    let mut waited = false;
     if let Some(pod) = pod {
         k.event(container_reference(pod, &view.name), false, "Killing", manner.message.clone());
         let known = objects::find_container(pod, &view.name);
         let hook = known.as_ref().and_then(|c| c.lifecycle.as_ref()?.pre_stop.as_ref());
-        let begun = Instant::now();
         if let (Some(hook), Some(known)) = (hook, &known)
-            && grace > 0
+            && !limit.is_zero()
             && manner.hooked.lock().insert(view.id.clone())
         {
-            let limit = Duration::from_secs(grace.unsigned_abs());
+            waited = true;
             let ip = ips.first().map(String::as_str).unwrap_or_default();
             let run = hooks::run(k, hook, known, &view.id, ip);
             match tokio::time::timeout(limit, run).await {
@@ -76,11 +80,32 @@ pub async fn container(
                 }
                 Err(_) => tracing::debug!(container = view.name, "preStop did not end in time"),
             }
-            let spent = i64::try_from(begun.elapsed().as_secs()).unwrap_or(i64::MAX);
-            grace = (grace - spent).max(MINIMUM_GRACE);
         }
     }
+    let turn = join_all(manner.before.iter().map(CancellationToken::cancelled));
+    if !manner.before.is_empty() && !limit.is_zero() {
+        waited = true;
+        // Then all have had their time.
+        let _ = tokio::time::timeout_at(begun + limit, turn).await;
+    }
+    let spent = i64::try_from(begun.elapsed().as_secs()).unwrap_or(i64::MAX);
+    let grace = match waited {
+        true => (manner.grace - spent).max(MINIMUM_GRACE),
+        false => manner.grace,
+    };
     k.cri.stop_container(&view.id, grace).await
+}
+
+/// For each container to be stopped, by name, which of them end before it: before a sidecar all
+/// that are none, and the sidecars after it (KEP-753).
+fn turns(sidecars: &[&str], stopping: &[&str]) -> Vec<Vec<usize>> {
+    let place = |name: &str| sidecars.iter().position(|sidecar| *sidecar == name);
+    let before = |name: &&str| {
+        let Some(own) = place(name) else { return Vec::new() };
+        let earlier = |(_, other): &(usize, &&str)| place(other).is_none_or(|other| other > own);
+        stopping.iter().enumerate().filter(earlier).map(|(index, _)| index).collect()
+    };
+    stopping.iter().map(before).collect()
 }
 
 /// Stops all of a pod: the containers, sidecars after those they serve and in reverse order,
@@ -92,7 +117,7 @@ pub async fn pod(
     k: &Kubelet,
     pod: Option<&Pod>,
     view: &PodView,
-    grace_seconds: i64,
+    grace: i64,
     hooked: &Mutex<HashSet<String>>,
 ) -> Result<(), RuntimeError> {
     let running: Vec<&ContainerView> = view
@@ -105,30 +130,23 @@ pub async fn pod(
             init_containers(p).iter().filter(|c| is_sidecar(c)).map(|c| c.name.as_str()).collect()
         })
         .unwrap_or_default();
-    let begun = Instant::now();
-    let manner = |name: &str, grace: i64| Manner {
-        message: format!("Stopping container {name}"),
-        grace,
-        hooked,
-    };
-    let (last, first): (Vec<_>, Vec<_>) =
-        running.into_iter().partition(|c| sidecars.contains(&c.name.as_str()));
-    let stops = first.into_iter().map(|c| async move {
-        container(k, pod, c, view.ips(), &manner(&c.name, grace_seconds)).await
-    });
-    let mut result: Result<(), RuntimeError> = join_all(stops).await.into_iter().collect();
-    for name in sidecars.iter().rev() {
-        for sidecar in last.iter().filter(|c| c.name == *name) {
-            let spent = i64::try_from(begun.elapsed().as_secs()).unwrap_or(i64::MAX);
-            let left = match grace_seconds {
-                0 => 0,
-                grace => (grace - spent).max(MINIMUM_GRACE),
-            };
-            let stopped = container(k, pod, sidecar, view.ips(), &manner(name, left)).await;
-            result = result.and(stopped);
+    let names: Vec<&str> = running.iter().map(|c| c.name.as_str()).collect();
+    let ended: Vec<CancellationToken> = names.iter().map(|_| CancellationToken::new()).collect();
+    let stops = running.iter().zip(&ended).zip(turns(&sidecars, &names));
+    let stops = stops.map(|((own, has_ended), before)| {
+        let manner = Manner {
+            message: format!("Stopping container {}", own.name),
+            grace,
+            hooked,
+            before: before.iter().filter_map(|index| ended.get(*index).cloned()).collect(),
+        };
+        async move {
+            let stopped = container(k, pod, own, view.ips(), &manner).await;
+            has_ended.cancel();
+            stopped
         }
-    }
-    result?;
+    });
+    join_all(stops).await.into_iter().collect::<Result<(), _>>()?;
     sandboxes(k, view).await
 }
 
@@ -173,4 +191,23 @@ pub async fn remove(k: &Kubelet, view: &PodView) -> Result<(), RuntimeError> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sidecars_end_after_those_they_serve_and_in_reverse_order() {
+        let sidecars = ["first", "second"];
+        for (stopping, want) in [
+            (&["a", "b"][..], vec![vec![], vec![]]),
+            (&["second", "a", "first", "b"], vec![vec![1, 3], vec![], vec![0, 1, 3], vec![]]),
+            // Those that do not run any more are not waited for.
+            (&["first"], vec![vec![]]),
+            (&["first", "second"], vec![vec![1], vec![]]),
+        ] {
+            assert_eq!(turns(&sidecars, stopping), want, "{stopping:?}");
+        }
+    }
 }

@@ -404,6 +404,7 @@ impl Worker {
                 message: kill.message.clone(),
                 grace: stop::grace(pod, container.as_ref(), Some(kill.reason)),
                 hooked: &self.hooked,
+                before: Vec::new(),
             };
             if let Err(error) = stop::container(&k, Some(pod), found, view.ips(), &manner).await {
                 tracing::warn!(container = kill.name, %error, "cannot stop");

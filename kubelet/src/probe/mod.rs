@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Container, Pod, Probe};
 use parking_lot::{Mutex, RwLock};
+use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 
 use crate::kubelet::Kubelet;
@@ -55,6 +56,8 @@ pub struct Target {
     /// Nanoseconds since 1970.
     pub started_at: i64,
     pub ip: String,
+    /// Told when it has started in the sense of its startup probe.
+    pub started: Arc<Notify>,
 }
 
 type TaskKey = (String, String, Kind);
@@ -85,6 +88,7 @@ impl Prober {
             }
             let key = (uid(pod).to_owned(), container.name.clone());
             if let Some(found) = view.container(&container.name) {
+                let started = self.target(&key).map(|target| target.started);
                 let target = Target {
                     pod: Arc::clone(pod),
                     container: container.clone(),
@@ -92,6 +96,7 @@ impl Prober {
                     running: found.state == State::Running,
                     started_at: found.started_at,
                     ip: ip.clone().unwrap_or_default(),
+                    started: started.unwrap_or_default(),
                 };
                 let before = self.targets.write().insert(key.clone(), target);
                 if before.is_none() {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::Probe;
+use k8s_openapi::api::core::v1::{Pod, Probe};
 use tokio::time::MissedTickBehavior;
 
 use super::counter::Counter;
@@ -35,28 +35,33 @@ fn seconds(value: Option<i32>, default: u64) -> Duration {
 
 /// Runs a probe for as long as its pod is there.
 pub async fn run(k: Arc<Kubelet>, key: (String, String), kind: Kind) {
-    let period = {
-        let Some(probe) =
-            wait_for_target(&k, &key).await.and_then(|t| kind.of(&t.container).cloned())
-        else {
-            return;
-        };
-        seconds(probe.period_seconds, 10)
-    };
+    let Some(Target { container, started, .. }) = wait_for_target(&k, &key).await else { return };
+    let Some(probe) = kind.of(&container) else { return };
+    let period = seconds(probe.period_seconds, 10);
     // After a restart of the kubelet all probes would run at once.
     if k.started.elapsed() < period {
-        tokio::time::sleep(period.mul_f64(rand::random())).await;
+        tokio::select! {
+            () = tokio::time::sleep(period.mul_f64(rand::random())) => {}
+            () = started.notified(), if kind == Kind::Readiness => {}
+        }
     }
     let mut ticks = tokio::time::interval(period);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut state = Round::default();
     loop {
-        ticks.tick().await;
+        tokio::select! {
+            _ = ticks.tick() => {}
+            // What has just started may be ready at once.
+            () = started.notified(), if kind == Kind::Readiness => ticks.reset(),
+        }
         let Some(target) = k.prober.target(&key) else { continue };
         let Some(probe) = kind.of(&target.container).cloned() else { return };
         if let Some(verdict) = state.step(&k, kind, &target, &probe).await
             && k.prober.set(&target.id, kind, verdict)
         {
+            if kind == Kind::Startup && verdict {
+                started.notify_one();
+            }
             k.wake(&key.0);
         }
     }
@@ -72,6 +77,12 @@ async fn wait_for_target(k: &Kubelet, key: &(String, String)) -> Option<Target> 
             () = k.shutdown.cancelled() => return None,
         }
     }
+}
+
+/// Whether nothing follows from a probe any more: a pod that ends is not restarted, but it may stop
+/// being ready.
+fn is_needless(kind: Kind, pod: &Pod) -> bool {
+    kind != Kind::Readiness && pod.metadata.deletion_timestamp.is_some()
 }
 
 #[derive(Default)]
@@ -93,7 +104,7 @@ impl Round {
         if self.id != target.id {
             *self = Self { id: target.id.clone(), ..Self::default() };
         }
-        if self.on_hold {
+        if self.on_hold || is_needless(kind, &target.pod) {
             return None;
         }
         if !target.running {

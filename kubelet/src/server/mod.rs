@@ -12,12 +12,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Context;
+use component::files;
 use component::serving::{self, Body, body, text};
 use http::{Method, Request, Response, header};
 use hyper::body::Incoming;
 use k8s_openapi::api::core::v1::Pod;
 use percent_encoding::percent_decode_str;
 use rustls::ServerConfig;
+use rustls::server::ResolvesServerCert;
 use serde_json::json;
 use tokio::net::TcpListener;
 
@@ -38,8 +40,23 @@ pub fn tls(k: &Kubelet, cert_dir: &Path) -> anyhow::Result<Arc<ServerConfig>> {
         "" => self_signed(k, cert_dir)?,
         cert => (PathBuf::from(cert), PathBuf::from(&config.tls_private_key_file)),
     };
-    let ca = Some(&config.authentication.x509.client_ca_file).filter(|f| !f.is_empty());
-    serving::tls(&cert, &key, ca.map(Path::new))
+    serving::tls(&cert, &key, client_ca(k))
+}
+
+/// The server's TLS settings with a certificate that changes.
+///
+/// # Errors
+/// The CA of clients cannot be read.
+pub fn tls_showing(
+    k: &Kubelet,
+    shown: Arc<dyn ResolvesServerCert>,
+) -> anyhow::Result<Arc<ServerConfig>> {
+    serving::tls_showing(shown, client_ca(k))
+}
+
+fn client_ca(k: &Kubelet) -> Option<&Path> {
+    let file = &k.config.authentication.x509.client_ca_file;
+    Some(Path::new(file)).filter(|_| !file.is_empty())
 }
 
 fn self_signed(k: &Kubelet, directory: &Path) -> anyhow::Result<(PathBuf, PathBuf)> {
@@ -56,20 +73,8 @@ fn self_signed(k: &Kubelet, directory: &Path) -> anyhow::Result<(PathBuf, PathBu
     params.distinguished_name.push(rcgen::DnType::CommonName, k.node_name.clone());
     let made = params.self_signed(&pair).with_context(whence)?;
     std::fs::write(&cert, made.pem()).with_context(whence)?;
-    write_private(&key, &pair.serialize_pem()).with_context(whence)?;
+    files::write(&key, pair.serialize_pem().as_bytes(), 0o600).with_context(whence)?;
     Ok((cert, key))
-}
-
-fn write_private(path: &Path, content: &str) -> std::io::Result<()> {
-    use std::io::Write;
-    use std::os::unix::fs::OpenOptionsExt;
-    let mut file = std::fs::OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(path)?;
-    file.write_all(content.as_bytes())
 }
 
 /// Serves until shutdown.
