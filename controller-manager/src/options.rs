@@ -11,7 +11,7 @@ use ipnet::IpNet;
 
 use crate::controllers::certificates::Signers;
 use crate::controllers::ipam::Range;
-use crate::known::Choice;
+use crate::known::{Choice, is_off_by_default};
 use crate::unsupported::Unsupported;
 
 #[derive(Clone, Debug, clap::Parser)]
@@ -187,7 +187,7 @@ impl Options {
             match choice {
                 Choice::LeaveOut(left_out) if *left_out == name => return false,
                 Choice::LeaveOut(_) => {}
-                Choice::All => enabled = true,
+                Choice::All => enabled |= !is_off_by_default(name),
                 Choice::Run(chosen) => enabled |= *chosen == name,
             }
         }
@@ -230,6 +230,8 @@ mod tests {
         ])
         .expect("all are known");
         assert!(options.enabled("cronjob-controller") && !options.enabled("job-controller"));
+        let signer = "bootstrap-signer-controller";
+        assert!(options.enabled(signer) && !parse(&[]).expect("none").enabled(signer));
         assert_eq!(options.node_monitor_grace_period, Duration::from_secs(50));
         for (arg, wanted) in [
             ("--concurrent-gc-syncs=7", "--concurrent-gc-syncs=7: not supported"),

@@ -16,9 +16,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::action::Executor;
 use crate::controllers::{
-    aggregation, certificates, cronjob, daemonset, deployment, disruption, endpoints, garbage,
-    ipam, job, mirroring, namespace, nodelifecycle, podgc, replicaset, resourcequota, rootca,
-    serviceaccount, statefulset, taints, ttlafterfinished, volumes,
+    aggregation, bootstrap, certificates, cronjob, daemonset, deployment, disruption, endpoints,
+    garbage, ipam, job, mirroring, namespace, nodelifecycle, podgc, replicaset, resourcequota,
+    rootca, serviceaccount, statefulset, taints, ttlafterfinished, volumes,
 };
 use crate::options::Options;
 use crate::runner::{self, Context, Controller, Inputs};
@@ -263,6 +263,7 @@ impl Starter<'_> {
         );
         self.add(names, move |c| mirroring::Mirror::new(c, mirrored));
         self.volumes();
+        self.bootstrap();
         self.certificates(signers);
         let names = (
             "serviceaccount-controller",
@@ -304,6 +305,14 @@ impl Starter<'_> {
         self.add(approving, certificates::Approver::new);
         let cleaning = names("certificatesigningrequest-cleaner-controller");
         self.add(cleaning, certificates::Cleaner::new);
+    }
+
+    /// What has to do with bootstrap tokens.
+    fn bootstrap(&mut self) {
+        let names = ("bootstrap-signer-controller", "bootstrap-signer", "bootstrap-signer");
+        self.add(names, bootstrap::Signer::new);
+        let names = ("token-cleaner-controller", "token-cleaner", "token-cleaner");
+        self.add(names, bootstrap::Cleaner::new);
     }
 
     /// What has to do with PersistentVolumes.

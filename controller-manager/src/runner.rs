@@ -42,6 +42,16 @@ impl Inputs {
         cache
     }
 
+    /// As [`Inputs::of`], of the objects that a field selector picks.
+    pub fn selected<K: Cacheable>(&self, fields: &str) -> Cache<K>
+    where
+        K::DynamicType: Default,
+    {
+        let cache = self.caches.selected::<K>(fields);
+        self.taken.lock().push(cache.first_list());
+        cache
+    }
+
     /// A cache of a kind that may not be served: nothing waits for its first list.
     pub fn later(&self) -> &Caches {
         &self.caches
