@@ -325,6 +325,8 @@ impl Starter<'_> {
         let (name, account) =
             ("persistentvolume-protection-controller", "pv-protection-controller");
         self.add((name, account, account), volumes::VolumeProtection::new);
+        let (name, source) = ("ephemeral-volume-controller", "ephemeral_volume");
+        self.add((name, source, name), volumes::Ephemeral::new);
         let name = "volumeattributesclass-protection-controller";
         self.add((name, name, name), volumes::AttributesProtection::new);
     }
