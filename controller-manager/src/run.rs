@@ -1,14 +1,16 @@
 //! Starts the controllers that are enabled.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context as _, anyhow};
 use client::accounts::Accounts;
 use client::election::{self, Candidate, Timing, Watchdog};
 use client::events::Recorder;
 use client::lease::LeaseLock;
-use client::{Caches, retry, secure};
+use client::{Caches, Queues, retry, secure};
 use component::leader::{Leader, LeaderFile};
+use component::metrics::Page;
 use component::serving::text;
 use component::shutdown::Scope;
 use kube::Client;
@@ -42,15 +44,22 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> anyhow::Resul
     let watchdog = candidate.as_ref().map(|c| c.watchdog.clone()).unwrap_or_default();
     let mut scope = Scope::new(&shutdown);
     let mut office = None;
-    let mut ended = serve(&options, watchdog, &mut scope).await;
+    let metrics = Metrics {
+        queues: Queues::default(),
+        leads: candidate.as_ref().map(|_| Arc::new(AtomicBool::new(false))),
+    };
+    let mut ended = serve(&options, watchdog, metrics.clone(), &mut scope).await;
     if let (Ok(()), Some(candidate)) = (&ended, candidate) {
         office = election::acquire(candidate, scope.token()).await;
+        if let Some(leads) = metrics.leads.as_ref().filter(|_| office.is_some()) {
+            leads.store(true, Ordering::Relaxed);
+        }
     }
     if ended.is_ok() && !shutdown.is_cancelled() {
         ended = tokio::select! {
             biased;
             () = election::lost(&office) => Err(anyhow!("leaderelection lost")),
-            ended = lead(&options, settings, client, &mut scope) => ended,
+            ended = lead(&options, settings, client, metrics.queues, &mut scope) => ended,
         };
     }
     match office {
@@ -85,6 +94,7 @@ async fn lead(
     options: &Options,
     settings: Settings,
     client: Client,
+    queues: Queues,
     scope: &mut Scope,
 ) -> anyhow::Result<()> {
     let token = scope.token().clone();
@@ -104,7 +114,7 @@ async fn lead(
     };
     let Some(reader) = reader else { return Ok(()) };
     let caches = Caches::new(reader, token.clone());
-    let shared = Arc::new(Shared { caches, client, accounts, shutdown: token });
+    let shared = Arc::new(Shared { caches, client, accounts, queues, shutdown: token });
     Starter { shared, options, scope }.all(settings);
     scope.until_shutdown().await
 }
@@ -141,13 +151,39 @@ impl Settings {
     }
 }
 
-async fn serve(options: &Options, watchdog: Watchdog, scope: &mut Scope) -> anyhow::Result<()> {
+/// What /metrics shows.
+#[derive(Clone)]
+struct Metrics {
+    queues: Queues,
+    /// Whether this one leads, where there is an election.
+    leads: Option<Arc<AtomicBool>>,
+}
+
+impl Metrics {
+    fn text(&self) -> String {
+        let mut page = Page::default();
+        page.process();
+        if let Some(leads) = &self.leads {
+            page.leader(NAME, leads.load(Ordering::Relaxed));
+        }
+        self.queues.tell(&mut page);
+        page.text()
+    }
+}
+
+async fn serve(
+    options: &Options,
+    watchdog: Watchdog,
+    metrics: Metrics,
+    scope: &mut Scope,
+) -> anyhow::Result<()> {
     let routes = move |path: &str| match path {
         "/healthz" => match watchdog.check() {
             Ok(()) => text(200, "ok"),
             Err(why) => text(500, format!("leaderElection: {why}\nhealthz check failed\n")),
         },
         "/livez" | "/readyz" => text(200, "ok"),
+        "/metrics" => text(200, metrics.text()),
         _ => text(404, "404 page not found\n"),
     };
     secure::serve(&options.secure, options.secure_port, NAME, routes, scope).await
@@ -158,6 +194,7 @@ struct Shared {
     caches: Caches,
     client: Client,
     accounts: Option<Accounts>,
+    queues: Queues,
     shutdown: CancellationToken,
 }
 
@@ -175,6 +212,7 @@ impl Shared {
         Ok(Some(Context {
             caches: Inputs::new(self.caches.clone()),
             executor: Executor { client, recorder },
+            queues: self.queues.clone(),
             shutdown: self.shutdown.clone(),
         }))
     }

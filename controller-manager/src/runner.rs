@@ -1,10 +1,11 @@
 //! How every controller runs: inputs put keys into a queue, workers look at the key's present state,
 //! plan, and carry the plan out.
 
+use std::hash::Hash;
 use std::sync::Arc;
 
 use client::cache::{Cacheable, Synced};
-use client::{Cache, Caches, Key, Queue};
+use client::{Cache, Caches, Key, Queue, Queues};
 use jiff::Timestamp;
 use kube::Client;
 use parking_lot::Mutex;
@@ -17,6 +18,8 @@ use crate::action::{Action, Executor, Plan, is_conflict};
 pub struct Context {
     pub caches: Inputs,
     pub executor: Executor,
+    /// Those that metrics tell of.
+    pub queues: Queues,
     pub shutdown: CancellationToken,
 }
 
@@ -69,6 +72,14 @@ impl Context {
     pub fn client(&self) -> &Client {
         &self.executor.client
     }
+
+    /// A queue of a name.
+    pub fn queue<T>(&self, name: &str) -> Queue<T>
+    where
+        T: Clone + Eq + Hash + Send + Sync + 'static,
+    {
+        Queue::named(name, &self.queues, self.shutdown.clone())
+    }
 }
 
 /// A controller: what wakes it, and what it decides.
@@ -108,7 +119,7 @@ pub trait Controller: Send + Sync + 'static {
 
 /// Runs a controller until shutdown.
 pub async fn run(controller: Arc<dyn Controller>, context: Context) {
-    let queue = Queue::new(context.shutdown.clone());
+    let queue = context.queue(controller.name());
     controller.wire(&queue);
     tokio::select! {
         () = context.caches.synced() => {}

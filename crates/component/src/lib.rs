@@ -6,6 +6,7 @@ pub mod config;
 pub mod healthz;
 pub mod leader;
 pub mod logs;
+pub mod metrics;
 pub mod serving;
 pub mod shutdown;
 pub mod trust;
