@@ -9,6 +9,7 @@ pub mod election;
 pub mod error;
 pub mod events;
 pub mod lease;
+pub mod proxy;
 pub mod queue;
 pub mod queues;
 mod raw;
