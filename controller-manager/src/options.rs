@@ -9,6 +9,7 @@ use component::cli::{NoEffect, duration};
 use component::leader::LeaderFlags;
 use ipnet::IpNet;
 
+use crate::controllers::autoscaler;
 use crate::controllers::certificates::Signers;
 use crate::controllers::ipam::Range;
 use crate::known::{Choice, is_off_by_default};
@@ -36,6 +37,8 @@ pub struct Options {
     pub cluster_name: String,
     #[command(flatten)]
     pub signing: SigningFlags,
+    #[command(flatten)]
+    pub autoscaling: AutoscalingFlags,
     /// Controllers to run: `*`, names, or `-name` to leave one out
     #[arg(long, value_delimiter = ',', default_value = "*", allow_hyphen_values = true)]
     pub controllers: Vec<Choice>,
@@ -83,6 +86,39 @@ pub struct Options {
     pub v: u8,
     #[command(flatten)]
     pub unsupported: NoEffect<Unsupported>,
+}
+
+/// How horizontal autoscaling goes.
+#[derive(Clone, Debug, clap::Args)]
+pub struct AutoscalingFlags {
+    /// So long after its start a pod's CPU counts only while it is ready, and measured since
+    #[arg(long, default_value = "5m0s", value_parser = duration)]
+    pub horizontal_pod_autoscaler_cpu_initialization_period: Duration,
+    /// How long a high recommendation keeps from scaling down
+    #[arg(long, default_value = "5m0s", value_parser = duration)]
+    pub horizontal_pod_autoscaler_downscale_stabilization: Duration,
+    /// A pod that last changed its readiness so soon after its start has never been ready
+    #[arg(long, default_value = "30s", value_parser = duration)]
+    pub horizontal_pod_autoscaler_initial_readiness_delay: Duration,
+    /// How often each autoscaler is looked at
+    #[arg(long, default_value = "15s", value_parser = duration)]
+    pub horizontal_pod_autoscaler_sync_period: Duration,
+    /// How far from 1 the ratio of usage to target may be without anything being done
+    #[arg(long, default_value_t = 0.1)]
+    pub horizontal_pod_autoscaler_tolerance: f64,
+}
+
+impl AutoscalingFlags {
+    pub fn settings(&self) -> autoscaler::Settings {
+        autoscaler::Settings {
+            // Without a pause it would ask without end.
+            period: self.horizontal_pod_autoscaler_sync_period.max(Duration::from_secs(1)),
+            downscale_window: self.horizontal_pod_autoscaler_downscale_stabilization,
+            tolerance: self.horizontal_pod_autoscaler_tolerance,
+            initialization: self.horizontal_pod_autoscaler_cpu_initialization_period,
+            readiness_delay: self.horizontal_pod_autoscaler_initial_readiness_delay,
+        }
+    }
 }
 
 /// CAs that sign certificate requests.
@@ -218,6 +254,8 @@ mod tests {
             "--cluster-signing-cert-file=/etc/kubernetes/pki/ca.crt",
             "--cluster-signing-key-file=/etc/kubernetes/pki/ca.key",
             "--controllers=*,bootstrapsigner,tokencleaner,-job-controller",
+            "--horizontal-pod-autoscaler-sync-period=1m",
+            "--horizontal-pod-autoscaler-tolerance=0.2",
             "--kubeconfig=/etc/kubernetes/controller-manager.conf",
             "--leader-elect=true",
             "--leader-elect-lease-duration=1m",
@@ -230,6 +268,8 @@ mod tests {
         ])
         .expect("all are known");
         assert!(options.enabled("cronjob-controller") && !options.enabled("job-controller"));
+        let autoscaling = options.autoscaling.settings();
+        assert_eq!((autoscaling.period, autoscaling.tolerance), (Duration::from_secs(60), 0.2));
         let signer = "bootstrap-signer-controller";
         assert!(options.enabled(signer) && !parse(&[]).expect("none").enabled(signer));
         assert_eq!(options.node_monitor_grace_period, Duration::from_secs(50));

@@ -18,9 +18,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::action::Executor;
 use crate::controllers::{
-    aggregation, bootstrap, certificates, cronjob, daemonset, deployment, disruption, endpoints,
-    garbage, ipam, job, mirroring, namespace, nodelifecycle, podgc, replicaset, resourcequota,
-    rootca, serviceaccount, statefulset, taints, ttlafterfinished, volumes,
+    aggregation, autoscaler, bootstrap, certificates, cronjob, daemonset, deployment, disruption,
+    endpoints, garbage, ipam, job, mirroring, namespace, nodelifecycle, podgc, replicaset,
+    resourcequota, rootca, serviceaccount, statefulset, taints, ttlafterfinished, volumes,
 };
 use crate::options::Options;
 use crate::runner::{self, Context, Controller, Inputs};
@@ -129,6 +129,7 @@ struct Settings {
     threshold: usize,
     mirrored: usize,
     signers: Option<certificates::Signers>,
+    autoscaling: autoscaler::Settings,
 }
 
 impl Settings {
@@ -147,6 +148,7 @@ impl Settings {
             threshold: usize::try_from(options.terminated_pod_gc_threshold).unwrap_or(0),
             mirrored: usize::from(options.mirroring_max_endpoints_per_subset),
             signers: options.signing.read()?,
+            autoscaling: options.autoscaling.settings(),
         })
     }
 }
@@ -262,8 +264,9 @@ impl Starter<'_> {
     }
 
     fn all(mut self, settings: Settings) {
-        let Settings { root_ca, ranges, grace, period, threshold, mirrored, signers, .. } =
-            settings;
+        let Settings { root_ca, ranges, grace, period, threshold, .. } = settings;
+        let (mirrored, signers, autoscaling) =
+            (settings.mirrored, settings.signers, settings.autoscaling);
         let same = |name| (name, name, name);
         self.add(same("deployment-controller"), deployment::Deployments::new);
         self.add(same("replicaset-controller"), replicaset::ReplicaSets::new);
@@ -288,6 +291,9 @@ impl Starter<'_> {
         self.add(names, resourcequota::Quotas::new);
         let names = ("disruption-controller", "controllermanager", "disruption-controller");
         self.add(names, disruption::Budgets::new);
+        let account = "horizontal-pod-autoscaler";
+        let names = ("horizontal-pod-autoscaler-controller", account, account);
+        self.add_loop(names, move |context| autoscaler::run(context, autoscaling));
         let names = ("daemonset-controller", "daemonset-controller", "daemon-set-controller");
         self.add(names, daemonset::DaemonSets::new);
         let (slices, endpoints) = ("endpointslice-controller", "endpoint-controller");

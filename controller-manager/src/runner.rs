@@ -60,7 +60,8 @@ impl Inputs {
         &self.caches
     }
 
-    async fn synced(&self) {
+    /// Waits for the first lists of all that were taken.
+    pub async fn synced(&self) {
         let taken = self.taken.lock().clone();
         for synced in taken {
             synced.wait().await;

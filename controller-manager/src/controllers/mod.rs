@@ -1,6 +1,7 @@
 //! The controllers: each has its inputs, its `plan` and its tests.
 
 pub mod aggregation;
+pub mod autoscaler;
 pub mod bootstrap;
 pub mod certificates;
 pub mod cronjob;
