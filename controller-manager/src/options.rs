@@ -12,6 +12,7 @@ use ipnet::IpNet;
 use crate::controllers::autoscaler;
 use crate::controllers::certificates::Signers;
 use crate::controllers::ipam::Range;
+use crate::controllers::nodelifecycle::Rates;
 use crate::known::{Choice, is_off_by_default};
 use crate::unsupported::Unsupported;
 
@@ -66,6 +67,8 @@ pub struct Options {
     /// How often nodes are looked at
     #[arg(long, default_value = "5s", value_parser = duration)]
     pub node_monitor_period: Duration,
+    #[command(flatten)]
+    pub eviction: EvictionFlags,
     /// CA that is published in every namespace
     #[arg(long)]
     pub root_ca_file: Option<PathBuf>,
@@ -86,6 +89,34 @@ pub struct Options {
     pub v: u8,
     #[command(flatten)]
     pub unsupported: NoEffect<Unsupported>,
+}
+
+/// How fast pods of nodes that are lost are given up.
+#[derive(Clone, Debug, clap::Args)]
+pub struct EvictionFlags {
+    /// Nodes of a zone, in a second
+    #[arg(long, default_value_t = 0.1)]
+    pub node_eviction_rate: f64,
+    /// The same where the zone is unhealthy, if it is large
+    #[arg(long, default_value_t = 0.01)]
+    pub secondary_node_eviction_rate: f64,
+    /// A zone with more nodes is large
+    #[arg(long, default_value_t = 50)]
+    pub large_cluster_size_threshold: usize,
+    /// The share of its nodes that makes a zone unhealthy when it is lost
+    #[arg(long, default_value_t = 0.55)]
+    pub unhealthy_zone_threshold: f64,
+}
+
+impl EvictionFlags {
+    pub fn rates(&self) -> Rates {
+        Rates {
+            normal: self.node_eviction_rate,
+            secondary: self.secondary_node_eviction_rate,
+            large: self.large_cluster_size_threshold,
+            unhealthy: self.unhealthy_zone_threshold,
+        }
+    }
 }
 
 /// How horizontal autoscaling goes.

@@ -130,6 +130,7 @@ struct Settings {
     mirrored: usize,
     signers: Option<certificates::Signers>,
     autoscaling: autoscaler::Settings,
+    rates: nodelifecycle::Rates,
 }
 
 impl Settings {
@@ -149,6 +150,7 @@ impl Settings {
             mirrored: usize::from(options.mirroring_max_endpoints_per_subset),
             signers: options.signing.read()?,
             autoscaling: options.autoscaling.settings(),
+            rates: options.eviction.rates(),
         })
     }
 }
@@ -265,8 +267,8 @@ impl Starter<'_> {
 
     fn all(mut self, settings: Settings) {
         let Settings { root_ca, ranges, grace, period, threshold, .. } = settings;
-        let (mirrored, signers, autoscaling) =
-            (settings.mirrored, settings.signers, settings.autoscaling);
+        let (mirrored, signers) = (settings.mirrored, settings.signers);
+        let (autoscaling, rates) = (settings.autoscaling, settings.rates);
         let same = |name| (name, name, name);
         self.add(same("deployment-controller"), deployment::Deployments::new);
         self.add(same("replicaset-controller"), replicaset::ReplicaSets::new);
@@ -325,7 +327,7 @@ impl Starter<'_> {
             self.add(names, |c| ipam::Ipam::new(c, ranges));
         }
         let names = ("node-lifecycle-controller", "node-controller", "node-controller");
-        self.add(names, move |c| nodelifecycle::NodeLifecycle::new(c, grace, period));
+        self.add(names, move |c| nodelifecycle::NodeLifecycle::new(c, grace, period, rates));
         let taint = "taint-eviction-controller";
         self.add((taint, taint, "node-controller"), taints::TaintEviction::new);
         let collector = "pod-garbage-collector";

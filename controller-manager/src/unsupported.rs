@@ -52,7 +52,6 @@ impl component::cli::Table for Unsupported {
         ("http2-max-streams-per-connection", "0"),
         ("kube-api-burst", "30"),
         ("kube-api-qps", "20"),
-        ("large-cluster-size-threshold", "50"),
         ("leader-migration-config", ""),
         ("legacy-service-account-token-clean-up-period", "8760h0m0s"),
         ("max-endpoints-per-slice", "100"),
@@ -61,7 +60,6 @@ impl component::cli::Table for Unsupported {
         ("mirroring-concurrent-service-endpoint-syncs", "5"),
         ("mirroring-endpointslice-updates-batch-period", "0s"),
         ("namespace-sync-period", "5m0s"),
-        ("node-eviction-rate", "0.1"),
         ("node-startup-grace-period", "1m0s"),
         ("permit-address-sharing", "false"),
         ("permit-port-sharing", "false"),
@@ -74,10 +72,8 @@ impl component::cli::Table for Unsupported {
         ("pvclaimbinder-sync-period", "15s"),
         ("resource-quota-sync-period", "5m0s"),
         ("route-reconciliation-period", "10s"),
-        ("secondary-node-eviction-rate", "0.01"),
         ("tls-cipher-suites", ""),
         ("tls-min-version", ""),
         ("tls-sni-cert-key", ""),
-        ("unhealthy-zone-threshold", "0.55"),
     ];
 }
