@@ -20,7 +20,8 @@ use crate::action::Executor;
 use crate::controllers::{
     aggregation, autoscaler, bootstrap, certificates, cronjob, daemonset, deployment, disruption,
     endpoints, garbage, ipam, job, mirroring, namespace, nodelifecycle, podgc, replicaset,
-    resourcequota, rootca, serviceaccount, statefulset, taints, ttlafterfinished, volumes,
+    resourcequota, rootca, serviceaccount, servicecidrs, statefulset, taints, ttl,
+    ttlafterfinished, volumes,
 };
 use crate::options::Options;
 use crate::runner::{self, Context, Controller, Inputs};
@@ -326,6 +327,9 @@ impl Starter<'_> {
             let names = ("node-ipam-controller", "cidrAllocator", "node-controller");
             self.add(names, |c| ipam::Ipam::new(c, ranges));
         }
+        self.add(same("ttl-controller"), ttl::Ttl::new);
+        let name = "service-cidr-controller";
+        self.add((name, name, "service-cidrs-controller"), servicecidrs::ServiceCidrs::new);
         let names = ("node-lifecycle-controller", "node-controller", "node-controller");
         self.add(names, move |c| nodelifecycle::NodeLifecycle::new(c, grace, period, rates));
         let taint = "taint-eviction-controller";
