@@ -57,6 +57,15 @@ const KNOWN: &[(&str, &str)] = &[
     ("volumeattributesclass-protection-controller", ""),
 ];
 
+/// Those that run only when they are named.
+const OFF: &[&str] =
+    &["bootstrap-signer-controller", "selinux-warning-controller", "token-cleaner-controller"];
+
+/// Whether `*` is not for a controller.
+pub fn is_off_by_default(name: &str) -> bool {
+    OFF.contains(&name)
+}
+
 /// One entry of `--controllers`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Choice {

@@ -9,9 +9,11 @@ use component::cli::{NoEffect, duration};
 use component::leader::LeaderFlags;
 use ipnet::IpNet;
 
+use crate::controllers::autoscaler;
 use crate::controllers::certificates::Signers;
 use crate::controllers::ipam::Range;
-use crate::known::Choice;
+use crate::controllers::nodelifecycle::Rates;
+use crate::known::{Choice, is_off_by_default};
 use crate::unsupported::Unsupported;
 
 #[derive(Clone, Debug, clap::Parser)]
@@ -36,6 +38,8 @@ pub struct Options {
     pub cluster_name: String,
     #[command(flatten)]
     pub signing: SigningFlags,
+    #[command(flatten)]
+    pub autoscaling: AutoscalingFlags,
     /// Controllers to run: `*`, names, or `-name` to leave one out
     #[arg(long, value_delimiter = ',', default_value = "*", allow_hyphen_values = true)]
     pub controllers: Vec<Choice>,
@@ -63,6 +67,8 @@ pub struct Options {
     /// How often nodes are looked at
     #[arg(long, default_value = "5s", value_parser = duration)]
     pub node_monitor_period: Duration,
+    #[command(flatten)]
+    pub eviction: EvictionFlags,
     /// CA that is published in every namespace
     #[arg(long)]
     pub root_ca_file: Option<PathBuf>,
@@ -83,6 +89,67 @@ pub struct Options {
     pub v: u8,
     #[command(flatten)]
     pub unsupported: NoEffect<Unsupported>,
+}
+
+/// How fast pods of nodes that are lost are given up.
+#[derive(Clone, Debug, clap::Args)]
+pub struct EvictionFlags {
+    /// Nodes of a zone, in a second
+    #[arg(long, default_value_t = 0.1)]
+    pub node_eviction_rate: f64,
+    /// The same where the zone is unhealthy, if it is large
+    #[arg(long, default_value_t = 0.01)]
+    pub secondary_node_eviction_rate: f64,
+    /// A zone with more nodes is large
+    #[arg(long, default_value_t = 50)]
+    pub large_cluster_size_threshold: usize,
+    /// The share of its nodes that makes a zone unhealthy when it is lost
+    #[arg(long, default_value_t = 0.55)]
+    pub unhealthy_zone_threshold: f64,
+}
+
+impl EvictionFlags {
+    pub fn rates(&self) -> Rates {
+        Rates {
+            normal: self.node_eviction_rate,
+            secondary: self.secondary_node_eviction_rate,
+            large: self.large_cluster_size_threshold,
+            unhealthy: self.unhealthy_zone_threshold,
+        }
+    }
+}
+
+/// How horizontal autoscaling goes.
+#[derive(Clone, Debug, clap::Args)]
+pub struct AutoscalingFlags {
+    /// So long after its start a pod's CPU counts only while it is ready, and measured since
+    #[arg(long, default_value = "5m0s", value_parser = duration)]
+    pub horizontal_pod_autoscaler_cpu_initialization_period: Duration,
+    /// How long a high recommendation keeps from scaling down
+    #[arg(long, default_value = "5m0s", value_parser = duration)]
+    pub horizontal_pod_autoscaler_downscale_stabilization: Duration,
+    /// A pod that last changed its readiness so soon after its start has never been ready
+    #[arg(long, default_value = "30s", value_parser = duration)]
+    pub horizontal_pod_autoscaler_initial_readiness_delay: Duration,
+    /// How often each autoscaler is looked at
+    #[arg(long, default_value = "15s", value_parser = duration)]
+    pub horizontal_pod_autoscaler_sync_period: Duration,
+    /// How far from 1 the ratio of usage to target may be without anything being done
+    #[arg(long, default_value_t = 0.1)]
+    pub horizontal_pod_autoscaler_tolerance: f64,
+}
+
+impl AutoscalingFlags {
+    pub fn settings(&self) -> autoscaler::Settings {
+        autoscaler::Settings {
+            // Without a pause it would ask without end.
+            period: self.horizontal_pod_autoscaler_sync_period.max(Duration::from_secs(1)),
+            downscale_window: self.horizontal_pod_autoscaler_downscale_stabilization,
+            tolerance: self.horizontal_pod_autoscaler_tolerance,
+            initialization: self.horizontal_pod_autoscaler_cpu_initialization_period,
+            readiness_delay: self.horizontal_pod_autoscaler_initial_readiness_delay,
+        }
+    }
 }
 
 /// CAs that sign certificate requests.
@@ -187,7 +254,7 @@ impl Options {
             match choice {
                 Choice::LeaveOut(left_out) if *left_out == name => return false,
                 Choice::LeaveOut(_) => {}
-                Choice::All => enabled = true,
+                Choice::All => enabled |= !is_off_by_default(name),
                 Choice::Run(chosen) => enabled |= *chosen == name,
             }
         }
@@ -218,6 +285,8 @@ mod tests {
             "--cluster-signing-cert-file=/etc/kubernetes/pki/ca.crt",
             "--cluster-signing-key-file=/etc/kubernetes/pki/ca.key",
             "--controllers=*,bootstrapsigner,tokencleaner,-job-controller",
+            "--horizontal-pod-autoscaler-sync-period=1m",
+            "--horizontal-pod-autoscaler-tolerance=0.2",
             "--kubeconfig=/etc/kubernetes/controller-manager.conf",
             "--leader-elect=true",
             "--leader-elect-lease-duration=1m",
@@ -230,6 +299,10 @@ mod tests {
         ])
         .expect("all are known");
         assert!(options.enabled("cronjob-controller") && !options.enabled("job-controller"));
+        let autoscaling = options.autoscaling.settings();
+        assert_eq!((autoscaling.period, autoscaling.tolerance), (Duration::from_secs(60), 0.2));
+        let signer = "bootstrap-signer-controller";
+        assert!(options.enabled(signer) && !parse(&[]).expect("none").enabled(signer));
         assert_eq!(options.node_monitor_grace_period, Duration::from_secs(50));
         for (arg, wanted) in [
             ("--concurrent-gc-syncs=7", "--concurrent-gc-syncs=7: not supported"),

@@ -1,14 +1,16 @@
 //! Starts the controllers that are enabled.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context as _, anyhow};
 use client::accounts::Accounts;
 use client::election::{self, Candidate, Timing, Watchdog};
 use client::events::Recorder;
 use client::lease::LeaseLock;
-use client::{Caches, retry, secure};
+use client::{Caches, Queues, retry, secure};
 use component::leader::{Leader, LeaderFile};
+use component::metrics::Page;
 use component::serving::text;
 use component::shutdown::Scope;
 use kube::Client;
@@ -16,9 +18,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::action::Executor;
 use crate::controllers::{
-    aggregation, certificates, cronjob, daemonset, deployment, disruption, endpoints, garbage,
-    ipam, job, mirroring, namespace, nodelifecycle, podgc, replicaset, resourcequota, rootca,
-    serviceaccount, statefulset, taints, ttlafterfinished, volumes,
+    aggregation, autoscaler, bootstrap, certificates, cronjob, daemonset, deployment, disruption,
+    endpoints, garbage, ipam, job, mirroring, namespace, nodelifecycle, podgc, replicaset,
+    resourcequota, rootca, serviceaccount, servicecidrs, statefulset, taints, ttl,
+    ttlafterfinished, volumes,
 };
 use crate::options::Options;
 use crate::runner::{self, Context, Controller, Inputs};
@@ -42,15 +45,22 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> anyhow::Resul
     let watchdog = candidate.as_ref().map(|c| c.watchdog.clone()).unwrap_or_default();
     let mut scope = Scope::new(&shutdown);
     let mut office = None;
-    let mut ended = serve(&options, watchdog, &mut scope).await;
+    let metrics = Metrics {
+        queues: Queues::default(),
+        leads: candidate.as_ref().map(|_| Arc::new(AtomicBool::new(false))),
+    };
+    let mut ended = serve(&options, watchdog, metrics.clone(), &mut scope).await;
     if let (Ok(()), Some(candidate)) = (&ended, candidate) {
         office = election::acquire(candidate, scope.token()).await;
+        if let Some(leads) = metrics.leads.as_ref().filter(|_| office.is_some()) {
+            leads.store(true, Ordering::Relaxed);
+        }
     }
     if ended.is_ok() && !shutdown.is_cancelled() {
         ended = tokio::select! {
             biased;
             () = election::lost(&office) => Err(anyhow!("leaderelection lost")),
-            ended = lead(&options, settings, client, &mut scope) => ended,
+            ended = lead(&options, settings, client, metrics.queues, &mut scope) => ended,
         };
     }
     match office {
@@ -85,6 +95,7 @@ async fn lead(
     options: &Options,
     settings: Settings,
     client: Client,
+    queues: Queues,
     scope: &mut Scope,
 ) -> anyhow::Result<()> {
     let token = scope.token().clone();
@@ -104,7 +115,7 @@ async fn lead(
     };
     let Some(reader) = reader else { return Ok(()) };
     let caches = Caches::new(reader, token.clone());
-    let shared = Arc::new(Shared { caches, client, accounts, shutdown: token });
+    let shared = Arc::new(Shared { caches, client, accounts, queues, shutdown: token });
     Starter { shared, options, scope }.all(settings);
     scope.until_shutdown().await
 }
@@ -119,6 +130,8 @@ struct Settings {
     threshold: usize,
     mirrored: usize,
     signers: Option<certificates::Signers>,
+    autoscaling: autoscaler::Settings,
+    rates: nodelifecycle::Rates,
 }
 
 impl Settings {
@@ -137,17 +150,45 @@ impl Settings {
             threshold: usize::try_from(options.terminated_pod_gc_threshold).unwrap_or(0),
             mirrored: usize::from(options.mirroring_max_endpoints_per_subset),
             signers: options.signing.read()?,
+            autoscaling: options.autoscaling.settings(),
+            rates: options.eviction.rates(),
         })
     }
 }
 
-async fn serve(options: &Options, watchdog: Watchdog, scope: &mut Scope) -> anyhow::Result<()> {
+/// What /metrics shows.
+#[derive(Clone)]
+struct Metrics {
+    queues: Queues,
+    /// Whether this one leads, where there is an election.
+    leads: Option<Arc<AtomicBool>>,
+}
+
+impl Metrics {
+    fn text(&self) -> String {
+        let mut page = Page::default();
+        page.process();
+        if let Some(leads) = &self.leads {
+            page.leader(NAME, leads.load(Ordering::Relaxed));
+        }
+        self.queues.tell(&mut page);
+        page.text()
+    }
+}
+
+async fn serve(
+    options: &Options,
+    watchdog: Watchdog,
+    metrics: Metrics,
+    scope: &mut Scope,
+) -> anyhow::Result<()> {
     let routes = move |path: &str| match path {
         "/healthz" => match watchdog.check() {
             Ok(()) => text(200, "ok"),
             Err(why) => text(500, format!("leaderElection: {why}\nhealthz check failed\n")),
         },
         "/livez" | "/readyz" => text(200, "ok"),
+        "/metrics" => text(200, metrics.text()),
         _ => text(404, "404 page not found\n"),
     };
     secure::serve(&options.secure, options.secure_port, NAME, routes, scope).await
@@ -158,6 +199,7 @@ struct Shared {
     caches: Caches,
     client: Client,
     accounts: Option<Accounts>,
+    queues: Queues,
     shutdown: CancellationToken,
 }
 
@@ -175,6 +217,7 @@ impl Shared {
         Ok(Some(Context {
             caches: Inputs::new(self.caches.clone()),
             executor: Executor { client, recorder },
+            queues: self.queues.clone(),
             shutdown: self.shutdown.clone(),
         }))
     }
@@ -224,8 +267,9 @@ impl Starter<'_> {
     }
 
     fn all(mut self, settings: Settings) {
-        let Settings { root_ca, ranges, grace, period, threshold, mirrored, signers, .. } =
-            settings;
+        let Settings { root_ca, ranges, grace, period, threshold, .. } = settings;
+        let (mirrored, signers) = (settings.mirrored, settings.signers);
+        let (autoscaling, rates) = (settings.autoscaling, settings.rates);
         let same = |name| (name, name, name);
         self.add(same("deployment-controller"), deployment::Deployments::new);
         self.add(same("replicaset-controller"), replicaset::ReplicaSets::new);
@@ -250,6 +294,9 @@ impl Starter<'_> {
         self.add(names, resourcequota::Quotas::new);
         let names = ("disruption-controller", "controllermanager", "disruption-controller");
         self.add(names, disruption::Budgets::new);
+        let account = "horizontal-pod-autoscaler";
+        let names = ("horizontal-pod-autoscaler-controller", account, account);
+        self.add_loop(names, move |context| autoscaler::run(context, autoscaling));
         let names = ("daemonset-controller", "daemonset-controller", "daemon-set-controller");
         self.add(names, daemonset::DaemonSets::new);
         let (slices, endpoints) = ("endpointslice-controller", "endpoint-controller");
@@ -263,6 +310,7 @@ impl Starter<'_> {
         );
         self.add(names, move |c| mirroring::Mirror::new(c, mirrored));
         self.volumes();
+        self.bootstrap();
         self.certificates(signers);
         let names = (
             "serviceaccount-controller",
@@ -279,8 +327,11 @@ impl Starter<'_> {
             let names = ("node-ipam-controller", "cidrAllocator", "node-controller");
             self.add(names, |c| ipam::Ipam::new(c, ranges));
         }
+        self.add(same("ttl-controller"), ttl::Ttl::new);
+        let name = "service-cidr-controller";
+        self.add((name, name, "service-cidrs-controller"), servicecidrs::ServiceCidrs::new);
         let names = ("node-lifecycle-controller", "node-controller", "node-controller");
-        self.add(names, move |c| nodelifecycle::NodeLifecycle::new(c, grace, period));
+        self.add(names, move |c| nodelifecycle::NodeLifecycle::new(c, grace, period, rates));
         let taint = "taint-eviction-controller";
         self.add((taint, taint, "node-controller"), taints::TaintEviction::new);
         let collector = "pod-garbage-collector";
@@ -306,6 +357,14 @@ impl Starter<'_> {
         self.add(cleaning, certificates::Cleaner::new);
     }
 
+    /// What has to do with bootstrap tokens.
+    fn bootstrap(&mut self) {
+        let names = ("bootstrap-signer-controller", "bootstrap-signer", "bootstrap-signer");
+        self.add(names, bootstrap::Signer::new);
+        let names = ("token-cleaner-controller", "token-cleaner", "token-cleaner");
+        self.add(names, bootstrap::Cleaner::new);
+    }
+
     /// What has to do with PersistentVolumes.
     fn volumes(&mut self) {
         let (binder, account) = ("persistentvolume-binder-controller", "persistent-volume-binder");
@@ -316,6 +375,8 @@ impl Starter<'_> {
         let (name, account) =
             ("persistentvolume-protection-controller", "pv-protection-controller");
         self.add((name, account, account), volumes::VolumeProtection::new);
+        let (name, source) = ("ephemeral-volume-controller", "ephemeral_volume");
+        self.add((name, source, name), volumes::Ephemeral::new);
         let name = "volumeattributesclass-protection-controller";
         self.add((name, name, name), volumes::AttributesProtection::new);
     }

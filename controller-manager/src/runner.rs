@@ -1,10 +1,11 @@
 //! How every controller runs: inputs put keys into a queue, workers look at the key's present state,
 //! plan, and carry the plan out.
 
+use std::hash::Hash;
 use std::sync::Arc;
 
 use client::cache::{Cacheable, Synced};
-use client::{Cache, Caches, Key, Queue};
+use client::{Cache, Caches, Key, Queue, Queues};
 use jiff::Timestamp;
 use kube::Client;
 use parking_lot::Mutex;
@@ -17,6 +18,8 @@ use crate::action::{Action, Executor, Plan, is_conflict};
 pub struct Context {
     pub caches: Inputs,
     pub executor: Executor,
+    /// Those that metrics tell of.
+    pub queues: Queues,
     pub shutdown: CancellationToken,
 }
 
@@ -42,12 +45,23 @@ impl Inputs {
         cache
     }
 
+    /// As [`Inputs::of`], of the objects that a field selector picks.
+    pub fn selected<K: Cacheable>(&self, fields: &str) -> Cache<K>
+    where
+        K::DynamicType: Default,
+    {
+        let cache = self.caches.selected::<K>(fields);
+        self.taken.lock().push(cache.first_list());
+        cache
+    }
+
     /// A cache of a kind that may not be served: nothing waits for its first list.
     pub fn later(&self) -> &Caches {
         &self.caches
     }
 
-    async fn synced(&self) {
+    /// Waits for the first lists of all that were taken.
+    pub async fn synced(&self) {
         let taken = self.taken.lock().clone();
         for synced in taken {
             synced.wait().await;
@@ -58,6 +72,14 @@ impl Inputs {
 impl Context {
     pub fn client(&self) -> &Client {
         &self.executor.client
+    }
+
+    /// A queue of a name.
+    pub fn queue<T>(&self, name: &str) -> Queue<T>
+    where
+        T: Clone + Eq + Hash + Send + Sync + 'static,
+    {
+        Queue::named(name, &self.queues, self.shutdown.clone())
     }
 }
 
@@ -98,7 +120,7 @@ pub trait Controller: Send + Sync + 'static {
 
 /// Runs a controller until shutdown.
 pub async fn run(controller: Arc<dyn Controller>, context: Context) {
-    let queue = Queue::new(context.shutdown.clone());
+    let queue = context.queue(controller.name());
     controller.wire(&queue);
     tokio::select! {
         () = context.caches.synced() => {}

@@ -15,6 +15,7 @@ use client::lean::Pod;
 use client::lease::LeaseLock;
 use client::{Cache, Caches, Change, Key, secure};
 use component::leader::Leader;
+use component::metrics::{Kind, Page};
 use component::serving::text;
 use component::shutdown::Scope;
 use jiff::Timestamp;
@@ -194,18 +195,21 @@ impl Scheduler {
     }
 
     fn metrics(&self) -> String {
-        let state = self.state.lock();
-        let count = |n: &AtomicU64| n.load(Ordering::Relaxed);
+        let mut page = Page::default();
+        page.process();
         let name = "scheduler_schedule_attempts_total";
-        format!(
-            "# TYPE {name} counter\n{name}{{result=\"scheduled\"}} {}\n\
-             {name}{{result=\"unschedulable\"}} {}\n{name}{{result=\"error\"}} {}\n\
-             # TYPE scheduler_pending_pods gauge\nscheduler_pending_pods {}\n",
-            count(&self.metrics.scheduled),
-            count(&self.metrics.unschedulable),
-            count(&self.metrics.errors),
-            state.queue.len(),
-        )
+        page.family(name, Kind::Counter, "Number of attempts to schedule pods, by the result.");
+        for (result, count) in [
+            ("error", &self.metrics.errors),
+            ("scheduled", &self.metrics.scheduled),
+            ("unschedulable", &self.metrics.unschedulable),
+        ] {
+            page.sample(name, &[("result", result)], count.load(Ordering::Relaxed) as f64);
+        }
+        let help = "Number of pending pods.";
+        let pending = self.state.lock().queue.len() as f64;
+        page.single("scheduler_pending_pods", Kind::Gauge, help, pending);
+        page.text()
     }
 
     /// Lets the caches feed snapshot and queue.

@@ -239,7 +239,7 @@ struct Collector {
 
 /// Runs until shutdown.
 pub async fn run(context: Context) {
-    let queue: Queue<String> = Queue::new(context.shutdown.clone());
+    let queue: Queue<String> = context.queue("garbage-collector");
     let graph: Arc<Mutex<Graph>> = Arc::default();
     let collector = Arc::new(Collector {
         graph: Arc::clone(&graph),

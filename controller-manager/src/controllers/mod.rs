@@ -1,6 +1,8 @@
 //! The controllers: each has its inputs, its `plan` and its tests.
 
 pub mod aggregation;
+pub mod autoscaler;
+pub mod bootstrap;
 pub mod certificates;
 pub mod cronjob;
 pub mod daemonset;
@@ -18,7 +20,9 @@ pub mod replicaset;
 pub mod resourcequota;
 pub mod rootca;
 pub mod serviceaccount;
+pub mod servicecidrs;
 pub mod statefulset;
 pub mod taints;
+pub mod ttl;
 pub mod ttlafterfinished;
 pub mod volumes;

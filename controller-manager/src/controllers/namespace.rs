@@ -25,7 +25,7 @@ const FINALIZER: &str = "kubernetes";
 /// plan over caches.
 pub async fn run(context: Context) {
     let namespaces: Cache<Namespace> = context.caches.of();
-    let queue: Queue<Key> = Queue::new(context.shutdown.clone());
+    let queue: Queue<Key> = context.queue("namespace");
     let q = queue.clone();
     namespaces.on_change(move |change| {
         if change.new.is_some_and(|n| n.metadata.deletion_timestamp.is_some()) {

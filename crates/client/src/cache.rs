@@ -317,6 +317,16 @@ impl Caches {
         &self.client
     }
 
+    /// A cache of its own, of the objects of a kind that a field selector picks: for few of many.
+    pub fn selected<K>(&self, fields: &str) -> Cache<K>
+    where
+        K: Cacheable,
+        K::DynamicType: Default,
+    {
+        let config = watcher::Config::default().fields(fields);
+        Cache::start(self.client.clone(), config, self.shutdown.clone())
+    }
+
     /// The cache of all objects of a kind.
     pub fn of<K>(&self) -> Cache<K>
     where

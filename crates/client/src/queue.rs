@@ -1,6 +1,6 @@
 //! Work queues: keys to be looked at, each at most once at a time (client-go `workqueue`).
 
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::hash::Hash;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,6 +11,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::error::brief;
+use crate::queues::{Counted, Counts, Queues};
 
 /// First delay after a failure; it doubles with each further one.
 const BASE_DELAY: Duration = Duration::from_millis(5);
@@ -19,14 +20,16 @@ const MAX_DELAY: Duration = Duration::from_secs(1000);
 
 struct State<T> {
     ready: VecDeque<T>,
-    /// In `ready`, or to be put there when the worker that has it is done.
-    dirty: HashSet<T>,
-    processing: HashSet<T>,
+    /// In `ready`, or to be put there when the worker that has it is done; since when.
+    dirty: HashMap<T, Instant>,
+    /// Since when.
+    processing: HashMap<T, Instant>,
     delayed: BTreeMap<(Instant, u64), T>,
     /// Where in `delayed` a key stands: it stands there once, at its earliest time.
     due: HashMap<T, (Instant, u64)>,
     failures: HashMap<T, u32>,
     sequence: u64,
+    counts: Counts,
 }
 
 /// A queue of keys. Adding a key that waits changes nothing; adding one that is being worked on
@@ -47,35 +50,48 @@ impl<T> Clone for Queue<T> {
     }
 }
 
-impl<T: Clone + Eq + Hash + Send + 'static> Queue<T> {
+impl<T: Clone + Eq + Hash + Send + Sync + 'static> Queue<T> {
     pub fn new(shutdown: CancellationToken) -> Self {
         Self {
             state: Arc::new(Mutex::new(State {
                 ready: VecDeque::new(),
-                dirty: HashSet::new(),
-                processing: HashSet::new(),
+                dirty: HashMap::new(),
+                processing: HashMap::new(),
                 delayed: BTreeMap::new(),
                 due: HashMap::new(),
                 failures: HashMap::new(),
                 sequence: 0,
+                counts: Counts::default(),
             })),
             wake: Arc::new(Notify::new()),
             shutdown,
         }
     }
 
+    /// A queue that metrics tell of, by a name.
+    pub fn named(name: &str, queues: &Queues, shutdown: CancellationToken) -> Self {
+        let queue = Self::new(shutdown);
+        queues.tell_of(name, Arc::clone(&queue.state) as Arc<dyn Counted>);
+        queue
+    }
+
     /// Adds a key, to be worked on as soon as may be.
     pub fn add(&self, key: T) {
-        self.state.lock().add(key);
+        self.state.lock().add(key, Instant::now());
         self.wake.notify_one();
     }
 
     /// Adds a key when `delay` has passed; sooner if it is added sooner otherwise.
     pub fn add_after(&self, key: T, delay: Duration) {
-        if delay.is_zero() {
-            return self.add(key);
+        let now = Instant::now();
+        {
+            let mut state = self.state.lock();
+            state.counts.retries += 1;
+            match delay.is_zero() {
+                true => state.add(key, now),
+                false => state.add_at(key, now + delay),
+            }
         }
-        self.state.lock().add_at(key, Instant::now() + delay);
         self.wake.notify_one();
     }
 
@@ -117,8 +133,9 @@ impl<T: Clone + Eq + Hash + Send + 'static> Queue<T> {
             let notified = self.wake.notified();
             let due = {
                 let mut state = self.state.lock();
-                state.ripen(Instant::now());
-                if let Some(key) = state.take() {
+                let now = Instant::now();
+                state.ripen(now);
+                if let Some(key) = state.take(now) {
                     if !state.ready.is_empty() {
                         self.wake.notify_one();
                     }
@@ -143,8 +160,10 @@ impl<T: Clone + Eq + Hash + Send + 'static> Queue<T> {
     /// Says that the work on a key has ended.
     pub fn done(&self, key: &T) {
         let mut state = self.state.lock();
-        state.processing.remove(key);
-        if state.dirty.contains(key) {
+        if let Some(since) = state.processing.remove(key) {
+            state.counts.worked.observe(since.elapsed().as_secs_f64());
+        }
+        if state.dirty.contains_key(key) {
             state.ready.push_back(key.clone());
             self.wake.notify_one();
         }
@@ -156,7 +175,7 @@ impl<T: Clone + Eq + Hash + Send + 'static> Queue<T> {
     where
         F: Future<Output = anyhow::Result<()>> + Send,
         W: Fn(T) -> F + Send + Sync + 'static,
-        T: std::fmt::Debug + Sync,
+        T: std::fmt::Debug,
     {
         let worker = || async {
             while let Some(key) = self.next().await {
@@ -182,17 +201,22 @@ impl<T: Clone + Eq + Hash + Send + 'static> Queue<T> {
 }
 
 impl<T: Clone + Eq + Hash> State<T> {
-    fn add(&mut self, key: T) {
+    fn add(&mut self, key: T, now: Instant) {
         if let Some(at) = self.due.remove(&key) {
             self.delayed.remove(&at);
         }
-        if self.dirty.insert(key.clone()) && !self.processing.contains(&key) {
+        if self.dirty.contains_key(&key) {
+            return;
+        }
+        self.counts.adds += 1;
+        self.dirty.insert(key.clone(), now);
+        if !self.processing.contains_key(&key) {
             self.ready.push_back(key);
         }
     }
 
     fn add_at(&mut self, key: T, at: Instant) {
-        if self.dirty.contains(&key) && !self.processing.contains(&key) {
+        if self.dirty.contains_key(&key) && !self.processing.contains_key(&key) {
             return;
         }
         match self.due.get(&key) {
@@ -214,21 +238,37 @@ impl<T: Clone + Eq + Hash> State<T> {
             }
             let key = entry.remove();
             self.due.remove(&key);
-            self.add(key);
+            self.add(key, now);
         }
     }
 
-    fn take(&mut self) -> Option<T> {
+    fn take(&mut self, now: Instant) -> Option<T> {
         let key = self.ready.pop_front()?;
-        self.dirty.remove(&key);
-        self.processing.insert(key.clone());
+        if let Some(since) = self.dirty.remove(&key) {
+            self.counts.waited.observe(now.duration_since(since).as_secs_f64());
+        }
+        self.processing.insert(key.clone(), now);
         Some(key)
+    }
+}
+
+impl<T: Send + Sync> Counted for Mutex<State<T>> {
+    fn counts(&self) -> Counts {
+        let state = self.lock();
+        let worked = state.processing.values().map(|since| since.elapsed().as_secs_f64());
+        Counts {
+            depth: state.ready.len(),
+            unfinished: worked.clone().sum(),
+            longest: worked.fold(0.0, f64::max),
+            ..state.counts.clone()
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use component::metrics::Page;
 
     fn queue() -> Queue<&'static str> {
         Queue::new(CancellationToken::new())
@@ -282,6 +322,37 @@ mod tests {
         assert_eq!(waits, [5, 10, 20, 40]);
         q.forget(&"a");
         assert_eq!(q.failures(&"a"), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_done_is_counted() {
+        let queues = Queues::default();
+        let q = Queue::named("jobs", &queues, CancellationToken::new());
+        q.add("a");
+        q.add("a");
+        q.add("b");
+        tokio::time::advance(Duration::from_secs(2)).await;
+        assert_eq!(q.next().await, Some("a"));
+        q.add_after("a", Duration::from_secs(60));
+        tokio::time::advance(Duration::from_secs(3)).await;
+        let mut page = Page::default();
+        queues.tell(&mut page);
+        let text = page.text();
+        for line in [
+            "workqueue_depth{name=\"jobs\"} 1",
+            "workqueue_adds_total{name=\"jobs\"} 2",
+            "workqueue_retries_total{name=\"jobs\"} 1",
+            "workqueue_queue_duration_seconds_sum{name=\"jobs\"} 2",
+            "workqueue_queue_duration_seconds_bucket{name=\"jobs\",le=\"1\"} 0",
+            "workqueue_queue_duration_seconds_bucket{name=\"jobs\",le=\"10\"} 1",
+            "workqueue_work_duration_seconds_count{name=\"jobs\"} 0",
+            "workqueue_unfinished_work_seconds{name=\"jobs\"} 3",
+            "workqueue_longest_running_processor_seconds{name=\"jobs\"} 3",
+        ] {
+            assert!(text.lines().any(|have| have == line), "{line}\n{text}");
+        }
+        q.done(&"a");
+        assert_eq!(q.state.counts().worked.count(), 1);
     }
 
     #[tokio::test(start_paused = true)]

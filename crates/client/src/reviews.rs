@@ -2,7 +2,7 @@
 //! says of tokens and rights (TokenReview and SubjectAccessReview; k8s.io/apiserver
 //! `authentication/authenticatorfactory/delegating.go`).
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::hash::Hash;
 use std::time::Duration;
 
@@ -27,6 +27,7 @@ pub struct User {
     pub name: String,
     pub uid: String,
     pub groups: Vec<String>,
+    pub extra: BTreeMap<String, Vec<String>>,
 }
 
 impl User {
@@ -45,7 +46,7 @@ impl User {
         let name = subject.iter_common_name().next().and_then(text)?;
         let groups = subject.iter_organization().filter_map(text);
         let groups = groups.chain(["system:authenticated".to_owned()]).collect();
-        Some(Self { name, uid: String::new(), groups })
+        Some(Self { name, groups, ..Self::default() })
     }
 }
 
@@ -124,6 +125,7 @@ impl Reviews {
             name: u.username.unwrap_or_default(),
             uid: u.uid.unwrap_or_default(),
             groups: u.groups.unwrap_or_default(),
+            extra: u.extra.unwrap_or_default(),
         });
         let lifetime = self.lifetimes.tokens;
         let lifetime = if user.is_some() { lifetime } else { lifetime.min(REFUSED) };
@@ -157,6 +159,7 @@ fn asked(user: &User, what: &Access) -> SubjectAccessReviewSpec {
         user: Some(user.name.clone()),
         uid: Some(user.uid.clone()).filter(|u| !u.is_empty()),
         groups: Some(user.groups.clone()),
+        extra: Some(user.extra.clone()).filter(|extra| !extra.is_empty()),
         ..SubjectAccessReviewSpec::default()
     };
     match what {

@@ -14,9 +14,12 @@ use component::shutdown::Scope;
 use http::{HeaderMap, Method, Request, Response, StatusCode, header};
 use hyper::body::Incoming;
 use kube::Client;
+use rustls::pki_types::UnixTime;
 use serde_json::json;
+use tokio_util::sync::CancellationToken;
 
 use crate::connect;
+use crate::proxy::{Certificates, TrustFlags};
 use crate::reviews::{Access, Lifetimes, Reviews, User, bearer};
 
 /// Its members may do everything.
@@ -33,14 +36,10 @@ pub struct SecureFlags {
     pub tls_cert_file: Option<PathBuf>,
     #[arg(long)]
     pub tls_private_key_file: Option<PathBuf>,
-    /// Who has a certificate of this CA is who it says; without it, client certificates count for
-    /// nothing
-    #[arg(long)]
-    pub client_ca_file: Option<PathBuf>,
-    /// Front proxy CA: for kubeadm's manifests; no proxy is believed
-    #[arg(long)]
-    pub requestheader_client_ca_file: Option<PathBuf>,
-    /// Path of a kubeconfig to check callers' tokens with; without it, none is known
+    #[command(flatten)]
+    pub trust: TrustFlags,
+    /// Path of a kubeconfig to check callers' tokens with, and to look up whose certificates count;
+    /// without it, no token is known
     #[arg(long)]
     pub authentication_kubeconfig: Option<PathBuf>,
     /// How long what is known of a token holds
@@ -69,7 +68,7 @@ enum Refusal {
 
 /// Stands before the endpoints.
 struct Guard {
-    certificates: bool,
+    certificates: Certificates,
     open: Vec<String>,
     reviews: Reviews,
     /// Who reviews tokens, and rights.
@@ -78,7 +77,11 @@ struct Guard {
 }
 
 impl Guard {
-    async fn new(flags: &SecureFlags, name: &str) -> anyhow::Result<Self> {
+    async fn new(
+        flags: &SecureFlags,
+        name: &str,
+        shutdown: &CancellationToken,
+    ) -> anyhow::Result<Self> {
         let client = async |path: &Option<PathBuf>| match path {
             Some(path) => connect(path, name).await.map(Some),
             None => Ok(None),
@@ -89,27 +92,35 @@ impl Guard {
                 bail!("--authorization-always-allow-paths: {path:?}: `*` is only for the end");
             }
         }
+        let authentication = client(&flags.authentication_kubeconfig).await?;
         Ok(Self {
-            certificates: flags.client_ca_file.is_some(),
+            certificates: Certificates::new(&flags.trust, authentication.as_ref(), shutdown)?,
             open: flags.authorization_always_allow_paths.clone(),
             reviews: Reviews::new(Lifetimes {
                 tokens: flags.authentication_token_webhook_cache_ttl,
                 allowed: flags.authorization_webhook_cache_authorized_ttl,
                 denied: flags.authorization_webhook_cache_unauthorized_ttl,
             }),
-            authentication: client(&flags.authentication_kubeconfig).await?,
+            authentication,
             authorization: client(&flags.authorization_kubeconfig).await?,
         })
     }
 
     async fn who(&self, peer: Option<&Peer>, headers: &HeaderMap) -> Result<User, Refusal> {
-        let certificate = peer.and_then(|peer| peer.certificates.first());
-        if let Some(certificate) = certificate.filter(|_| self.certificates)
-            && let Some(user) = User::of_certificate(certificate)
-        {
-            return Ok(user);
-        }
-        let Some(token) = bearer(headers) else { return Ok(User::anonymous()) };
+        let refused = match self.certificates.who(peer, headers, UnixTime::now()) {
+            Ok(Some(user)) => return Ok(user),
+            Ok(None) => None,
+            Err(why) => Some(why),
+        };
+        let Some(token) = bearer(headers) else {
+            return match refused {
+                None => Ok(User::anonymous()),
+                Some(why) => {
+                    tracing::warn!(why, "a caller is not known");
+                    Err(Refusal::Unauthorized)
+                }
+            };
+        };
         let client = self.authentication.as_ref().ok_or(Refusal::Unauthorized)?;
         match self.reviews.token(client, token).await {
             Ok(user) => user.ok_or(Refusal::Unauthorized),
@@ -185,13 +196,13 @@ where
     if port == 0 {
         return Ok(());
     }
-    let client_ca = flags.client_ca_file.as_deref();
-    let tls = match (&flags.tls_cert_file, &flags.tls_private_key_file) {
-        (Some(cert), Some(key)) => serving::tls(cert, key, client_ca)?,
-        (None, None) => serving::self_signed(name, client_ca)?,
+    let files = match (&flags.tls_cert_file, &flags.tls_private_key_file) {
+        (Some(cert), Some(key)) => Some((cert.as_path(), key.as_path())),
+        (None, None) => None,
         _ => bail!("--tls-cert-file and --tls-private-key-file go together"),
     };
-    let guard = Arc::new(Guard::new(flags, name).await?);
+    let tls = serving::asking(files, name)?;
+    let guard = Arc::new(Guard::new(flags, name, scope.token()).await?);
     let listener = serving::bind((flags.bind_address, port).into()).await?;
     let handler = move |request: Request<Incoming>| {
         let (guard, routes) = (guard.clone(), routes.clone());
@@ -220,7 +231,7 @@ mod tests {
 
     async fn guard(args: &[&str]) -> anyhow::Result<Guard> {
         let flags: Flags = clap::Parser::parse_from([&["component"], args].concat());
-        Guard::new(&flags.secure, "component").await
+        Guard::new(&flags.secure, "component", &CancellationToken::new()).await
     }
 
     #[tokio::test]
@@ -245,14 +256,22 @@ mod tests {
     #[tokio::test]
     async fn masters_may_see_all_and_open_paths_are_told() -> anyhow::Result<()> {
         let mut params = rcgen::CertificateParams::new(Vec::<String>::new())?;
+        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        let ca = rcgen::CertifiedIssuer::self_signed(params, rcgen::KeyPair::generate()?)?;
+        let folder = tempfile::tempdir()?;
+        let file = folder.path().join("ca.crt");
+        std::fs::write(&file, ca.pem())?;
+        let mut params = rcgen::CertificateParams::new(Vec::<String>::new())?;
         params.distinguished_name.push(rcgen::DnType::CommonName, "me");
         params.distinguished_name.push(rcgen::DnType::OrganizationName, MASTERS);
-        let der = params.self_signed(&rcgen::KeyPair::generate()?)?.der().clone();
+        params.extended_key_usages = vec![rcgen::ExtendedKeyUsagePurpose::ClientAuth];
+        let der = params.signed_by(&rcgen::KeyPair::generate()?, &ca)?.der().clone();
         let peer = Peer { address: ([127, 0, 0, 1], 1).into(), certificates: Arc::new(vec![der]) };
         let ask = async |guard: &Guard, path: &str| {
             guard.check(Some(&peer), &HeaderMap::new(), &Method::GET, path).await.is_ok()
         };
-        assert!(ask(&guard(&["--client-ca-file=/ca"]).await?, "/metrics").await);
+        let flag = format!("--client-ca-file={}", file.display());
+        assert!(ask(&guard(&[&flag]).await?, "/metrics").await);
         let other = guard(&["--authorization-always-allow-paths=/a*,/b"]).await?;
         for (path, want) in [("/metrics", false), ("/a/b", true), ("/b", true), ("/b/c", false)] {
             assert_eq!(ask(&other, path).await, want, "{path}");

@@ -7,6 +7,7 @@ pub mod files;
 pub mod healthz;
 pub mod leader;
 pub mod logs;
+pub mod metrics;
 pub mod serving;
 pub mod shutdown;
 pub mod trust;

@@ -16,13 +16,17 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::GracefulShutdown;
+use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{ResolvesServerCert, WantsServerCert, WebPkiClientVerifier};
 use rustls::{ConfigBuilder, RootCertStore, ServerConfig};
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
+
+use crate::trust::any_client;
 
 /// What a handler answers with.
 pub type Body = UnsyncBoxBody<Bytes, anyhow::Error>;
@@ -36,7 +40,8 @@ const HANDSHAKE: Duration = Duration::from_secs(10);
 #[derive(Clone, Debug)]
 pub struct Peer {
     pub address: SocketAddr,
-    /// The client certificate's chain, verified against the client CA; empty without one.
+    /// The client certificate's chain; empty without one. Verified against the client CA of
+    /// [`tls`]; of servers that are [`asking`], not verified yet.
     pub certificates: Arc<Vec<CertificateDer<'static>>>,
 }
 
@@ -62,10 +67,8 @@ pub fn text(code: u16, text: impl Into<String>) -> Response<Body> {
 /// # Errors
 /// Names the file that is missing or holds no certificate or key.
 pub fn tls(cert: &Path, key: &Path, client_ca: Option<&Path>) -> anyhow::Result<Arc<ServerConfig>> {
-    let chain = certificates(cert)?;
-    let key = PrivateKeyDer::from_pem_file(key)
-        .with_context(|| format!("private key {}", key.display()))?;
-    configured(chain, key, client_ca)
+    let (chain, key) = pair(cert, key)?;
+    Ok(finished(builder(verifier(client_ca)?)?.with_single_cert(chain, key)?))
 }
 
 /// TLS with a certificate that changes; `client_ca` as for [`tls`].
@@ -76,15 +79,47 @@ pub fn tls_showing(
     shown: Arc<dyn ResolvesServerCert>,
     client_ca: Option<&Path>,
 ) -> anyhow::Result<Arc<ServerConfig>> {
-    Ok(finished(builder(client_ca)?.with_cert_resolver(shown)))
+    Ok(finished(builder(verifier(client_ca)?)?.with_cert_resolver(shown)))
 }
 
-fn configured(
-    chain: Vec<CertificateDer<'static>>,
-    key: PrivateKeyDer<'static>,
-    client_ca: Option<&Path>,
-) -> anyhow::Result<Arc<ServerConfig>> {
-    Ok(finished(builder(client_ca)?.with_single_cert(chain, key)?))
+/// TLS that asks for client certificates and leaves it to the handler to judge them. From PEM files
+/// of certificate and key; without them, with a certificate made for this run.
+///
+/// # Errors
+/// Names the file that is missing or holds no certificate or key.
+pub fn asking(files: Option<(&Path, &Path)>, name: &str) -> anyhow::Result<Arc<ServerConfig>> {
+    let (chain, key) = match files {
+        Some((cert, key)) => pair(cert, key)?,
+        None => self_signed(name)?,
+    };
+    let clients = Some(any_client(&provider()));
+    Ok(finished(builder(clients)?.with_single_cert(chain, key)?))
+}
+
+fn provider() -> Arc<CryptoProvider> {
+    Arc::new(rustls::crypto::aws_lc_rs::default_provider())
+}
+
+/// Verifies client certificates against a CA.
+fn verifier(client_ca: Option<&Path>) -> anyhow::Result<Option<Arc<dyn ClientCertVerifier>>> {
+    let Some(path) = client_ca else { return Ok(None) };
+    let mut roots = RootCertStore::empty();
+    for certificate in certificates(path)? {
+        roots.add(certificate).with_context(|| format!("client CA {}", path.display()))?;
+    }
+    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider());
+    Ok(Some(verifier.allow_unauthenticated().build()?))
+}
+
+fn builder(
+    clients: Option<Arc<dyn ClientCertVerifier>>,
+) -> anyhow::Result<ConfigBuilder<ServerConfig, WantsServerCert>> {
+    let builder =
+        ServerConfig::builder_with_provider(provider()).with_safe_default_protocol_versions()?;
+    Ok(match clients {
+        None => builder.with_no_client_auth(),
+        Some(verifier) => builder.with_client_cert_verifier(verifier),
+    })
 }
 
 fn finished(mut config: ServerConfig) -> Arc<ServerConfig> {
@@ -92,36 +127,24 @@ fn finished(mut config: ServerConfig) -> Arc<ServerConfig> {
     Arc::new(config)
 }
 
-fn builder(
-    client_ca: Option<&Path>,
-) -> anyhow::Result<ConfigBuilder<ServerConfig, WantsServerCert>> {
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
-        .with_safe_default_protocol_versions()?;
-    Ok(match client_ca {
-        None => builder.with_no_client_auth(),
-        Some(path) => {
-            let mut roots = RootCertStore::empty();
-            for certificate in certificates(path)? {
-                roots.add(certificate).with_context(|| format!("client CA {}", path.display()))?;
-            }
-            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
-                .allow_unauthenticated()
-                .build()?;
-            builder.with_client_cert_verifier(verifier)
-        }
-    })
+/// A certificate's chain and its key, from PEM files.
+fn pair(
+    cert: &Path,
+    key: &Path,
+) -> anyhow::Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)> {
+    let chain = certificates(cert)?;
+    let key = PrivateKeyDer::from_pem_file(key)
+        .with_context(|| format!("private key {}", key.display()))?;
+    Ok((chain, key))
 }
 
-/// TLS with a certificate made for this run, for components that were given none; `client_ca` as
-/// for [`tls`].
-///
-/// # Errors
-/// No key can be made, or the CA cannot be read.
-pub fn self_signed(name: &str, client_ca: Option<&Path>) -> anyhow::Result<Arc<ServerConfig>> {
+/// A certificate made for this run, and its key.
+fn self_signed(
+    name: &str,
+) -> anyhow::Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)> {
     let pair = rcgen::generate_simple_self_signed(vec![name.to_owned(), "localhost".to_owned()])?;
     let key = PrivateKeyDer::Pkcs8(pair.signing_key.serialize_der().into());
-    configured(vec![pair.cert.der().clone()], key, client_ca)
+    Ok((vec![pair.cert.der().clone()], key))
 }
 
 /// The certificates of a PEM file.

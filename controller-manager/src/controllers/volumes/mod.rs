@@ -4,6 +4,7 @@
 //! ones is here.
 
 mod claim;
+mod ephemeral;
 mod protection;
 #[cfg(test)]
 mod tests;
@@ -29,6 +30,7 @@ use serde_json::{Value, json};
 use crate::action::{Action, Plan, Target, Unless};
 use crate::pods::claims_of;
 use crate::runner::{Context, Controller};
+pub use ephemeral::Ephemeral;
 pub use protection::{AttributesProtection, ClaimProtection, VolumeProtection};
 
 const BIND_COMPLETED: &str = "pv.kubernetes.io/bind-completed";

@@ -1,6 +1,8 @@
 //! Nodes that do not report any more: their conditions become unknown, they are tainted, their
 //! pods count as not ready.
 
+mod zones;
+
 use std::collections::HashMap;
 use std::time::Duration;
 
@@ -17,6 +19,8 @@ use serde_json::json;
 use crate::action::{Action, Plan, Target};
 use crate::pods;
 use crate::runner::{Context, Controller};
+pub use zones::Rates;
+use zones::{Eviction, Turns, Zones};
 
 const LEASES: &str = "kube-node-lease";
 const NOT_READY: &str = "node.kubernetes.io/not-ready";
@@ -40,13 +44,15 @@ pub struct NodeLifecycle {
     /// A node that has not reported for so long is lost.
     grace: Duration,
     period: Duration,
+    rates: Rates,
+    turns: Mutex<Turns>,
     /// When each node's report was last seen to change, by our clock: other machines' clocks
     /// may be off.
     seen: Mutex<HashMap<String, (String, Timestamp)>>,
 }
 
 impl NodeLifecycle {
-    pub fn new(context: &Context, grace: Duration, period: Duration) -> Self {
+    pub fn new(context: &Context, grace: Duration, period: Duration, rates: Rates) -> Self {
         let caches = &context.caches;
         Self {
             nodes: caches.of(),
@@ -54,6 +60,8 @@ impl NodeLifecycle {
             pods: caches.of(),
             grace,
             period,
+            rates,
+            turns: Mutex::default(),
             seen: Mutex::default(),
         }
     }
@@ -73,6 +81,18 @@ impl NodeLifecycle {
             *entry = (report, now);
         }
         entry.1
+    }
+
+    /// Whether its pods may be told to go, if it is not ready.
+    fn eviction(&self, node: &Node, lost: bool, now: Timestamp) -> Eviction {
+        let mut turns = self.turns.lock();
+        if !lost && condition(node, "Ready").is_some_and(|c| c.status == "True") {
+            turns.forget(node.metadata.name.as_deref().unwrap_or_default());
+            return Eviction::Wait(None);
+        }
+        let nodes = self.nodes.list();
+        let zones = Zones::of(nodes.iter().map(AsRef::as_ref));
+        turns.ask(node, &zones, &self.rates, now)
     }
 }
 
@@ -95,11 +115,17 @@ impl Controller for NodeLifecycle {
     fn plan(&self, key: &Key, now: Timestamp) -> Plan {
         let Some(node) = self.nodes.get(key) else {
             self.seen.lock().remove(&key.name);
+            self.turns.lock().forget(&key.name);
             return Plan::default();
         };
         let since = self.reported(&node, now);
         let age = Duration::try_from(now.duration_since(since)).unwrap_or_default();
-        let mut plan = plan(&node, age > self.grace, now);
+        let lost = age > self.grace;
+        let eviction = self.eviction(&node, lost, now);
+        let mut plan = plan(&node, lost, eviction, now);
+        if let Eviction::Wait(Some(left)) = eviction {
+            plan.again(left);
+        }
         if condition(&node, "Ready").is_some_and(|c| c.status != "True") {
             let pods = self.pods.list();
             mark_pods(&node, pods.iter().map(AsRef::as_ref), now, &mut plan);
@@ -109,7 +135,7 @@ impl Controller for NodeLifecycle {
     }
 }
 
-fn plan(node: &Node, lost: bool, now: Timestamp) -> Plan {
+fn plan(node: &Node, lost: bool, eviction: Eviction, now: Timestamp) -> Plan {
     let mut plan = Plan::default();
     let key = Key::of(node);
     if lost && condition(node, "Ready").is_none_or(|c| c.status != "Unknown") {
@@ -133,7 +159,7 @@ fn plan(node: &Node, lost: bool, now: Timestamp) -> Plan {
         let message = format!("Node {} status is now: NodeNotReady", key.name);
         plan.push(Action::event(node, EventType::Normal, "NodeNotReady", message));
     }
-    if let Some(taints) = taints(node, lost, now) {
+    if let Some(taints) = taints(node, lost, eviction, now) {
         let mut changed = node.clone();
         changed.spec.get_or_insert_default().taints = Some(taints).filter(|t| !t.is_empty());
         plan.push(Action::update(&changed));
@@ -142,14 +168,28 @@ fn plan(node: &Node, lost: bool, now: Timestamp) -> Plan {
 }
 
 /// The node's taints as its conditions want them; `None`: they are so.
-fn taints(node: &Node, lost: bool, now: Timestamp) -> Option<Vec<Taint>> {
+fn taints(node: &Node, lost: bool, eviction: Eviction, now: Timestamp) -> Option<Vec<Taint>> {
+    let have = node.spec.as_ref().and_then(|s| s.taints.clone()).unwrap_or_default();
+    let evicts =
+        |t: &Taint| matches!(t.key.as_str(), NOT_READY | UNREACHABLE) && t.effect == "NoExecute";
+    // Pods that were told to go are not told otherwise, unless all are to stay.
+    let evict = match eviction {
+        Eviction::Go => true,
+        Eviction::Wait(_) => have.iter().any(evicts),
+        Eviction::Stay => false,
+    };
     let status = |ty: &str| condition(node, ty).map_or("", |c| c.status.as_str());
     let ready = if lost { "Unknown" } else { status("Ready") };
     let mut wanted: Vec<(&str, &str)> = Vec::new();
     match ready {
         "True" => {}
-        "Unknown" => wanted.extend([(UNREACHABLE, "NoSchedule"), (UNREACHABLE, "NoExecute")]),
-        _ => wanted.extend([(NOT_READY, "NoSchedule"), (NOT_READY, "NoExecute")]),
+        not => {
+            let key = if not == "Unknown" { UNREACHABLE } else { NOT_READY };
+            wanted.push((key, "NoSchedule"));
+            if evict {
+                wanted.push((key, "NoExecute"));
+            }
+        }
     }
     for (ty, key) in PRESSURES {
         if status(ty) == "True" {
@@ -164,7 +204,6 @@ fn taints(node: &Node, lost: bool, now: Timestamp) -> Option<Vec<Taint>> {
         matches!(key, NOT_READY | UNREACHABLE | UNSCHEDULABLE)
             || PRESSURES.iter().any(|(_, k)| *k == key)
     };
-    let have = node.spec.as_ref().and_then(|s| s.taints.clone()).unwrap_or_default();
     let mut next: Vec<Taint> = have
         .iter()
         .filter(|t| !managed(t) || wanted.iter().any(|(k, e)| t.key == *k && t.effect == *e))
@@ -220,25 +259,28 @@ mod tests {
         };
         let own = json!({"key": "mine", "effect": "NoSchedule"});
         let not_ready = json!([own, {"key": NOT_READY, "effect": "NoSchedule"}, {"key": NOT_READY, "effect": "NoExecute"}]);
-        for (ready, have, lost, wanted) in [
-            ("True", json!([own]), false, None),
+        let (go, wait, stay) = (Eviction::Go, Eviction::Wait(None), Eviction::Stay);
+        let unreachable = Some("mine:NoSchedule unreachable:NoSchedule unreachable:NoExecute");
+        for (ready, have, lost, eviction, wanted) in [
+            ("True", json!([own]), false, wait, None),
             (
                 "False",
                 json!([own]),
                 false,
+                go,
                 Some("mine:NoSchedule not-ready:NoSchedule not-ready:NoExecute"),
             ),
-            ("True", not_ready.clone(), false, Some("mine:NoSchedule")),
-            ("False", not_ready.clone(), false, None),
-            (
-                "True",
-                not_ready,
-                true,
-                Some("mine:NoSchedule unreachable:NoSchedule unreachable:NoExecute"),
-            ),
+            ("False", json!([own]), false, wait, Some("mine:NoSchedule not-ready:NoSchedule")),
+            ("True", not_ready.clone(), false, wait, Some("mine:NoSchedule")),
+            ("False", not_ready.clone(), false, go, None),
+            ("False", not_ready.clone(), false, wait, None),
+            ("False", not_ready.clone(), false, stay, Some("mine:NoSchedule not-ready:NoSchedule")),
+            ("True", not_ready.clone(), true, go, unreachable),
+            ("True", not_ready, true, wait, unreachable),
         ] {
-            let found = show(taints(&node(ready, have.clone()), lost, Timestamp::UNIX_EPOCH));
-            assert_eq!(found.as_deref(), wanted, "{ready} {have}");
+            let node = node(ready, have.clone());
+            let found = show(taints(&node, lost, eviction, Timestamp::UNIX_EPOCH));
+            assert_eq!(found.as_deref(), wanted, "{ready} {have} {eviction:?}");
         }
     }
 }
