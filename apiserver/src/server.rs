@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
 use apimachinery::schema::Registry;
+use component::keys::{SigningKey, VerifyingKey};
 use component::serving::{self, Peer};
 use http::Request;
 use http_body_util::BodyExt as _;
@@ -22,7 +23,7 @@ use crate::admission::{self, Plugin, plugins};
 use crate::aggregation::Aggregation;
 use crate::api::{Api, Identity, InFlight};
 use crate::authentication::bootstrap_token::BootstrapTokens;
-use crate::authentication::keys::{self, SigningKey, VerifyingKey};
+use crate::authentication::openid;
 use crate::authentication::request_header::{Headers, RequestHeader};
 use crate::authentication::service_account::ServiceAccounts;
 use crate::authentication::token_file::TokenFile;
@@ -430,9 +431,9 @@ fn documents(config: &Config, keys: &Keys) -> Vec<(&'static str, &'static str, b
         .jwks_uri
         .clone()
         .unwrap_or_else(|| format!("{}{JWKS}", issuer.trim_end_matches('/')));
-    match keys::discovery(issuer, &uri, &keys.verifying) {
+    match openid::discovery(issuer, &uri, &keys.verifying) {
         Ok(discovery) => {
-            let set = keys::key_set(&keys.verifying);
+            let set = openid::key_set(&keys.verifying);
             vec![
                 (
                     "/.well-known/openid-configuration",

@@ -102,8 +102,8 @@ fn value<K: Serialize>(object: &K) -> Value {
 /// What a plan takes for not so, where a cache that is behind would do harm: the API is asked.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Unless {
-    /// The object is there, with this uid.
-    Exists(Target, String),
+    /// The object is there, with this uid if one is given.
+    Exists(Target, Option<String>),
     /// A pod on a node uses the claim.
     Used(Box<PersistentVolumeClaim>),
     /// The user may not.
@@ -155,7 +155,7 @@ impl Executor {
                 let found = self.api(target).get_opt(&target.key.name).await;
                 let found = found
                     .with_context(|| format!("get {} {}", target.resource.plural, target.key))?;
-                Ok(found.is_some_and(|object| object.metadata.uid.as_ref() == Some(uid)))
+                Ok(found.is_some_and(|object| uid.is_none() || object.metadata.uid == *uid))
             }
             Unless::Used(claim) => {
                 let namespace = claim.metadata.namespace.as_deref().unwrap_or_default();

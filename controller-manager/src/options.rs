@@ -72,7 +72,7 @@ pub struct Options {
     /// CA that is published in every namespace
     #[arg(long)]
     pub root_ca_file: Option<PathBuf>,
-    /// Key that signs legacy service-account tokens: these are not made
+    /// Key that signs the tokens of service accounts that Secrets hold; without it there are none
     #[arg(long)]
     pub service_account_private_key_file: Option<PathBuf>,
     #[arg(long, default_value = "")]

@@ -9,6 +9,7 @@ use client::election::{self, Candidate, Timing, Watchdog};
 use client::events::Recorder;
 use client::lease::LeaseLock;
 use client::{Caches, Queues, retry, secure};
+use component::keys::SigningKey;
 use component::leader::{Leader, LeaderFile};
 use component::metrics::Page;
 use component::serving::text;
@@ -20,7 +21,7 @@ use crate::action::Executor;
 use crate::controllers::{
     aggregation, autoscaler, bootstrap, certificates, cronjob, daemonset, deployment, disruption,
     endpoints, garbage, ipam, job, mirroring, namespace, nodelifecycle, podgc, replicaset,
-    resourcequota, rootca, serviceaccount, servicecidrs, statefulset, taints, ttl,
+    resourcequota, rootca, serviceaccount, servicecidrs, statefulset, taints, tokens, ttl,
     ttlafterfinished, volumes,
 };
 use crate::options::Options;
@@ -29,6 +30,8 @@ use crate::runner::{self, Context, Controller, Inputs};
 const NAME: &str = "kube-controller-manager";
 /// Caches are shared: they read as the collector of garbage, which may read everything.
 const READER: &str = "generic-garbage-collector";
+/// Who makes the tokens of accounts has none of its own.
+const OWN: &str = "";
 
 /// Runs until shutdown. All that it started has ended when it returns.
 ///
@@ -124,6 +127,7 @@ async fn lead(
 struct Settings {
     leader: Option<Leader>,
     root_ca: Option<String>,
+    token_key: Option<SigningKey>,
     ranges: Option<Vec<ipam::Range>>,
     grace: std::time::Duration,
     period: std::time::Duration,
@@ -140,10 +144,16 @@ impl Settings {
             std::fs::read_to_string(path)
                 .with_context(|| format!("--root-ca-file {}", path.display()))
         });
+        let token_key = options.service_account_private_key_file.as_ref().map(|path| {
+            let whence = || format!("--service-account-private-key-file {}", path.display());
+            let pem = std::fs::read(path).with_context(whence)?;
+            SigningKey::parse(&pem).with_context(whence)
+        });
         let ranges = options.allocate_node_cidrs.then(|| options.ranges());
         Ok(Self {
             leader: options.leader.settle(&LeaderFile::default(), NAME)?,
             root_ca: root_ca.transpose()?,
+            token_key: token_key.transpose()?,
             ranges: ranges.transpose()?,
             grace: options.node_monitor_grace_period,
             period: options.node_monitor_period,
@@ -208,8 +218,8 @@ impl Shared {
     /// shutdown.
     async fn context(&self, source: &str, account: &str) -> anyhow::Result<Option<Context>> {
         let client = match &self.accounts {
-            Some(accounts) => accounts.client(account).await?,
-            None => Some(self.client.clone()),
+            Some(accounts) if account != OWN => accounts.client(account).await?,
+            _ => Some(self.client.clone()),
         };
         let Some(client) = client else { return Ok(None) };
         // Events are written with the manager's own rights.
@@ -267,7 +277,7 @@ impl Starter<'_> {
     }
 
     fn all(mut self, settings: Settings) {
-        let Settings { root_ca, ranges, grace, period, threshold, .. } = settings;
+        let Settings { root_ca, token_key, ranges, grace, period, threshold, .. } = settings;
         let (mirrored, signers) = (settings.mirrored, settings.signers);
         let (autoscaling, rates) = (settings.autoscaling, settings.rates);
         let same = |name| (name, name, name);
@@ -318,6 +328,11 @@ impl Starter<'_> {
             "service-account-controller",
         );
         self.add(names, serviceaccount::ServiceAccounts::new);
+        if let Some(key) = token_key {
+            let (name, ca) = ("serviceaccount-token-controller", root_ca.clone());
+            let source = tokens::Source { key, ca };
+            self.add((name, name, OWN), |c| tokens::Tokens::new(c, source));
+        }
         if let Some(ca) = root_ca {
             let publisher = "root-ca-cert-publisher";
             let names = ("root-ca-certificate-publisher-controller", publisher, publisher);

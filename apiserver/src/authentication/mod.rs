@@ -1,7 +1,7 @@
 //! Who asks.
 
 pub mod bootstrap_token;
-pub mod keys;
+pub mod openid;
 pub mod request_header;
 pub mod service_account;
 pub mod token_file;

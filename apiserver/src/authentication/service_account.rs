@@ -12,11 +12,11 @@ use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use jiff::{SignedDuration, Timestamp};
 use jsonwebtoken::Validation;
 
-use super::keys::VerifyingKey;
 use super::{Authenticated, CREDENTIAL_ID, Clock, Rejected, TokenAuthenticator, User};
 use crate::admission::lookup::Lookup;
 use crate::authorization::rule::quoted;
 use crate::reader::Object;
+use component::keys::VerifyingKey;
 
 /// Issuer of tokens that Secrets hold.
 pub const LEGACY_ISSUER: &str = "kubernetes/serviceaccount";

@@ -5,10 +5,10 @@ use apimachinery::field::{FieldError, Path};
 use apimachinery::gvk::{GroupResource, split_api_version};
 use apimachinery::status::ApiError;
 use apimachinery::{Value, object};
+use component::keys::SigningKey;
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Map, json};
 
-use super::keys::SigningKey;
 use super::service_account::user_name;
 use crate::admission::lookup::Lookup;
 use crate::reader::Object;
@@ -185,22 +185,6 @@ impl TokenIssuer {
         object::set(request, &["status"], status);
         Ok(())
     }
-
-    /// The token of a `kubernetes.io/service-account-token` Secret, which never expires.
-    ///
-    /// # Errors
-    /// Signing failed.
-    pub fn legacy(&self, account: &Value, secret: &str) -> Result<String, super::keys::KeyError> {
-        let (namespace, name) = (object::namespace(account), object::name(account));
-        self.key.sign(&json!({
-            "iss": super::service_account::LEGACY_ISSUER,
-            "sub": user_name(namespace, name),
-            "kubernetes.io/serviceaccount/namespace": namespace,
-            "kubernetes.io/serviceaccount/secret.name": secret,
-            "kubernetes.io/serviceaccount/service-account.name": name,
-            "kubernetes.io/serviceaccount/service-account.uid": object::uid(account),
-        }))
-    }
 }
 
 fn whole_seconds(at: Timestamp) -> Timestamp {
@@ -301,16 +285,14 @@ fn private_claims(account: &Value, bound: &Bound) -> Value {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::sync::Arc;
 
-    use super::super::keys::tests::ec_pem;
     use super::super::service_account::ServiceAccounts;
     use super::super::x509::tests::clock;
     use super::super::{CREDENTIAL_ID, TokenAuthenticator};
     use super::*;
     use crate::authorization::testing::Memory;
-    use crate::reader::Reader as _;
     use base64::Engine as _;
     use base64::engine::general_purpose::STANDARD;
 
@@ -334,6 +316,12 @@ mod tests {
         ])
     }
 
+    /// A new key.
+    pub fn signing_key() -> SigningKey {
+        let pem = rcgen::KeyPair::generate().expect("a key").serialize_pem();
+        SigningKey::parse(pem.as_bytes()).expect("a key")
+    }
+
     fn issuer(max_seconds: i64) -> TokenIssuer {
         let options = TokenOptions {
             issuer: AUDIENCE.into(),
@@ -341,7 +329,7 @@ mod tests {
             max_seconds,
             extend: true,
         };
-        TokenIssuer::new(SigningKey::parse(ec_pem().as_bytes()).expect("a key"), options)
+        TokenIssuer::new(signing_key(), options)
     }
 
     fn moment() -> Moment {
@@ -464,8 +452,15 @@ mod tests {
     #[tokio::test]
     async fn tokens_of_secrets() {
         let (memory, issuer) = (world(), issuer(0));
-        let account = memory.get(&GroupResource::new("", "serviceaccounts"), "a", "sa");
-        let token = issuer.legacy(&account.expect("an account"), "s").expect("a token");
+        let claims = json!({
+            "iss": super::super::service_account::LEGACY_ISSUER,
+            "sub": user_name("a", "sa"),
+            "kubernetes.io/serviceaccount/namespace": "a",
+            "kubernetes.io/serviceaccount/secret.name": "s",
+            "kubernetes.io/serviceaccount/service-account.name": "sa",
+            "kubernetes.io/serviceaccount/service-account.uid": "u-sa",
+        });
+        let token = issuer.key().sign(&claims).expect("a token");
         let verifier = verifier(&issuer, &memory, NOW);
         let refused = verifier.authenticate_token(&token, &[]).await.err();
         assert_eq!(refused.map(|e| e.0).as_deref(), Some("Token does not match server's copy"));

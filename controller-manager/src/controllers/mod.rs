@@ -23,6 +23,7 @@ pub mod serviceaccount;
 pub mod servicecidrs;
 pub mod statefulset;
 pub mod taints;
+pub mod tokens;
 pub mod ttl;
 pub mod ttlafterfinished;
 pub mod volumes;

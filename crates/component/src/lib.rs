@@ -1,10 +1,11 @@
-//! What every binary shares: the command line, config files, TLS serving, health, logs and
-//! shutdown. A component is Config → build (binds) → run → drain.
+//! What every binary shares: the command line, config files, TLS serving, health, logs, keys
+//! of tokens and shutdown. A component is Config → build (binds) → run → drain.
 
 pub mod cli;
 pub mod config;
 pub mod files;
 pub mod healthz;
+pub mod keys;
 pub mod leader;
 pub mod logs;
 pub mod metrics;

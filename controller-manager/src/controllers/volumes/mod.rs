@@ -62,7 +62,7 @@ impl Binder {
             // seen here.
             (uid, None) => {
                 let claim = Target::of::<PersistentVolumeClaim>(&key);
-                let unless = Some(Unless::Exists(claim, uid.to_owned()));
+                let unless = Some(Unless::Exists(claim, Some(uid.to_owned())));
                 Plan { unless, ..volume::released(volume) }
             }
         }

@@ -1,5 +1,5 @@
-//! Keys that sign and verify service account tokens
-//! (upstream: `serviceaccount/jwt.go`, `openidmetadata.go`, client-go `util/keyutil`).
+//! Keys that sign and verify service account tokens (upstream: `serviceaccount/jwt.go`, client-go
+//! `util/keyutil`).
 
 use aws_lc_rs::encoding::{AsDer, PublicKeyX509Der};
 use aws_lc_rs::rand::SystemRandom;
@@ -39,9 +39,9 @@ pub struct VerifyingKey {
     /// What `kid` in a token's header says: a hash of the key's SubjectPublicKeyInfo.
     pub id: String,
     pub algorithm: Algorithm,
-    pub(super) decoding: DecodingKey,
+    pub decoding: DecodingKey,
     /// As a set of keys shows it.
-    jwk: Value,
+    pub jwk: Value,
 }
 
 enum Private {
@@ -202,58 +202,21 @@ impl SigningKey {
     }
 }
 
-/// The JSON Web Key Set at `/openid/v1/jwks` (`application/jwk-set+json`).
-pub fn key_set(keys: &[VerifyingKey]) -> Value {
-    json!({"keys": keys.iter().map(|k| &k.jwk).collect::<Vec<_>>()})
-}
-
-/// The discovery document at `/.well-known/openid-configuration` (`application/json`).
-///
-/// # Errors
-/// Upstream's text, when the issuer cannot be an OpenID issuer; the two paths are then not served.
-pub fn discovery(issuer: &str, key_set_uri: &str, keys: &[VerifyingKey]) -> Result<Value, String> {
-    if issuer.is_empty() {
-        return Err("empty issuer URL".to_owned());
-    }
-    if !issuer.starts_with("https://") {
-        return Err(format!("issuer URL must use https scheme, got: {issuer}"));
-    }
-    if issuer.contains('#') {
-        return Err(format!("issuer URL may not include a fragment, got: {issuer}"));
-    }
-    if issuer.contains('?') {
-        return Err(format!("issuer URL may not include a query, got: {issuer}"));
-    }
-    if !key_set_uri.starts_with("https://") {
-        return Err(format!("jwksURI requires https scheme, parsed as: {key_set_uri}"));
-    }
-    let mut algorithms: Vec<String> = keys.iter().map(|k| format!("{:?}", k.algorithm)).collect();
-    algorithms.sort();
-    algorithms.dedup();
-    Ok(json!({
-        "issuer": issuer,
-        "jwks_uri": key_set_uri,
-        "response_types_supported": ["id_token"],
-        "subject_types_supported": ["public"],
-        "id_token_signing_alg_values_supported": algorithms,
-    }))
-}
-
 #[cfg(test)]
-pub(super) mod tests {
+mod tests {
     use super::*;
     use aws_lc_rs::encoding::{EcPrivateKeyRfc5915Der, Pkcs8V1Der};
     use aws_lc_rs::rsa::KeySize;
     use base64::engine::general_purpose::STANDARD;
 
-    pub(in super::super) fn pem(label: &str, der: &[u8]) -> String {
+    fn pem(label: &str, der: &[u8]) -> String {
         let text = STANDARD.encode(der);
         let lines: Vec<&str> =
             text.as_bytes().chunks(64).filter_map(|c| std::str::from_utf8(c).ok()).collect();
         format!("-----BEGIN {label}-----\n{}\n-----END {label}-----\n", lines.join("\n"))
     }
 
-    pub(in super::super) fn ec_pem() -> String {
+    fn ec_pem() -> String {
         let pair = EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING).expect("a key");
         pem("PRIVATE KEY", pair.to_pkcs8v1().expect("DER").as_ref())
     }
@@ -284,20 +247,5 @@ pub(super) mod tests {
         let two = format!("{}{}", ec_pem(), ec_pem());
         assert_eq!(VerifyingKey::parse(two.as_bytes()).map(|k| k.len()).ok(), Some(2));
         assert!(VerifyingKey::parse(b"nothing").is_err());
-    }
-
-    #[test]
-    fn documents() {
-        let key = SigningKey::parse(ec_pem().as_bytes()).expect("a key");
-        let keys = [key.verifying().clone()];
-        let set = key_set(&keys);
-        assert_eq!(set["keys"][0]["crv"], "P-256");
-        assert_eq!(set["keys"][0]["kid"], keys[0].id.as_str());
-        let document =
-            discovery("https://i", "https://h/openid/v1/jwks", &keys).expect("a document");
-        assert_eq!(document["id_token_signing_alg_values_supported"], json!(["ES256"]));
-        for bad in ["", "http://i", "https://i?x", "https://i#x"] {
-            assert!(discovery(bad, "https://h", &keys).is_err(), "{bad}");
-        }
     }
 }
