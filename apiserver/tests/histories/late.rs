@@ -8,17 +8,41 @@ use store::{
     Expect, KeyValue, ListRequest, ListResponse, Outcome, Revision, SharedStore, Store, StoreError,
     WatchStream,
 };
+use tokio::sync::watch;
 
-pub struct Late(pub SharedStore);
+pub struct Late {
+    store: SharedStore,
+    /// While this is set, nothing is delivered.
+    stuck: watch::Receiver<bool>,
+}
+
+impl Late {
+    pub fn new(store: SharedStore) -> Self {
+        // Without a sender it stays as it is.
+        Self { store, stuck: watch::Sender::new(false).subscribe() }
+    }
+
+    /// As [`new`](Self::new), with a switch.
+    pub fn with_switch(store: SharedStore) -> (Self, watch::Sender<bool>) {
+        let switch = watch::Sender::new(false);
+        (Self { store, stuck: switch.subscribe() }, switch)
+    }
+}
 
 #[async_trait::async_trait]
 impl Store for Late {
     async fn watch(&self, prefix: Bytes, from: Revision) -> Result<WatchStream, StoreError> {
-        let events = self.0.watch(prefix, from).await?;
-        Ok(Box::pin(events.then(|event| async move {
-            let late = rand::random::<u64>() % 20;
-            tokio::time::sleep(Duration::from_millis(late)).await;
-            event
+        let events = self.store.watch(prefix, from).await?;
+        let stuck = self.stuck.clone();
+        Ok(Box::pin(events.then(move |event| {
+            let mut stuck = stuck.clone();
+            async move {
+                let late = rand::random::<u64>() % 20;
+                tokio::time::sleep(Duration::from_millis(late)).await;
+                // An error: nobody holds the switch any more.
+                let _free = stuck.wait_for(|stuck| !stuck).await;
+                event
+            }
         })))
     }
 
@@ -27,11 +51,11 @@ impl Store for Late {
         key: &[u8],
         revision: Option<Revision>,
     ) -> Result<(Revision, Option<KeyValue>), StoreError> {
-        self.0.get(key, revision).await
+        self.store.get(key, revision).await
     }
 
     async fn list(&self, request: ListRequest) -> Result<ListResponse, StoreError> {
-        self.0.list(request).await
+        self.store.list(request).await
     }
 
     async fn revisions(
@@ -39,7 +63,7 @@ impl Store for Late {
         prefix: Bytes,
         revision: Option<Revision>,
     ) -> Result<(Revision, Vec<(Bytes, Revision)>), StoreError> {
-        self.0.revisions(prefix, revision).await
+        self.store.revisions(prefix, revision).await
     }
 
     async fn put(
@@ -49,30 +73,30 @@ impl Store for Late {
         expect: Expect,
         ttl: Option<Duration>,
     ) -> Result<Outcome, StoreError> {
-        self.0.put(key, value, expect, ttl).await
+        self.store.put(key, value, expect, ttl).await
     }
 
     async fn delete(&self, key: Bytes, revision: Revision) -> Result<Outcome, StoreError> {
-        self.0.delete(key, revision).await
+        self.store.delete(key, revision).await
     }
 
     fn reports_progress(&self) -> bool {
-        self.0.reports_progress()
+        self.store.reports_progress()
     }
 
     async fn request_progress(&self) -> Result<(), StoreError> {
-        self.0.request_progress().await
+        self.store.request_progress().await
     }
 
     async fn current_revision(&self) -> Result<Revision, StoreError> {
-        self.0.current_revision().await
+        self.store.current_revision().await
     }
 
     async fn compact(&self, revision: Revision) -> Result<(), StoreError> {
-        self.0.compact(revision).await
+        self.store.compact(revision).await
     }
 
     async fn size(&self) -> Result<u64, StoreError> {
-        self.0.size().await
+        self.store.size().await
     }
 }

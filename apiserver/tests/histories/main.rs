@@ -109,7 +109,7 @@ async fn histories_of_two_servers_on_an_embedded_store() {
         let engine = engines::embedded();
         let store = engine.store.clone();
         let servers =
-            vec![Fixture::on(store.clone()).await, Fixture::on(Arc::new(Late(store))).await];
+            vec![Fixture::on(store.clone()).await, Fixture::on(Arc::new(Late::new(store))).await];
         run(seed, servers, Meanwhile::Nothing).await;
     }
 }
@@ -120,7 +120,8 @@ async fn on_etcd(folder: &Path) -> (EtcdServer, SharedStore, Vec<Fixture>) {
     let mut options = store::etcd::Options::new(vec![etcd.url("http")]);
     options.request_timeout = Duration::from_secs(2);
     let (one, other) = (connect(options.clone()).await, connect(options).await);
-    let servers = vec![Fixture::on(one.clone()).await, Fixture::on(Arc::new(Late(other))).await];
+    let servers =
+        vec![Fixture::on(one.clone()).await, Fixture::on(Arc::new(Late::new(other))).await];
     (etcd, one, servers)
 }
 
@@ -140,6 +141,33 @@ async fn histories_of_two_servers_on_etcd_that_is_killed() {
         let (etcd, _, servers) = on_etcd(folder.path()).await;
         run(seed, servers, Meanwhile::Restart(etcd, folder.path().to_owned())).await;
     }
+}
+
+/// A cache that cannot follow must not stop consistent reads, nor show less to a watch that begins
+/// with the state; when it follows again, nothing is delivered twice.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_is_stuck_still_shows_what_was_acknowledged() {
+    let engine = engines::embedded();
+    let store: SharedStore = engine.store.clone();
+    let (late, stuck) = Late::with_switch(store.clone());
+    let (good, bad) = (Fixture::on(store).await, Fixture::on(Arc::new(late)).await);
+    let maps = "/api/v1/namespaces/default/configmaps";
+    let map = |name: &str| serde_json::json!({"metadata": {"name": name}});
+    good.post(maps, &map("a")).await.expect(201);
+    bad.get(maps).await.expect(200);
+    stuck.send_replace(true);
+    good.post(maps, &map("b")).await.expect(201);
+    let list = bad.get(maps).await.expect(200);
+    assert_eq!(list["items"].as_array().map(Vec::len), Some(2));
+    let from_state =
+        "watch=1&sendInitialEvents=true&resourceVersionMatch=NotOlderThan&allowWatchBookmarks=true";
+    let mut watch = bad.watch(&format!("{maps}?{from_state}")).await;
+    for want in [("ADDED", "a"), ("ADDED", "b"), ("BOOKMARK", "")] {
+        assert_eq!(watch.next_name().await, (want.0.to_owned(), want.1.to_owned()));
+    }
+    stuck.send_replace(false);
+    good.post(maps, &map("c")).await.expect(201);
+    assert_eq!(watch.next_name().await, ("ADDED".to_owned(), "c".to_owned()));
 }
 
 /// Who watched before a restart goes on where it was, and misses nothing.
