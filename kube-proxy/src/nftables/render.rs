@@ -10,8 +10,9 @@ use super::{
 use crate::names::short_hash;
 use crate::table::{Backend, ServicePort, Targets};
 
-/// Services with at most this many backends share a chain with others that have as many.
-const SHARED: usize = 16;
+/// Services with at most this many backends share a chain with others that have as many: the kernel
+/// takes time for chains that look something up which grows with the number of these.
+const SHARED: usize = 256;
 
 /// Where in `backends` those of each kind of traffic begin.
 const INTERNAL: u32 = 0;

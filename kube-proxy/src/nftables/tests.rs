@@ -389,7 +389,8 @@ fn the_kernel_takes_every_change() {
     let mut lb = service(sticky);
     let status = json!({"loadBalancer": {"ingress": [{"ip": "198.51.100.1"}]}});
     lb.status = serde_json::from_value(status).ok();
-    let many: Vec<String> = (1..40).map(|n| format!("10.0.0.{n}")).collect();
+    // Too many to share a chain.
+    let many: Vec<String> = (0..300).map(|n| format!("10.0.{}.{}", n / 250, n % 250)).collect();
     let many: Vec<&str> = many.iter().map(String::as_str).collect();
     let states = [
         table(web(), &["10.0.0.1"]),
