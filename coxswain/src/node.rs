@@ -100,6 +100,8 @@ impl NodeSpec {
             "kind": "KubeProxyConfiguration",
             "clientConnection": {"kubeconfig": self.proxy_kubeconfig},
             "clusterCIDR": self.pods,
+            // Nodes in network namespaces of their own cannot set how much the kernel tracks.
+            "conntrack": {"maxPerCore": 0},
             "hostnameOverride": self.name,
             "mode": self.proxy_mode,
         })

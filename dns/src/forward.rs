@@ -20,10 +20,10 @@ pub struct Forward {
 }
 
 impl Forward {
-    /// From the text of a resolv.conf. `own` is left out: a question must not come back.
-    pub fn new(resolv_conf: &str, own: IpAddr) -> Self {
+    /// From the text of a resolv.conf. `own` addresses are left out: a question must not come back.
+    pub fn new(resolv_conf: &str, own: &[IpAddr]) -> Self {
         let resolvers = nameservers(resolv_conf)
-            .filter(|ip| *ip != own)
+            .filter(|ip| !own.contains(ip))
             .map(|ip| SocketAddr::new(ip, 53))
             .collect();
         Self { resolvers, slots: Semaphore::new(AT_ONCE) }
@@ -41,7 +41,7 @@ impl Forward {
                 }
             };
             match tokio::time::timeout(PATIENCE, asked).await {
-                Ok(Ok(answer)) if answer.get(..2) == question.get(..2) => return Some(answer),
+                Ok(Ok(answer)) if is_answer(&answer, question) => return Some(answer),
                 Ok(Ok(_)) => tracing::debug!(%resolver, "answer to another question"),
                 Ok(Err(error)) => tracing::debug!(%resolver, %error, "resolver"),
                 Err(_) => tracing::debug!(%resolver, "resolver does not answer"),
@@ -49,6 +49,11 @@ impl Forward {
         }
         None
     }
+}
+
+/// Whether this is a response with the question's id.
+fn is_answer(answer: &[u8], question: &[u8]) -> bool {
+    answer.get(..2) == question.get(..2) && answer.get(2).is_some_and(|flags| flags & 0x80 != 0)
 }
 
 fn nameservers(text: &str) -> impl Iterator<Item = IpAddr> {
@@ -91,9 +96,20 @@ mod tests {
 
     #[test]
     fn resolvers_are_read_and_this_server_left_out() {
-        let text = "search a\nnameserver 192.0.2.1 # one\n  nameserver ::1\nnameserver 192.0.2.2\n#nameserver 192.0.2.3\n";
-        let forward = Forward::new(text, IpAddr::from([192, 0, 2, 2]));
+        let text = "search a\nnameserver 192.0.2.1 # one\n  nameserver ::1\nnameserver 192.0.2.2\n\
+                    #nameserver 192.0.2.3\nnameserver 10.96.0.10\n";
+        let own = [IpAddr::from([192, 0, 2, 2]), IpAddr::from([10, 96, 0, 10])];
+        let forward = Forward::new(text, &own);
         let found: Vec<String> = forward.resolvers.iter().map(ToString::to_string).collect();
         assert_eq!(found, ["192.0.2.1:53", "[::1]:53"]);
+    }
+
+    #[test]
+    fn an_answer_is_a_response_to_the_question() {
+        let question = [0, 7, 1, 0];
+        assert!(is_answer(&[0, 7, 0x81, 0x80], &question));
+        assert!(!is_answer(&[0, 8, 0x81, 0x80], &question));
+        assert!(!is_answer(&question, &question));
+        assert!(!is_answer(&[0, 7], &question));
     }
 }

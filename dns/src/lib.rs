@@ -51,8 +51,9 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> anyhow::Resul
             tracing::warn!(error = format!("{error:#}"), "no resolvers for other zones");
             String::new()
         });
-    let forward = forward::Forward::new(&text, options.listen.ip());
+    let own = [options.listen.ip(), options.service_address];
+    let forward = forward::Forward::new(&text, &own);
     let zone = format!("{}.", options.cluster_domain.trim_matches('.').to_ascii_lowercase());
-    let server = server::Server { view, forward, zone, dns: options.service_address };
-    server.run(options.listen, shutdown).await
+    let server = server::Server::new(view.clone(), forward, zone, options.service_address);
+    server.run(options.listen, async move { view.synced().await }, shutdown).await
 }

@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -15,8 +16,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::forward::Forward;
-use crate::view::Caches;
-use crate::zone::{self, Answer, Data, Kind, TTL};
+use crate::zone::{self, Answer, Data, Kind, TTL, View};
 
 /// Answers over UDP to those who do not announce more (RFC 1035).
 const SMALL: u16 = 512;
@@ -28,20 +28,31 @@ const IDLE: Duration = Duration::from_secs(10);
 /// Links of an alias inside the zone that are followed.
 const ALIASES: usize = 8;
 
-pub struct Server {
-    pub view: Caches,
-    pub forward: Forward,
-    /// `cluster.local.`
-    pub zone: String,
-    pub dns: IpAddr,
+pub struct Server<V> {
+    view: V,
+    forward: Forward,
+    zone: String,
+    dns: IpAddr,
+    /// Which of several addresses is told first: each in its turn.
+    turn: AtomicUsize,
 }
 
-impl Server {
-    /// Answers on UDP and TCP until shutdown.
+impl<V: View + Send + Sync + 'static> Server<V> {
+    /// A server of a zone (`cluster.local.`), itself reached by the service address `dns`.
+    pub fn new(view: V, forward: Forward, zone: String, dns: IpAddr) -> Self {
+        Self { view, forward, zone, dns, turn: AtomicUsize::default() }
+    }
+
+    /// Answers on UDP and TCP until shutdown, once `known` ends.
     ///
     /// # Errors
     /// The port is taken.
-    pub async fn run(self, listen: SocketAddr, shutdown: CancellationToken) -> anyhow::Result<()> {
+    pub async fn run(
+        self,
+        listen: SocketAddr,
+        known: impl Future<Output = ()>,
+        shutdown: CancellationToken,
+    ) -> anyhow::Result<()> {
         let whence = || format!("cannot listen on {listen}");
         let udp = Arc::new(UdpSocket::bind(listen).await.with_context(whence)?);
         let tcp = TcpListener::bind(listen).await.with_context(whence)?;
@@ -50,7 +61,7 @@ impl Server {
         tokio::select! {
             () = shutdown.cancelled() => {}
             () = async {
-                server.view.synced().await;
+                known.await;
                 tokio::join!(Arc::clone(&server).udp(udp), Arc::clone(&server).tcp(tcp));
             } => {}
         }
@@ -120,8 +131,9 @@ impl Server {
             tokio::time::timeout(IDLE, stream.read_exact(&mut question)).await??;
             let Some(answer) = self.answer(&question, true).await else { return Ok(()) };
             let length = u16::try_from(answer.len()).map_err(std::io::Error::other)?;
-            stream.write_all(&length.to_be_bytes()).await?;
-            stream.write_all(&answer).await?;
+            let bytes = [&length.to_be_bytes()[..], &answer].concat();
+            // Who does not read would keep others out.
+            tokio::time::timeout(IDLE, stream.write_all(&bytes)).await??;
         }
     }
 
@@ -135,7 +147,10 @@ impl Server {
         response.metadata.recursion_desired = question.metadata.recursion_desired;
         response.metadata.recursion_available = true;
         response.add_queries(question.queries.iter().cloned());
+        let version = question.edns.as_ref().map_or(0, Edns::version);
         let code = match (question.metadata.op_code, question.queries.as_slice()) {
+            // Before anything else, says RFC 6891.
+            _ if version > 0 => ResponseCode::BADVERS,
             (OpCode::Query, [query]) if query.query_class == DNSClass::IN => {
                 let name = query.name.to_lowercase().to_ascii();
                 let found = self.lookup(&name, kind(query.query_type));
@@ -171,7 +186,9 @@ impl Server {
     ) -> ResponseCode {
         response.metadata.authoritative = true;
         let mut alias = None;
-        for data in &answer.records {
+        let mut records = answer.records;
+        self.take_turns(&mut records);
+        for data in &records {
             if let Data::Cname(target) = data {
                 alias = Some(target.clone());
             }
@@ -193,6 +210,15 @@ impl Server {
             response.add_authority(Record::from_rdata(zone, TTL, soa));
         }
         if answer.exists { ResponseCode::NoError } else { ResponseCode::NXDomain }
+    }
+
+    /// Puts another of the addresses first each time: many clients take the first.
+    fn take_turns(&self, records: &mut [Data]) {
+        let is_address = |data: &Data| matches!(data, Data::Address(_));
+        if records.len() > 1 && records.iter().all(is_address) {
+            let turn = self.turn.fetch_add(1, Ordering::Relaxed);
+            records.rotate_left(turn % records.len());
+        }
     }
 
     /// Adds what an alias leads to, in the zone or outside.
@@ -328,5 +354,145 @@ mod tests {
         assert_eq!(malformed(&[0, 7, 0x80]), None, "a response is never answered");
         let answer = malformed(&[0, 7, 1, 2]).expect("an error");
         assert_eq!(answer[..2], [0, 7]);
+    }
+
+    fn server() -> Server<zone::tests::Cluster> {
+        let dns = IpAddr::from([10, 96, 0, 10]);
+        let forward = Forward::new("", &[]);
+        Server::new(zone::tests::cluster(), forward, "cluster.local.".into(), dns)
+    }
+
+    fn question(name: &str, kind: RecordType) -> Message {
+        let mut question = Message::query();
+        question.metadata.id = 7;
+        let mut query = hickory_proto::op::Query::new();
+        query.name = Name::from_ascii(name).expect("a name");
+        query.query_type = kind;
+        question.add_query(query);
+        question
+    }
+
+    async fn ask(server: &Server<zone::tests::Cluster>, question: &Message) -> Message {
+        let bytes = question.to_vec().expect("bytes");
+        let answer = server.answer(&bytes, false).await.expect("an answer");
+        Message::from_vec(&answer).expect("a message")
+    }
+
+    #[tokio::test]
+    async fn names_that_are_not_there_are_told_from_records_that_are_not() {
+        let server = server();
+        for (name, kind, code, answers, soa) in [
+            ("web.ns.svc.cluster.local.", RecordType::A, ResponseCode::NoError, 1, 0),
+            ("web.ns.svc.cluster.local.", RecordType::AAAA, ResponseCode::NoError, 0, 1),
+            ("web.ns.svc.cluster.local.", RecordType::MX, ResponseCode::NoError, 0, 1),
+            ("none.ns.svc.cluster.local.", RecordType::A, ResponseCode::NXDomain, 0, 1),
+            ("far.ns.svc.cluster.local.", RecordType::CNAME, ResponseCode::NoError, 1, 0),
+            // What it leads to is not ours, and nobody else is asked here.
+            ("far.ns.svc.cluster.local.", RecordType::A, ResponseCode::NoError, 1, 0),
+            ("example.com.", RecordType::A, ResponseCode::ServFail, 0, 0),
+        ] {
+            let answer = ask(&server, &question(name, kind)).await;
+            let ours = name.ends_with("cluster.local.");
+            assert_eq!(answer.metadata.response_code, code, "{name} {kind}");
+            assert_eq!(answer.metadata.authoritative, ours, "{name} {kind}");
+            assert_eq!(
+                (answer.answers.len(), answer.authorities.len()),
+                (answers, soa),
+                "{name} {kind}"
+            );
+            assert_eq!(answer.metadata.id, 7);
+            assert!(answer.answers.iter().chain(&answer.authorities).all(|r| r.ttl == TTL));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_name_comes_back_as_it_was_asked() {
+        let answer = ask(&server(), &question("wEb.nS.SVC.cluster.LOCAL.", RecordType::A)).await;
+        let names = answer.queries.iter().map(|q| &q.name);
+        let names: Vec<String> =
+            names.chain(answer.answers.iter().map(|r| &r.name)).map(ToString::to_string).collect();
+        assert_eq!(names, ["wEb.nS.SVC.cluster.LOCAL."; 2]);
+    }
+
+    #[tokio::test]
+    async fn addresses_take_turns() {
+        let (server, question) = (server(), question("db.ns.svc.cluster.local.", RecordType::A));
+        let mut first = std::collections::BTreeSet::new();
+        for _ in 0..2 {
+            let answer = ask(&server, &question).await;
+            assert_eq!(answer.answers.len(), 2);
+            first.insert(answer.answers[0].data.to_string());
+        }
+        assert_eq!(first.len(), 2, "{first:?}");
+    }
+
+    #[tokio::test]
+    async fn what_a_client_takes_is_kept_to() {
+        let server = server();
+        let mut with_edns = question("web.ns.svc.cluster.local.", RecordType::A);
+        assert!(ask(&server, &with_edns).await.edns.is_none(), "not to those who have not");
+        let mut edns = Edns::new();
+        edns.set_max_payload(4096);
+        with_edns.set_edns(edns.clone());
+        let answer = ask(&server, &with_edns).await;
+        assert_eq!(answer.edns.map(|e| e.max_payload()), Some(LARGE));
+        edns.set_version(1);
+        with_edns.set_edns(edns);
+        let answer = ask(&server, &with_edns).await;
+        // The number has two names.
+        assert_eq!(u16::from(answer.metadata.response_code), u16::from(ResponseCode::BADVERS));
+        assert!(answer.answers.is_empty());
+    }
+
+    #[tokio::test]
+    async fn questions_of_another_kind_are_refused() {
+        let server = server();
+        let mut none = question("web.ns.svc.cluster.local.", RecordType::A);
+        none.queries.clear();
+        assert_eq!(ask(&server, &none).await.metadata.response_code, ResponseCode::FormErr);
+        let mut chaos = question("version.bind.", RecordType::TXT);
+        chaos.queries[0].query_class = DNSClass::CH;
+        assert_eq!(ask(&server, &chaos).await.metadata.response_code, ResponseCode::Refused);
+        let mut notify = question("cluster.local.", RecordType::SOA);
+        notify.metadata.op_code = OpCode::Notify;
+        assert_eq!(ask(&server, &notify).await.metadata.response_code, ResponseCode::NotImp);
+    }
+
+    /// Answers by a socket's bytes, whatever they are: one at most, no longer than may be sent.
+    fn survives(bytes: &[u8]) {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+        let answer = runtime.block_on(server().answer(bytes, false));
+        if let Some(answer) = answer {
+            assert!(answer.len() <= usize::from(LARGE));
+            assert_eq!(answer[..2], bytes[..2], "the question's id");
+            assert!(answer[2] & 0x80 != 0, "a response");
+        }
+    }
+
+    proptest::proptest! {
+        #![proptest_config(proptest::test_runner::Config { failure_persistence: None, ..Default::default() })]
+
+        #[test]
+        fn any_bytes_are_survived(bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..600)) {
+            survives(&bytes);
+        }
+
+        /// A good question with some bytes changed, cut or added.
+        #[test]
+        fn damaged_questions_are_survived(
+            changes in proptest::collection::vec((0usize..120, proptest::num::u8::ANY), 0..8),
+            length in 0usize..120,
+        ) {
+            let mut asked = question("_http._tcp.web.ns.svc.cluster.local.", RecordType::SRV);
+            asked.set_edns(Edns::new());
+            let mut bytes = asked.to_vec().expect("bytes");
+            bytes.resize(length.max(bytes.len() / 2), 0xc0);
+            for (at, value) in changes {
+                if let Some(byte) = bytes.get_mut(at) {
+                    *byte = value;
+                }
+            }
+            survives(&bytes);
+        }
     }
 }

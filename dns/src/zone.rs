@@ -276,13 +276,17 @@ fn pod_address(view: &dyn View, namespace: &str, label: &str) -> Answer {
 /// The address that a reverse name stands for.
 fn reverse(name: &str) -> Option<IpAddr> {
     if let Some(text) = name.strip_suffix(".in-addr.arpa.") {
-        let octets: Vec<u8> = text.split('.').rev().filter_map(|o| o.parse().ok()).collect();
-        return <[u8; 4]>::try_from(octets).ok().map(IpAddr::from);
+        // Turned round it is an address as it is written, without anything more.
+        let octets: Vec<&str> = text.split('.').rev().collect();
+        return octets.join(".").parse::<std::net::Ipv4Addr>().ok().map(IpAddr::from);
     }
     let text = name.strip_suffix(".ip6.arpa.")?;
-    let nibbles: Vec<u8> =
-        text.split('.').rev().filter_map(|n| u8::from_str_radix(n, 16).ok()).collect();
-    if nibbles.len() != 32 || nibbles.iter().any(|n| *n > 15) {
+    let nibble = |text: &str| match text.as_bytes() {
+        [digit] => char::from(*digit).to_digit(16).and_then(|n| u8::try_from(n).ok()),
+        _ => None,
+    };
+    let nibbles: Vec<u8> = text.split('.').rev().map(nibble).collect::<Option<_>>()?;
+    if nibbles.len() != 32 {
         return None;
     }
     let bytes: Vec<u8> = nibbles.chunks(2).map(|pair| pair[0] << 4 | pair[1]).collect();
@@ -317,11 +321,11 @@ fn pointer(view: &dyn View, zone: &str, ip: IpAddr) -> Option<Answer> {
 }
 
 #[cfg(test)]
-mod tests {
+pub mod tests {
     use super::*;
     use serde_json::json;
 
-    struct Cluster {
+    pub struct Cluster {
         services: Vec<Arc<Service>>,
         slices: Vec<Arc<EndpointSlice>>,
     }
@@ -353,7 +357,7 @@ mod tests {
         }
     }
 
-    fn cluster() -> Cluster {
+    pub fn cluster() -> Cluster {
         let service = |name: &str, spec: serde_json::Value| {
             let object = json!({"metadata": {"namespace": "ns", "name": name}, "spec": spec});
             Arc::new(serde_json::from_value(object).expect("a service"))
@@ -438,6 +442,18 @@ mod tests {
             ("7.0.96.10.in-addr.arpa.", Kind::Ptr, "web.ns.svc.cluster.local."),
             ("5.0.244.10.in-addr.arpa.", Kind::Ptr, "db-0.db.ns.svc.cluster.local."),
             ("9.9.9.9.in-addr.arpa.", Kind::Ptr, "not here"),
+            ("x.7.0.96.10.in-addr.arpa.", Kind::Ptr, "not here"),
+            ("07.0.96.10.in-addr.arpa.", Kind::Ptr, "not here"),
+            ("_tcp.web.ns.svc.cluster.local.", Kind::A, ""),
+            ("_sctp.web.ns.svc.cluster.local.", Kind::A, "no such name"),
+            ("x.far.ns.svc.cluster.local.", Kind::A, "no such name"),
+            ("svc.cluster.local.", Kind::A, ""),
+            ("x.cluster.local.", Kind::A, "no such name"),
+            ("ns.pod.cluster.local.", Kind::A, ""),
+            ("x.ns.pod.cluster.local.", Kind::A, "no such name"),
+            ("fd00--9.ns.pod.cluster.local.", Kind::Aaaa, "fd00::9"),
+            ("10-244-0-7.db.ns.svc.cluster.local.", Kind::A, "no such name"),
+            ("db.ns.svc.cluster.local.", Kind::Other, ""),
             ("example.com.", Kind::A, "not here"),
             ("notcluster.local.", Kind::A, "not here"),
         ] {

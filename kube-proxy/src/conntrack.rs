@@ -7,7 +7,7 @@ use std::process::Command;
 
 use anyhow::{Context, bail};
 
-use crate::table::{Protocol, ServicePort, Table};
+use crate::table::{Changes, Protocol, ServicePort};
 
 /// Flows to forget.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -33,35 +33,48 @@ pub enum Stale {
     },
 }
 
-/// What a change of the table makes stale.
-pub fn plan(old: &Table, new: &Table) -> BTreeSet<Stale> {
+/// What changes of the table make stale.
+pub fn plan(changes: &Changes) -> BTreeSet<Stale> {
     let mut stale = BTreeSet::new();
-    for (name, before) in old.iter().filter(|(_, row)| row.protocol == Protocol::Udp) {
-        let after = new.get(name).filter(|row| row.protocol == Protocol::Udp);
-        let stay: BTreeSet<IpAddr> = after.into_iter().flat_map(backends).collect();
-        for backend in backends(before).filter(|b| !stay.contains(b)) {
-            for address in addresses(before) {
-                stale.insert(Stale::Backend { address, backend });
-            }
-            if let Some(port) = before.node_port {
-                stale.insert(Stale::NodePortBackend { port, backend });
-            }
+    let udp = |row: &&ServicePort| row.protocol == Protocol::Udp;
+    for change in changes.values() {
+        let (before, after) = (change.old.as_ref().filter(udp), change.new.as_ref().filter(udp));
+        if let Some(before) = before {
+            lost(before, after, &mut stale);
         }
-    }
-    for (name, after) in new.iter().filter(|(_, row)| row.protocol == Protocol::Udp) {
-        let had = old.get(name).is_some_and(|row| backends(row).next().is_some());
-        if had || backends(after).next().is_none() {
-            continue;
-        }
-        // Flows that began before there was a backend were not translated.
-        for address in addresses(after) {
-            stale.insert(Stale::Service { address, port: after.port });
-        }
-        if let Some(port) = after.node_port {
-            stale.insert(Stale::NodePort { port, ipv6: after.cluster_ip.is_ipv6() });
+        if let Some(after) = after {
+            gained(before, after, &mut stale);
         }
     }
     stale
+}
+
+/// Flows to backends that are no more.
+fn lost(before: &ServicePort, after: Option<&ServicePort>, stale: &mut BTreeSet<Stale>) {
+    let all = |row| backends(row).chain(row.cluster.backends.iter().map(|b| b.address));
+    let stay: BTreeSet<IpAddr> = after.into_iter().flat_map(all).collect();
+    for backend in all(before).filter(|b| !stay.contains(b)) {
+        for address in addresses(before) {
+            stale.insert(Stale::Backend { address, backend });
+        }
+        if let Some(port) = before.node_port {
+            stale.insert(Stale::NodePortBackend { port, backend });
+        }
+    }
+}
+
+/// Flows that began before there was a backend: they were not translated.
+fn gained(before: Option<&ServicePort>, after: &ServicePort, stale: &mut BTreeSet<Stale>) {
+    let had = before.is_some_and(|row| backends(row).next().is_some());
+    if had || backends(after).next().is_none() {
+        return;
+    }
+    for address in addresses(after) {
+        stale.insert(Stale::Service { address, port: after.port });
+    }
+    if let Some(port) = after.node_port {
+        stale.insert(Stale::NodePort { port, ipv6: after.cluster_ip.is_ipv6() });
+    }
 }
 
 fn backends(row: &ServicePort) -> impl Iterator<Item = IpAddr> {
@@ -132,8 +145,8 @@ pub fn forget(stale: &BTreeSet<Stale>) -> anyhow::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::table::build;
     use crate::table::tests::{here, service, slice};
+    use crate::table::{Changed, Table, build};
     use serde_json::json;
 
     fn table(protocol: &str, endpoints: &[&str]) -> Table {
@@ -144,8 +157,14 @@ mod tests {
 
     #[track_caller]
     fn check(old: &Table, new: &Table, wanted: &[&str]) {
+        let names: BTreeSet<_> = old.keys().chain(new.keys()).cloned().collect();
+        let change = |name| {
+            let (old, new) = (old.get(&name).cloned(), new.get(&name).cloned());
+            (name, Changed { old, new })
+        };
+        let changes = names.into_iter().map(change).filter(|(_, c)| c.old != c.new).collect();
         let found: Vec<String> =
-            plan(old, new).iter().map(|s| s.arguments()[5..].join(" ")).collect();
+            plan(&changes).iter().map(|s| s.arguments()[5..].join(" ")).collect();
         assert_eq!(found, wanted);
     }
 

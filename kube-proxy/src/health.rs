@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::config::Config;
-use crate::table::{PortName, Table};
+use crate::table::{PortName, ServicePort};
 
 /// What the proxy tells of itself. Clones share it.
 #[derive(Clone)]
@@ -117,10 +117,7 @@ impl Health {
             "currentTime": Timestamp::now().to_string(),
             "nodeEligible": !state.leaving,
         });
-        let mut response = text(if good { 200 } else { 503 }, body.to_string());
-        let json = http::HeaderValue::from_static("application/json");
-        response.headers_mut().insert(http::header::CONTENT_TYPE, json);
-        response
+        as_json(good, &body)
     }
 
     fn metrics(&self) -> String {
@@ -137,14 +134,15 @@ impl Health {
     }
 
     /// Opens and closes health-check node ports as the table says.
-    pub async fn check_ports(&self, table: &Table) {
-        let wanted: BTreeMap<u16, (&PortName, u64)> = table
-            .values()
-            .filter_map(|row| {
-                let local = row.external.backends.iter().filter(|b| b.local).count();
-                Some((row.health_check_node_port?, (&row.name, local as u64)))
-            })
-            .collect();
+    pub async fn check_ports(&self, rows: impl Iterator<Item = &ServicePort>) {
+        let mut wanted: BTreeMap<u16, (&PortName, u64)> = BTreeMap::new();
+        for row in rows {
+            if let Some(port) = row.health_check_node_port {
+                // A service of both address families is here twice: its endpoints count once.
+                let (_, local) = wanted.entry(port).or_insert((&row.name, 0));
+                *local = (*local).max(row.local_ready as u64);
+            }
+        }
         let missing: Vec<_> = {
             let mut servers = self.inner.servers.lock();
             servers.retain(|port, server| {
@@ -179,12 +177,7 @@ impl Health {
         let handler = move |_| {
             let local = counted.load(Ordering::Relaxed);
             let healthy = !health.inner.state.lock().failing;
-            let body = json!({
-                "service": {"namespace": namespace, "name": name},
-                "localEndpoints": local,
-                "serviceProxyHealthy": healthy,
-            });
-            let response = text(if local > 0 && healthy { 200 } else { 503 }, body.to_string());
+            let response = endpoints(&namespace, &name, local, healthy);
             async move { response }
         };
         self.inner.running.spawn(serving::serve(listener, None, handler, stop.clone()));
@@ -193,6 +186,53 @@ impl Health {
         if let Some(other) = servers.insert(port, server) {
             tracing::warn!(port, service = %other.service, "health check port taken over");
             other.stop.cancel();
+        }
+    }
+}
+
+fn as_json(good: bool, body: &serde_json::Value) -> http::Response<serving::Body> {
+    let mut response = text(if good { 200 } else { 503 }, body.to_string());
+    let headers = response.headers_mut();
+    let json = http::HeaderValue::from_static("application/json");
+    headers.insert(http::header::CONTENT_TYPE, json);
+    let nosniff = http::HeaderValue::from_static("nosniff");
+    headers.insert(http::header::X_CONTENT_TYPE_OPTIONS, nosniff);
+    response
+}
+
+/// What a health-check node port tells a load balancer.
+fn endpoints(
+    namespace: &str,
+    name: &str,
+    local: u64,
+    healthy: bool,
+) -> http::Response<serving::Body> {
+    let body = json!({
+        "service": {"namespace": namespace, "name": name},
+        "localEndpoints": local,
+        "serviceProxyHealthy": healthy,
+    });
+    let mut response = as_json(local > 0 && healthy, &body);
+    // How much of the traffic this node should have (upstream since 1.28).
+    let weight = http::HeaderValue::from(local);
+    response.headers_mut().insert("x-load-balancing-endpoint-weight", weight);
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_load_balancer_is_told_how_many_endpoints_are_here() {
+        for (local, healthy, code) in [(2, true, 200), (0, true, 503), (1, false, 503)] {
+            let response = endpoints("ns", "web", local, healthy);
+            assert_eq!(response.status(), code, "{local} {healthy}");
+            let header = |name: &str| response.headers().get(name).and_then(|h| h.to_str().ok());
+            assert_eq!(header("content-type"), Some("application/json"));
+            assert_eq!(header("x-content-type-options"), Some("nosniff"));
+            let weight = local.to_string();
+            assert_eq!(header("x-load-balancing-endpoint-weight"), Some(weight.as_str()));
         }
     }
 }

@@ -1,13 +1,15 @@
 //! Rules for iptables, as upstream's chains (KUBE-SERVICES, KUBE-NODEPORTS, KUBE-SVC-*, KUBE-SEP-*),
-//! for nodes whose other software expects them. One `iptables-restore --noflush` for a change.
+//! for nodes whose other software expects them. One `iptables-restore --noflush` for a change, of the
+//! chains that are other than before.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::net::IpAddr;
 
 use crate::names::short_hash;
-use crate::nftables::{MASQUERADE_MARK, Node};
-use crate::table::{Backend, ServicePort, Table, Targets};
+use crate::nftables::state::base_owner;
+use crate::nftables::{Local, Node};
+use crate::table::{Backend, Changes, PortName, ServicePort, Table, Targets};
 
 /// Chains of ours in table `nat`, with the built-in chains that jump to them.
 const NAT_JUMPS: [(&str, &str); 3] = [
@@ -18,36 +20,191 @@ const NAT_JUMPS: [(&str, &str); 3] = [
 const FILTER_JUMPS: [(&str, &str); 3] =
     [("INPUT", "KUBE-REFUSE"), ("FORWARD", "KUBE-REFUSE"), ("OUTPUT", "KUBE-REFUSE")];
 
-/// The rules of one family: chains of each table.
+/// What one owner wants: a service's port, or (before all others) the node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Ruleset {
-    pub nat: BTreeMap<String, Vec<String>>,
-    pub filter: BTreeMap<String, Vec<String>>,
+pub struct Fragment {
+    /// Chains of table `nat` that are the owner's alone.
+    chains: BTreeMap<String, Vec<String>>,
+    /// Rules in KUBE-SERVICES.
+    services: Vec<String>,
+    /// Rules in KUBE-NODEPORTS.
+    node_ports: Vec<String>,
+    /// Rules in KUBE-REFUSE, of table `filter`.
+    refuse: Vec<String>,
 }
 
-/// Renders the rules of one family.
-pub fn render(table: &Table, node: &Node, ipv6: bool) -> Ruleset {
-    let mut rules = Ruleset::default();
-    let nat = &mut rules.nat;
-    nat.insert("KUBE-SERVICES".into(), Vec::new());
-    nat.insert("KUBE-NODEPORTS".into(), Vec::new());
-    nat.insert("KUBE-MARK-MASQ".into(), vec![format!("-j MARK --or-mark {MASQUERADE_MARK}")]);
-    nat.insert(
+/// What there is without any service.
+fn base(node: &Node) -> Fragment {
+    let mark = node.mark;
+    let mut base = Fragment::default();
+    base.chains.insert("KUBE-MARK-MASQ".into(), vec![format!("-j MARK --or-mark {mark:#x}")]);
+    base.chains.insert(
         "KUBE-POSTROUTING".into(),
         vec![
-            format!("-m mark ! --mark {MASQUERADE_MARK}/{MASQUERADE_MARK} -j RETURN"),
-            format!("-j MARK --xor-mark {MASQUERADE_MARK}"),
+            format!("-m mark ! --mark {mark:#x}/{mark:#x} -j RETURN"),
+            format!("-j MARK --xor-mark {mark:#x}"),
             "-j MASQUERADE --random-fully".into(),
         ],
     );
-    rules.filter.insert("KUBE-REFUSE".into(), Vec::new());
-    for row in table.values() {
-        Service { row, node, ipv6 }.render(&mut rules);
+    base
+}
+
+/// What matches packets of this cluster's pods, or all others, if they can be told.
+fn from_pods(node: &Node, ipv6: bool, inside: bool) -> Option<String> {
+    let not = if inside { "" } else { "! " };
+    match &node.local {
+        Local::Addresses(net) if net.addr().is_ipv6() == ipv6 => Some(format!("{not}-s {net}")),
+        Local::Bridge(name) => Some(format!("{not}-i {name}")),
+        Local::Prefix(prefix) => Some(format!("{not}-i {prefix}+")),
+        Local::Addresses(_) | Local::Unknown => None,
     }
-    let addresses = node.addresses.iter().filter(|a| a.is_ipv6() == ipv6);
-    let last = addresses.map(|a| format!("-d {a} -j KUBE-NODEPORTS"));
-    rules.nat.entry("KUBE-SERVICES".into()).or_default().extend(last);
-    rules
+}
+
+/// What one row needs.
+fn fragment(row: &ServicePort, node: &Node, ipv6: bool) -> Fragment {
+    let mut fragment = Fragment::default();
+    Service { row, node, ipv6 }.render(&mut fragment);
+    fragment
+}
+
+/// The rules of one family.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Rules {
+    fragments: BTreeMap<PortName, Fragment>,
+    /// Rules at the end of KUBE-SERVICES: to the node's own addresses.
+    last: Vec<String>,
+}
+
+/// What is other than before.
+#[derive(Debug, Default)]
+struct Touched {
+    /// Chains of table `nat`, without rules when they are gone.
+    chains: BTreeMap<String, Option<Vec<String>>>,
+    services: bool,
+    node_ports: bool,
+    refuse: bool,
+}
+
+impl Rules {
+    /// Input of `iptables-restore --noflush` for these changes; empty when nothing changed.
+    pub fn change(&mut self, changes: &Changes, node: &Node, ipv6: bool) -> String {
+        let mut touched = Touched::default();
+        for (name, change) in changes {
+            let new = change.new.as_ref().map(|row| fragment(row, node, ipv6));
+            self.set(name, new, &mut touched);
+        }
+        self.script(touched)
+    }
+
+    /// The same for a whole table.
+    pub fn replace(&mut self, table: &Table, node: &Node, ipv6: bool) -> String {
+        let mut touched = Touched::default();
+        if self.fragments.is_empty() {
+            // These are there also without any service.
+            (touched.services, touched.node_ports, touched.refuse) = (true, true, true);
+        }
+        let base_name = base_owner();
+        let gone = self.fragments.keys().filter(|n| !table.contains_key(*n) && **n != base_name);
+        for name in gone.cloned().collect::<Vec<_>>() {
+            self.set(&name, None, &mut touched);
+        }
+        self.set(&base_name, Some(base(node)), &mut touched);
+        for (name, row) in table {
+            self.set(name, Some(fragment(row, node, ipv6)), &mut touched);
+        }
+        let addresses = node.addresses.iter().filter(|a| a.is_ipv6() == ipv6);
+        let mut last: Vec<String> =
+            addresses.map(|a| format!("-d {a} -j KUBE-NODEPORTS")).collect();
+        if node.any_address {
+            let loopback = if ipv6 { "::1/128" } else { "127.0.0.0/8" };
+            last = vec![format!("! -d {loopback} -m addrtype --dst-type LOCAL -j KUBE-NODEPORTS")];
+        }
+        touched.services |= last != self.last;
+        self.last = last;
+        self.script(touched)
+    }
+
+    fn set(&mut self, name: &PortName, new: Option<Fragment>, touched: &mut Touched) {
+        let old = self.fragments.remove(name).unwrap_or_default();
+        let fresh = new.unwrap_or_default();
+        for chain in old.chains.keys().filter(|chain| !fresh.chains.contains_key(*chain)) {
+            touched.chains.insert(chain.clone(), None);
+        }
+        for (chain, rules) in &fresh.chains {
+            if old.chains.get(chain) != Some(rules) {
+                touched.chains.insert(chain.clone(), Some(rules.clone()));
+            }
+        }
+        touched.services |= old.services != fresh.services;
+        touched.node_ports |= old.node_ports != fresh.node_ports;
+        touched.refuse |= old.refuse != fresh.refuse;
+        if fresh != Fragment::default() {
+            self.fragments.insert(name.clone(), fresh);
+        }
+    }
+
+    fn script(&self, touched: Touched) -> String {
+        let collect = |of: fn(&Fragment) -> &Vec<String>| -> Vec<&String> {
+            self.fragments.values().flat_map(of).collect()
+        };
+        let mut nat: BTreeMap<&str, Option<Vec<&String>>> = BTreeMap::new();
+        for (chain, rules) in &touched.chains {
+            nat.insert(chain, rules.as_ref().map(|rules| rules.iter().collect()));
+        }
+        if touched.services {
+            let rules = collect(|f| &f.services).into_iter().chain(&self.last);
+            nat.insert("KUBE-SERVICES", Some(rules.collect()));
+        }
+        if touched.node_ports {
+            nat.insert("KUBE-NODEPORTS", Some(collect(|f| &f.node_ports)));
+        }
+        let mut filter = BTreeMap::new();
+        if touched.refuse {
+            filter.insert("KUBE-REFUSE", Some(collect(|f| &f.refuse)));
+        }
+        let mut script = String::new();
+        write_table(&mut script, "nat", &nat);
+        write_table(&mut script, "filter", &filter);
+        script
+    }
+
+    /// Input of `iptables-restore --noflush` that deletes chains which services had once: what
+    /// `iptables-save -t nat` printed may have some of an earlier proxy.
+    pub fn sweep(&self, saved: &str) -> String {
+        let ours: BTreeSet<&str> =
+            self.fragments.values().flat_map(|f| f.chains.keys()).map(String::as_str).collect();
+        let chains = saved.lines().filter_map(|line| line.strip_prefix(':')?.split(' ').next());
+        let of_services = |chain: &&str| {
+            let prefixes = ["SVC", "SVL", "ALL", "EXT", "FW", "SEP"];
+            let kind = chain.strip_prefix("KUBE-").and_then(|c| c.split('-').next());
+            kind.is_some_and(|kind| prefixes.contains(&kind)) && !ours.contains(chain)
+        };
+        let mut script = String::new();
+        let stale = chains.filter(of_services).map(|chain| (chain, None)).collect();
+        write_table(&mut script, "nat", &stale);
+        script
+    }
+}
+
+/// Changed chains are written whole, those that are gone are deleted.
+fn write_table(script: &mut String, table: &str, chains: &BTreeMap<&str, Option<Vec<&String>>>) {
+    if chains.is_empty() {
+        return;
+    }
+    // Writing to a String cannot fail.
+    let _ = writeln!(script, "*{table}");
+    for name in chains.keys() {
+        let _ = writeln!(script, ":{name} - [0:0]");
+    }
+    for (name, rules) in chains {
+        for rule in rules.iter().flatten() {
+            let _ = writeln!(script, "-A {name} {rule}");
+        }
+    }
+    for name in chains.iter().filter(|(_, rules)| rules.is_none()).map(|(name, _)| name) {
+        let _ = writeln!(script, "-X {name}");
+    }
+    let _ = writeln!(script, "COMMIT");
 }
 
 struct Service<'a> {
@@ -68,7 +225,7 @@ impl Service<'_> {
         format!("-d {address}/{bits} -p {protocol} -m {protocol} --dport {port}")
     }
 
-    fn render(&self, rules: &mut Ruleset) {
+    fn render(&self, rules: &mut Fragment) {
         let row = self.row;
         let (svc, ext) = (self.chain("SVC"), self.chain("EXT"));
         self.targets(rules, &row.internal, &svc, true);
@@ -89,20 +246,29 @@ impl Service<'_> {
         let mut chain = Vec::new();
         if !row.external_local {
             chain.push("-j KUBE-MARK-MASQ".to_owned());
-        } else if rules.nat.contains_key(&svc) {
-            // Pods and the node itself are inside wherever they knock.
-            if let Some(pods) = &self.node.pods {
-                chain.push(format!("-s {pods} -j {svc}"));
+        } else if !row.cluster.backends.is_empty() {
+            // Pods and the node itself are inside wherever they knock: all backends, not only this
+            // node's.
+            let cluster = match row.cluster.backends == row.internal.backends {
+                true => svc.clone(),
+                false => {
+                    let all = self.chain("ALL");
+                    self.targets(rules, &row.cluster, &all, false);
+                    all
+                }
+            };
+            if let Some(pods) = from_pods(self.node, self.ipv6, true) {
+                chain.push(format!("{pods} -j {cluster}"));
             }
             chain.push("-m addrtype --src-type LOCAL -j KUBE-MARK-MASQ".to_owned());
-            chain.push(format!("-m addrtype --src-type LOCAL -j {svc}"));
+            chain.push(format!("-m addrtype --src-type LOCAL -j {cluster}"));
         }
-        if rules.nat.contains_key(&inner) {
+        if rules.chains.contains_key(&inner) {
             chain.push(format!("-j {inner}"));
         }
-        let leads = rules.nat.contains_key(&inner) || row.external_local && !chain.is_empty();
+        let leads = rules.chains.contains_key(&inner) || row.external_local && !chain.is_empty();
         if leads {
-            rules.nat.insert(ext.clone(), chain);
+            rules.chains.insert(ext.clone(), chain);
         }
         let ext = leads.then_some(&*ext);
         for address in &row.external_ips {
@@ -116,71 +282,78 @@ impl Service<'_> {
             let matching = format!("-p {protocol} -m {protocol} --dport {port}");
             if let Some(ext) = ext {
                 let lead = format!("{matching} -j {ext}");
-                rules.nat.entry("KUBE-NODEPORTS".into()).or_default().push(lead);
+                rules.node_ports.push(lead);
             }
             if row.external.backends.is_empty() {
                 let verdict = verdict(&row.external);
                 let local = format!(
                     "-m addrtype --dst-type LOCAL {matching} -m conntrack --ctstate NEW {verdict}"
                 );
-                rules.filter.entry("KUBE-REFUSE".into()).or_default().push(local);
+                rules.refuse.push(local);
             }
         }
     }
 
     /// From outside to a chain, if there is one. What it leaves alone, because its node has no
     /// backend, is dropped or refused.
-    fn lead_external(&self, rules: &mut Ruleset, matching: &str, chain: Option<&str>) {
+    fn lead_external(&self, rules: &mut Fragment, matching: &str, chain: Option<&str>) {
         if let Some(chain) = chain {
             let rule = format!("{matching} -j {chain}");
-            rules.nat.entry("KUBE-SERVICES".into()).or_default().push(rule);
+            rules.services.push(rule);
         }
         if self.row.external.backends.is_empty() {
             let verdict = verdict(&self.row.external);
             let rule = format!("{matching} -m conntrack --ctstate NEW {verdict}");
-            rules.filter.entry("KUBE-REFUSE".into()).or_default().push(rule);
+            rules.refuse.push(rule);
         }
     }
 
-    fn lead_load_balancer(&self, rules: &mut Ruleset, matching: &str, ext: Option<&str>) {
+    fn lead_load_balancer(&self, rules: &mut Fragment, matching: &str, ext: Option<&str>) {
         let row = self.row;
         let Some(ext) = ext.filter(|_| !row.source_ranges.is_empty()) else {
             return self.lead_external(rules, matching, ext);
         };
         let fw = self.chain("FW");
-        let allow = row.source_ranges.iter().map(|range| format!("-s {range} -j {ext}"));
-        rules.nat.insert(fw.clone(), allow.collect());
+        let allow = |from: String| format!("-s {from} -j {ext}");
+        let mut chain: Vec<String> =
+            row.source_ranges.iter().map(|range| allow(range.to_string())).collect();
+        // Where an address is one of the node's own (as some balancers have it), what the node sends
+        // to it comes from it.
+        if self.node.addresses.iter().any(|a| row.source_ranges.iter().any(|r| r.contains(a))) {
+            chain.extend(row.load_balancer_ips.iter().map(|ip| allow(ip.to_string())));
+        }
+        rules.chains.insert(fw.clone(), chain);
         self.lead_external(rules, matching, Some(&fw));
         // What no range let through is still addressed to the balancer: table nat cannot drop.
         let refused = format!("{matching} -m conntrack --ctstate NEW -j DROP");
-        rules.filter.entry("KUBE-REFUSE".into()).or_default().push(refused);
+        rules.refuse.push(refused);
     }
 
-    fn lead(&self, rules: &mut Ruleset, matching: &str, targets: &Targets, chain: &str) {
+    fn lead(&self, rules: &mut Fragment, matching: &str, targets: &Targets, chain: &str) {
         if targets.backends.is_empty() {
             let rule = format!("{matching} -m conntrack --ctstate NEW {}", verdict(targets));
-            rules.filter.entry("KUBE-REFUSE".into()).or_default().push(rule);
+            rules.refuse.push(rule);
         } else {
             let rule = format!("{matching} -j {chain}");
-            rules.nat.entry("KUBE-SERVICES".into()).or_default().push(rule);
+            rules.services.push(rule);
         }
     }
 
-    fn targets(&self, rules: &mut Ruleset, targets: &Targets, chain: &str, inside: bool) {
+    fn targets(&self, rules: &mut Fragment, targets: &Targets, chain: &str, inside: bool) {
         let backends = &targets.backends;
         if backends.is_empty() {
             return;
         }
         let mut out = Vec::new();
         if inside {
-            match (&self.node.pods, self.node.masquerade_all) {
-                (_, true) => out.push("-j KUBE-MARK-MASQ".to_owned()),
-                (Some(pods), false) if pods.addr().is_ipv6() == self.ipv6 => {
-                    // Only what is addressed to the service: node ports are marked already.
-                    let matching = self.matching(&self.row.cluster_ip);
-                    out.push(format!("! -s {pods} {matching} -j KUBE-MARK-MASQ"));
+            // Only what is addressed to the service: node ports are marked already.
+            let matching = self.matching(&self.row.cluster_ip);
+            match (from_pods(self.node, self.ipv6, false), self.node.masquerade_all) {
+                (_, true) => out.push(format!("{matching} -j KUBE-MARK-MASQ")),
+                (Some(others), false) => {
+                    out.push(format!("{others} {matching} -j KUBE-MARK-MASQ"));
                 }
-                _ => {}
+                (None, false) => {}
             }
         }
         let seps: Vec<String> = backends.iter().map(|b| self.backend(rules, b)).collect();
@@ -198,10 +371,10 @@ impl Service<'_> {
                 _ => format!("-m statistic --mode random --probability {share:.10} -j {sep}"),
             });
         }
-        rules.nat.insert(chain.into(), out);
+        rules.chains.insert(chain.into(), out);
     }
 
-    fn backend(&self, rules: &mut Ruleset, backend: &Backend) -> String {
+    fn backend(&self, rules: &mut Fragment, backend: &Backend) -> String {
         let protocol = self.row.protocol.name();
         let (address, bits) = match backend.address {
             IpAddr::V4(a) => (a.to_string(), 32),
@@ -215,7 +388,7 @@ impl Service<'_> {
             None => String::new(),
         };
         // A pod that reaches itself through the service must not see its own address.
-        rules.nat.insert(
+        rules.chains.insert(
             sep.clone(),
             vec![
                 format!("-s {}/{bits} -j KUBE-MARK-MASQ", backend.address),
@@ -230,35 +403,6 @@ fn verdict(targets: &Targets) -> &'static str {
     if targets.elsewhere { "-j DROP" } else { "-j REJECT" }
 }
 
-/// Input of `iptables-restore --noflush` that leads from `old` to `new`: changed chains are
-/// written whole, those that are gone are deleted. Empty when nothing changed.
-pub fn change(old: &Ruleset, new: &Ruleset) -> String {
-    let mut script = String::new();
-    for (table, old, new) in [("nat", &old.nat, &new.nat), ("filter", &old.filter, &new.filter)] {
-        let changed: Vec<_> =
-            new.iter().filter(|(name, rules)| old.get(*name) != Some(rules)).collect();
-        let gone: Vec<_> = old.keys().filter(|name| !new.contains_key(*name)).collect();
-        if changed.is_empty() && gone.is_empty() {
-            continue;
-        }
-        // Writing to a String cannot fail.
-        let _ = writeln!(script, "*{table}");
-        for name in changed.iter().map(|(name, _)| *name).chain(gone.iter().copied()) {
-            let _ = writeln!(script, ":{name} - [0:0]");
-        }
-        for (name, rules) in &changed {
-            for rule in *rules {
-                let _ = writeln!(script, "-A {name} {rule}");
-            }
-        }
-        for name in &gone {
-            let _ = writeln!(script, "-X {name}");
-        }
-        let _ = writeln!(script, "COMMIT");
-    }
-    script
-}
-
 /// The jumps from built-in chains: (table, chain, target).
 pub fn jumps() -> impl Iterator<Item = (&'static str, &'static str, &'static str)> {
     let nat = NAT_JUMPS.into_iter().map(|(from, to)| ("nat", from, to));
@@ -268,17 +412,19 @@ pub fn jumps() -> impl Iterator<Item = (&'static str, &'static str, &'static str
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::table::build;
+    use crate::nftables::tests::node;
     use crate::table::tests::{here, service, slice};
+    use crate::table::{Changed, build};
     use serde_json::json;
 
-    fn rules(spec: serde_json::Value, endpoints: &[&str]) -> Ruleset {
-        let node = Node {
-            addresses: vec![IpAddr::from([192, 0, 2, 1])],
-            pods: "10.244.0.0/16".parse().ok(),
-            masquerade_all: false,
-        };
-        render(&build(&here(), false, [&service(spec)], [&slice(endpoints)]), &node, false)
+    fn table(spec: serde_json::Value, endpoints: &[&str]) -> Table {
+        build(&here(), false, [&service(spec)], [&slice(endpoints)])
+    }
+
+    fn rules(spec: serde_json::Value, endpoints: &[&str]) -> Rules {
+        let mut rules = Rules::default();
+        rules.replace(&table(spec, endpoints), &node(), false);
+        rules
     }
 
     fn web() -> serde_json::Value {
@@ -289,8 +435,8 @@ mod tests {
     #[test]
     fn probabilities_share_evenly() {
         let rules = rules(web(), &["10.0.0.1", "10.0.0.2", "10.0.0.3"]);
-        let chain =
-            rules.nat.iter().find(|(name, _)| name.starts_with("KUBE-SVC-")).expect("a chain");
+        let mut chains = rules.fragments.values().flat_map(|f| &f.chains);
+        let chain = chains.find(|(name, _)| name.starts_with("KUBE-SVC-")).expect("a chain");
         let shares: Vec<&str> = chain
             .1
             .iter()
@@ -301,27 +447,59 @@ mod tests {
 
     #[test]
     fn only_changed_chains_are_written() {
-        let (one, two) = (rules(web(), &["10.0.0.1"]), rules(web(), &["10.0.0.2"]));
-        assert_eq!(change(&one, &one), "");
-        let script = change(&one, &two);
+        let mut rules = rules(web(), &["10.0.0.1"]);
+        assert_eq!(rules.replace(&table(web(), &["10.0.0.1"]), &node(), false), "");
+        let (old, new) = (table(web(), &["10.0.0.1"]), table(web(), &["10.0.0.2"]));
+        let changed = |(name, old): (&PortName, &ServicePort)| {
+            let change = Changed { old: Some(old.clone()), new: new.get(name).cloned() };
+            (name.clone(), change)
+        };
+        let script = rules.change(&old.iter().map(changed).collect(), &node(), false);
         assert!(!script.contains("KUBE-POSTROUTING"), "{script}");
+        assert!(!script.contains("KUBE-SERVICES"), "{script}");
         assert_eq!(script.matches("-X KUBE-SEP-").count(), 1, "{script}");
+        let mut fresh = Rules::default();
+        fresh.replace(&new, &node(), false);
+        assert_eq!(rules, fresh);
     }
 
-    /// iptables' own parser judges what we render, in a namespace of its own.
+    #[test]
+    fn chains_of_an_earlier_proxy_are_swept() {
+        let rules = rules(web(), &["10.0.0.1"]);
+        let mut chains = rules.fragments.values().flat_map(|f| f.chains.keys());
+        let own = chains.find(|c| c.starts_with("KUBE-SEP-")).expect("a chain");
+        let saved = format!(
+            "*nat\n:KUBE-SERVICES - [0:0]\n:{own} - [0:0]\n:KUBE-SEP-OLD - [0:0]\n:X - [0:0]\n"
+        );
+        assert_eq!(rules.sweep(&saved), "*nat\n:KUBE-SEP-OLD - [0:0]\n-X KUBE-SEP-OLD\nCOMMIT\n");
+    }
+
+    /// iptables' own parser judges what we write, in a namespace of its own.
     #[test]
     fn iptables_takes_every_script() {
+        let mut balanced = web();
+        balanced["loadBalancerSourceRanges"] = json!(["192.0.2.0/24"]);
+        balanced["externalIPs"] = json!(["198.51.100.1"]);
+        balanced["externalTrafficPolicy"] = json!("Local");
+        balanced["internalTrafficPolicy"] = json!("Local");
         let states = [
-            Ruleset::default(),
-            rules(web(), &["10.0.0.1", "10.0.0.2@n2"]),
-            rules(web(), &[]),
-            Ruleset::default(),
+            table(web(), &["10.0.0.1", "10.0.0.2@n2"]),
+            table(web(), &[]),
+            table(balanced, &["10.0.0.1", "10.0.0.2@n2"]),
+            Table::new(),
+        ];
+        let locals = [
+            node().local,
+            Local::Bridge("br0".into()),
+            Local::Prefix("veth".into()),
+            Local::Unknown,
         ];
         let dir = tempfile::tempdir().expect("a folder");
-        let mut all = String::new();
-        for (i, pair) in states.windows(2).enumerate() {
+        let (mut all, mut rules) = (String::new(), Rules::default());
+        for (i, (state, local)) in states.iter().zip(locals).enumerate() {
             let file = dir.path().join(i.to_string());
-            std::fs::write(&file, change(&pair[0], &pair[1])).expect("written");
+            let script = rules.replace(state, &Node { local, ..node() }, false);
+            std::fs::write(&file, script).expect("written");
             let _ = write!(all, "iptables-restore --noflush {} && ", file.display());
         }
         let output = std::process::Command::new("unshare")

@@ -1,52 +1,82 @@
 //! The kernel's rules: what is in them is remembered, so that only changes are written.
 
+use std::collections::BTreeSet;
 use std::io::Write;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, bail};
 
 use crate::config::Mode;
-use crate::nftables::Node;
-use crate::table::Table;
-use crate::{iptables, nftables};
+use crate::iptables;
+use crate::nftables::socket::{self, Identity};
+use crate::nftables::{Node, render, state};
+use crate::table::{Changes, PortName, Table};
 
 /// The rules of one address family.
-pub enum Kernel {
-    Nftables { ipv6: bool, have: Option<nftables::Ruleset> },
-    Iptables { ipv6: bool, have: Option<iptables::Ruleset> },
+pub struct Kernel {
+    ipv6: bool,
+    have: Have,
+    /// What the rules were made for, beside the table.
+    node: Option<Node>,
+}
+
+/// What is in the kernel; `None`: not known.
+enum Have {
+    Nftables(Option<(state::Rules, Option<Identity>)>),
+    Iptables(Option<iptables::Rules>),
 }
 
 impl Kernel {
     pub fn new(mode: Mode, ipv6: bool) -> Self {
-        match mode {
-            Mode::Nftables => Self::Nftables { ipv6, have: None },
-            Mode::Iptables => Self::Iptables { ipv6, have: None },
-        }
+        let have = match mode {
+            Mode::Nftables => Have::Nftables(None),
+            Mode::Iptables => Have::Iptables(None),
+        };
+        Self { ipv6, have, node: None }
     }
 
     pub fn is_ipv6(&self) -> bool {
-        match self {
-            Self::Nftables { ipv6, .. } | Self::Iptables { ipv6, .. } => *ipv6,
-        }
+        self.ipv6
     }
 
     /// Everything is written anew next time.
     pub fn distrust(&mut self) {
-        match self {
-            Self::Nftables { have, .. } => *have = None,
-            Self::Iptables { have, .. } => *have = None,
+        match &mut self.have {
+            Have::Nftables(have) => *have = None,
+            Have::Iptables(have) => *have = None,
         }
     }
 
-    /// Brings the kernel to the table. Returns the bytes of rules written.
+    /// Looks whether our rules are still there: if not, they are written anew next time.
     ///
     /// # Errors
-    /// What the tool printed; the kernel is as it was, and everything is written anew next time.
-    pub fn sync(&mut self, table: &Table, node: &Node) -> anyhow::Result<usize> {
-        let result = match self {
-            Self::Nftables { ipv6, have } => sync_nftables(*ipv6, have, table, node),
-            Self::Iptables { ipv6, have } => sync_iptables(*ipv6, have, table, node),
+    /// The kernel does not answer.
+    pub fn check(&mut self) -> anyhow::Result<()> {
+        let there = match &self.have {
+            Have::Nftables(Some((_, had))) => socket::identity(self.ipv6)? == *had,
+            Have::Iptables(Some(_)) => iptables_there(self.ipv6),
+            Have::Nftables(None) | Have::Iptables(None) => true,
         };
+        if !there {
+            tracing::warn!(ipv6 = self.ipv6, "somebody else has removed rules: written anew");
+            self.distrust();
+        }
+        Ok(())
+    }
+
+    /// Brings the kernel to the table, in which `changes` were made since the last time. Returns the
+    /// bytes of rules written.
+    ///
+    /// # Errors
+    /// What the kernel or the tool said; the kernel is as it was, and everything is written anew
+    /// next time.
+    pub fn sync(&mut self, table: &Table, changes: &Changes, node: &Node) -> anyhow::Result<usize> {
+        let same = self.node.as_ref() == Some(node);
+        let result = match &mut self.have {
+            Have::Nftables(have) => sync_nftables(self.ipv6, have, same, table, changes, node),
+            Have::Iptables(have) => sync_iptables(self.ipv6, have, same, table, changes, node),
+        };
+        self.node = Some(node.clone());
         if result.is_err() {
             self.distrust();
         }
@@ -56,39 +86,81 @@ impl Kernel {
 
 fn sync_nftables(
     ipv6: bool,
-    have: &mut Option<nftables::Ruleset>,
+    have: &mut Option<(state::Rules, Option<Identity>)>,
+    same: bool,
     table: &Table,
+    changes: &Changes,
     node: &Node,
 ) -> anyhow::Result<usize> {
-    let new = nftables::render(table, node, ipv6);
-    let script = match have.as_ref().filter(|old| nftables::can_change(old, &new)) {
-        Some(old) => nftables::change(old, &new, ipv6),
-        None => nftables::full(&new, ipv6),
+    let Some((rules, identity)) = have else {
+        let (rules, changes) = state::Rules::whole(render::all(table, node, ipv6));
+        let size = socket::commit(ipv6, &changes)?;
+        *have = Some((rules, socket::identity(ipv6)?));
+        return Ok(size);
     };
-    if !script.is_empty() {
-        pipe("nft", &["-f", "-"], &script)?;
+    if same {
+        for (name, change) in changes {
+            let new = change.new.as_ref().map(|row| render::fragment(row, node));
+            rules.set(name, new.unwrap_or_default());
+        }
+    } else {
+        let base = state::base_owner();
+        let stay: BTreeSet<&PortName> = table.keys().chain([&base]).collect();
+        for gone in rules.without(&stay) {
+            rules.set(&gone, crate::nftables::Fragment::default());
+        }
+        for (name, fragment) in render::all(table, node, ipv6) {
+            rules.set(&name, fragment);
+        }
     }
-    *have = Some(new);
-    Ok(script.len())
+    let changes = rules.take();
+    if changes.is_empty() {
+        return Ok(0);
+    }
+    let size = socket::commit(ipv6, &changes)?;
+    *identity = socket::identity(ipv6)?;
+    Ok(size)
 }
 
 fn sync_iptables(
     ipv6: bool,
-    have: &mut Option<iptables::Ruleset>,
+    have: &mut Option<iptables::Rules>,
+    same: bool,
     table: &Table,
+    changes: &Changes,
     node: &Node,
 ) -> anyhow::Result<usize> {
-    let new = iptables::render(table, node, ipv6);
     let restore = if ipv6 { "ip6tables-restore" } else { "iptables-restore" };
-    let script = iptables::change(&have.clone().unwrap_or_default(), &new);
+    let script = match have {
+        Some(rules) if same => rules.change(changes, node, ipv6),
+        Some(rules) => rules.replace(table, node, ipv6),
+        None => {
+            let mut rules = iptables::Rules::default();
+            let script = rules.replace(table, node, ipv6);
+            pipe(restore, &["--noflush", "-w", "5"], &script)?;
+            jumps(ipv6)?;
+            let save = if ipv6 { "ip6tables-save" } else { "iptables-save" };
+            let stale = rules.sweep(&run(save, &["-t", "nat"])?);
+            if !stale.is_empty() {
+                pipe(restore, &["--noflush", "-w", "5"], &stale)?;
+            }
+            *have = Some(rules);
+            return Ok(script.len());
+        }
+    };
     if !script.is_empty() {
         pipe(restore, &["--noflush", "-w", "5"], &script)?;
     }
-    if have.is_none() {
-        jumps(ipv6)?;
-    }
-    *have = Some(new);
     Ok(script.len())
+}
+
+/// Whether the jumps from built-in chains, and so the chains behind them, are there.
+fn iptables_there(ipv6: bool) -> bool {
+    let program = if ipv6 { "ip6tables" } else { "iptables" };
+    // The first of each table: who removes rules does so with whole tables.
+    iptables::jumps().step_by(3).all(|(table, from, to)| {
+        run(program, &["-w", "5", "-t", table, "-C", from, "-j", to]).is_ok()
+    })
 }
 
 /// Makes the built-in chains jump to ours, first of all.
@@ -103,7 +175,6 @@ fn jumps(ipv6: bool) -> anyhow::Result<()> {
     }
     Ok(())
 }
-
 fn run(program: &str, arguments: &[&str]) -> anyhow::Result<String> {
     let command = || format!("{program} {}", arguments.join(" "));
     let output = Command::new(program).args(arguments).output().with_context(command)?;
@@ -137,7 +208,7 @@ fn pipe(program: &str, arguments: &[&str], input: &str) -> anyhow::Result<()> {
 /// What the tools printed.
 pub fn cleanup() -> anyhow::Result<()> {
     for ipv6 in [false, true] {
-        pipe("nft", &["-f", "-"], &nftables::remove(ipv6))?;
+        socket::remove(ipv6)?;
         let (program, save) =
             if ipv6 { ("ip6tables", "ip6tables-save") } else { ("iptables", "iptables-save") };
         for table in ["nat", "filter"] {

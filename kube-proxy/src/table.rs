@@ -96,8 +96,11 @@ pub struct ServicePort {
     pub external: Targets,
     /// externalTrafficPolicy is Local: clients' addresses are kept.
     pub external_local: bool,
-    /// All ready backends, for outside addresses reached from this cluster's pods.
+    /// Of all nodes, whatever the policies: for outside addresses reached from this cluster.
+    pub cluster: Targets,
     pub health_check_node_port: Option<u16>,
+    /// Ready endpoints of the service on this node.
+    pub local_ready: usize,
 }
 
 /// What is known of this node.
@@ -135,12 +138,53 @@ pub fn build<'a>(
             continue;
         };
         let slices = by_service.get(&(namespace.as_str(), name.as_str()));
-        let slices = slices.map(Vec::as_slice).unwrap_or_default();
-        for row in rows(here, ipv6, namespace, name, service, slices) {
+        for row in rows(here, ipv6, service, slices.map(Vec::as_slice).unwrap_or_default()) {
             table.insert(row.name.clone(), row);
         }
     }
     table
+}
+
+/// A row before and after a change.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Changed {
+    pub old: Option<ServicePort>,
+    pub new: Option<ServicePort>,
+}
+
+/// Rows that are not the same in two tables, by name.
+pub type Changes = BTreeMap<PortName, Changed>;
+
+/// Puts a service's rows, as they are now, into the table. Returns those that are other than before.
+pub fn update(
+    table: &mut Table,
+    namespace: &str,
+    service: &str,
+    rows: Vec<ServicePort>,
+) -> Changes {
+    let first = PortName {
+        namespace: namespace.to_owned(),
+        service: service.to_owned(),
+        port: String::new(),
+    };
+    let mut rows: BTreeMap<PortName, ServicePort> =
+        rows.into_iter().map(|row| (row.name.clone(), row)).collect();
+    let had = table.range(first..).map(|(name, _)| name);
+    let had = had.take_while(|n| n.namespace == namespace && n.service == service).cloned();
+    let names: BTreeSet<PortName> = had.chain(rows.keys().cloned()).collect();
+    let mut changes = Changes::new();
+    for name in names {
+        let new = rows.remove(&name);
+        if table.get(&name) == new.as_ref() {
+            continue;
+        }
+        let old = match &new {
+            Some(row) => table.insert(name.clone(), row.clone()),
+            None => table.remove(&name),
+        };
+        changes.insert(name, Changed { old, new });
+    }
+    changes
 }
 
 /// Services with this label are somebody else's to proxy.
@@ -148,15 +192,21 @@ const OTHER_PROXY: &str = "service.kubernetes.io/service-proxy-name";
 /// Services of headless endpoints have no address to translate.
 const HEADLESS: &str = "None";
 
-fn rows(
+/// The rows of one service. Slices of the other address family are left aside.
+pub fn rows(
     here: &Here,
     ipv6: bool,
-    namespace: &str,
-    name: &str,
     service: &Service,
     slices: &[&EndpointSlice],
 ) -> Vec<ServicePort> {
-    let Some(spec) = &service.spec else { return Vec::new() };
+    let meta = &service.metadata;
+    let (Some(spec), Some(namespace), Some(name)) = (&service.spec, &meta.namespace, &meta.name)
+    else {
+        return Vec::new();
+    };
+    let family = if ipv6 { "IPv6" } else { "IPv4" };
+    let slices: Vec<&EndpointSlice> =
+        slices.iter().filter(|s| s.address_type == family).copied().collect();
     let labels = service.metadata.labels.as_ref();
     let other = labels.is_some_and(|l| l.contains_key(OTHER_PROXY));
     if other || spec.type_.as_deref() == Some("ExternalName") {
@@ -185,7 +235,7 @@ fn rows(
     let ranges = spec.load_balancer_source_ranges.iter().flatten();
     let source_ranges = ranges.filter_map(|r| r.trim().parse().ok()).collect::<Vec<IpNet>>();
     let port_of = |n: Option<i32>| n.and_then(|n| u16::try_from(n).ok()).filter(|n| *n != 0);
-    let mut rows = Vec::new();
+    let (mut rows, mut ready_here) = (Vec::new(), BTreeSet::new());
     for port in spec.ports.iter().flatten() {
         let (Some(protocol), Some(number)) =
             (Protocol::parse(port.protocol.as_deref()), port_of(Some(port.port)))
@@ -193,10 +243,12 @@ fn rows(
             continue;
         };
         let port_name = port.name.clone().unwrap_or_default();
-        let endpoints = endpoints(here, &port_name, slices);
+        let endpoints = endpoints(here, &port_name, &slices);
         let (internal, external) = (policy(spec, true), policy(spec, false));
+        let ready = endpoints.iter().filter(|e| e.ready && e.backend.local);
+        ready_here.extend(ready.map(|e| e.backend.address));
         rows.push(ServicePort {
-            name: PortName { namespace: namespace.into(), service: name.into(), port: port_name },
+            name: PortName { namespace: namespace.clone(), service: name.clone(), port: port_name },
             protocol,
             cluster_ip,
             port: number,
@@ -212,8 +264,13 @@ fn rows(
             internal: choose(here, &endpoints, internal),
             external: choose(here, &endpoints, external),
             external_local: external,
+            cluster: choose(here, &endpoints, false),
+            local_ready: 0,
             health_check_node_port: port_of(spec.health_check_node_port).filter(|_| external),
         });
+    }
+    for row in &mut rows {
+        row.local_ready = ready_here.len();
     }
     rows
 }
@@ -289,13 +346,15 @@ fn choose(here: &Here, candidates: &[Candidate<'_>], local: bool) -> Targets {
     let usable = |only_local: bool| -> Vec<&Candidate<'_>> {
         let fits = |c: &&Candidate<'_>| !only_local || c.backend.local;
         let ready: Vec<_> = candidates.iter().filter(fits).filter(|c| c.ready).collect();
-        match ready.is_empty() {
-            true => candidates.iter().filter(fits).filter(|c| c.ending).collect(),
-            false => ready,
+        match (ready.is_empty(), only_local) {
+            (true, _) => candidates.iter().filter(fits).filter(|c| c.ending).collect(),
+            (false, true) => ready,
+            // Hints are for ready ones.
+            (false, false) => near(here, ready),
         }
     };
     let all = usable(false);
-    let chosen = if local { usable(true) } else { near(here, all.clone()) };
+    let chosen = if local { usable(true) } else { all.clone() };
     Targets {
         elsewhere: local && chosen.is_empty() && !all.is_empty(),
         backends: chosen.into_iter().map(|c| c.backend).collect(),

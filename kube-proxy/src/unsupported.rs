@@ -1,6 +1,5 @@
 //! Upstream's flags that have no effect here, with what is so anyway: any other value is refused.
-//! That is upstream's default, but for the kernel's connection tracking, which is left as it is, and
-//! node ports on loopback addresses, which do not answer.
+//! That is upstream's default, but for node ports on loopback addresses, which do not answer.
 
 #[derive(Clone, Debug, Default)]
 pub struct Unsupported;
@@ -10,18 +9,9 @@ impl component::cli::Table for Unsupported {
         ("bind-address", "0.0.0.0"),
         ("bind-address-hard-fail", "false"),
         ("config-sync-period", "15m0s"),
-        ("conntrack-max-per-core", "0"),
-        ("conntrack-min", "0"),
-        ("conntrack-tcp-be-liberal", "false"),
-        ("conntrack-tcp-timeout-close-wait", "0s"),
-        ("conntrack-tcp-timeout-established", "0s"),
-        ("conntrack-udp-timeout", "0s"),
-        ("conntrack-udp-timeout-stream", "0s"),
-        ("detect-local-mode", "ClusterCIDR"),
         ("healthz-port", "10256"),
         ("init-only", "false"),
         ("iptables-localhost-nodeports", "false"),
-        ("iptables-masquerade-bit", "14"),
         ("ipvs-exclude-cidrs", ""),
         ("ipvs-min-sync-period", "1s"),
         ("ipvs-scheduler", ""),
@@ -34,8 +24,6 @@ impl component::cli::Table for Unsupported {
         ("kube-api-qps", "5"),
         ("metrics-port", "10249"),
         ("oom-score-adj", "-999"),
-        ("pod-bridge-interface", ""),
-        ("pod-interface-name-prefix", ""),
         ("profiling", "false"),
         ("write-config-to", ""),
     ];
