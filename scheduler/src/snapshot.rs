@@ -218,6 +218,8 @@ pub struct Snapshot {
     free: Vec<usize>,
     /// Region and zone to the slots of nodes that exist.
     zones: BTreeMap<(String, String), Vec<usize>>,
+    /// The same slots, one of each zone in turn.
+    order: Vec<usize>,
     kins: HashMap<Arc<str>, Kin>,
     topologies: Mutex<HashMap<String, Arc<Topology>>>,
     /// Pod uid to the slot of the node it counts on.
@@ -248,9 +250,7 @@ fn zone(node: &Node) -> (String, String) {
 impl Snapshot {
     /// Nodes that exist: one of each zone in turn, so that a part of them is of all zones.
     pub fn nodes(&self) -> impl Iterator<Item = &NodeInfo> {
-        let longest = self.zones.values().map(Vec::len).max().unwrap_or(0);
-        let turn = move |i| self.zones.values().filter_map(move |slots| slots.get(i));
-        (0..longest).flat_map(turn).map(|slot| &self.slots[*slot])
+        self.order.iter().map(|slot| &self.slots[*slot])
     }
 
     pub fn node(&self, name: &str) -> Option<&NodeInfo> {
@@ -258,11 +258,11 @@ impl Snapshot {
     }
 
     pub fn len(&self) -> usize {
-        self.zones.values().map(Vec::len).sum()
+        self.order.len()
     }
 
     pub fn is_empty(&self) -> bool {
-        self.zones.is_empty()
+        self.order.is_empty()
     }
 
     /// The node of a slot.
@@ -327,6 +327,15 @@ impl Snapshot {
         }
         if slots.is_empty() {
             self.zones.remove(&zone);
+        }
+        self.order.clear();
+        let mut turns: Vec<_> = self.zones.values().map(|slots| slots.iter()).collect();
+        while !turns.is_empty() {
+            turns.retain_mut(|zone| {
+                let next = zone.next();
+                self.order.extend(next);
+                next.is_some()
+            });
         }
     }
 

@@ -183,6 +183,104 @@ fn allowed(terms: &[TopologySelectorTerm], node: &Node) -> bool {
     terms.is_empty() || terms.iter().any(matches)
 }
 
+/// The nodes that a volume can be used on, where that is by the value of one label, as it is for local
+/// volumes.
+fn places(volume: &PersistentVolume) -> Option<(&str, &[String])> {
+    let affinity = volume.spec.as_ref()?.node_affinity.as_ref()?;
+    let [term] = affinity.required.as_ref()?.node_selector_terms.as_slice() else { return None };
+    match (term.match_expressions.as_deref(), &term.match_fields) {
+        (Some([only]), None) if only.operator == "In" => Some((&only.key, only.values.as_deref()?)),
+        _ => None,
+    }
+}
+
+/// A volume that a claim could have.
+#[derive(Clone)]
+struct Choice<'v> {
+    size: Quantity,
+    name: &'v str,
+    volume: &'v PersistentVolume,
+}
+
+/// A claim without a volume, and those it could have. They are found once for all nodes.
+struct Wanted<'v> {
+    claim: Arc<PersistentVolumeClaim>,
+    key: Key,
+    /// The node for which its volume is to be made.
+    chosen: Option<String>,
+    /// The one volume for it.
+    reserved: Option<Choice<'v>>,
+    /// Free ones, of which each is to be asked whether a node can use it.
+    anywhere: Vec<Choice<'v>>,
+    /// Free ones by the label and its value that nodes must have to use them.
+    places: HashMap<&'v str, HashMap<&'v str, Vec<Choice<'v>>>>,
+}
+
+impl Wanted<'_> {
+    /// The smallest volume that is there on a node, but for those that others take.
+    fn find(&self, node: &Node, taken: &Decision) -> Option<String> {
+        if let Some(reserved) = &self.reserved {
+            return reachable(reserved.volume, node).then(|| reserved.name.to_owned());
+        }
+        let label = |key: &str| node.metadata.labels.as_ref().and_then(|l| l.get(key));
+        let here = self.places.iter().filter_map(|(key, values)| values.get(label(key)?.as_str()));
+        let anywhere = self.anywhere.iter().filter(|c| reachable(c.volume, node));
+        let free = |c: &&Choice<'_>| taken.bind.iter().all(|(_, other)| other != c.name);
+        let all = here.flatten().chain(anywhere).filter(free);
+        all.min_by_key(|c| (&c.size, c.name)).map(|c| c.name.to_owned())
+    }
+}
+
+/// What can become of a pod's claims.
+pub struct Look<'v> {
+    all: &'v Volumes,
+    bound: Vec<Arc<PersistentVolumeClaim>>,
+    unbound: Vec<Wanted<'v>>,
+}
+
+impl Look<'_> {
+    /// How they get their volumes on a node; of those that have one, only that it can be used there.
+    ///
+    /// # Errors
+    /// What keeps them off it.
+    pub fn decide(&self, node: &Node) -> Result<Decision, Vec<Conflict>> {
+        let mut conflicts = Vec::new();
+        let mut note = |conflict| {
+            if !conflicts.contains(&conflict) {
+                conflicts.push(conflict);
+            }
+        };
+        for claim in &self.bound {
+            match self.all.volumes.get(volume_of(claim)) {
+                None => note(Conflict::VolumeGone),
+                Some(volume) if !reachable(volume, node) => note(Conflict::NodeAffinity),
+                Some(_) => {}
+            }
+        }
+        let mut decision = Decision::default();
+        for wanted in &self.unbound {
+            match &wanted.chosen {
+                Some(chosen) if Some(chosen) != node.metadata.name.as_ref() => {
+                    note(Conflict::NoVolume);
+                    continue;
+                }
+                Some(_) => {}
+                None => {
+                    if let Some(volume) = wanted.find(node, &decision) {
+                        decision.bind.push((wanted.key.clone(), volume));
+                        continue;
+                    }
+                }
+            }
+            match self.all.may_be_made(&wanted.claim, node) {
+                None => decision.provision.push(wanted.key.clone()),
+                Some(conflict) => note(conflict),
+            }
+        }
+        if conflicts.is_empty() { Ok(decision) } else { Err(conflicts) }
+    }
+}
+
 /// Whether a version of an object is older than the one that is known: what was written by the
 /// scheduler itself is known before caches show it (resourceVersions compare: KEP-5504).
 fn is_stale(known: &ObjectMeta, other: &ObjectMeta) -> bool {
@@ -247,83 +345,56 @@ impl Volumes {
         decided.map(|(node, _)| node.as_str()).or(selected_node(claim))
     }
 
-    /// The claim that a volume is decided to be for.
-    fn decided_for(&self, volume: &str) -> Option<&Key> {
-        let bindings = self.assumed.values().flat_map(|(_, d)| &d.bind);
-        bindings.filter(|(_, name)| name == volume).map(|(claim, _)| claim).next()
+    /// How the claims of a pod, all of them, may get their volumes; to be asked for each node.
+    pub fn look(&self, claims: &[Arc<PersistentVolumeClaim>]) -> Look<'_> {
+        let (bound, unbound): (Vec<_>, Vec<_>) = claims.iter().cloned().partition(|c| is_bound(c));
+        let mut unbound: Vec<Wanted<'_>> = unbound.into_iter().map(|c| self.wanted(c)).collect();
+        // Small ones first, so that they do not take what large ones need.
+        unbound.sort_by_key(|w| (asked(&w.claim), w.key.clone()));
+        Look { all: self, bound, unbound }
     }
 
-    /// How the claims of a pod get their volumes on a node. `claims` are all of them; those that are
-    /// bound are only checked.
-    ///
-    /// # Errors
-    /// What keeps them off it.
-    pub fn decide(
-        &self,
-        claims: &[Arc<PersistentVolumeClaim>],
-        node: &Node,
-    ) -> Result<Decision, Vec<Conflict>> {
-        let mut conflicts = Vec::new();
-        let mut note = |conflict| {
-            if !conflicts.contains(&conflict) {
-                conflicts.push(conflict);
-            }
+    /// The volumes that a claim could have.
+    fn wanted(&self, claim: Arc<PersistentVolumeClaim>) -> Wanted<'_> {
+        let key = Key::of(&*claim);
+        let chosen = self.chosen_node(&claim).map(str::to_owned);
+        let mut wanted = Wanted {
+            key,
+            chosen,
+            reserved: None,
+            anywhere: Vec::new(),
+            places: HashMap::new(),
+            claim,
         };
-        let (bound, mut unbound): (Vec<_>, Vec<_>) = claims.iter().partition(|c| is_bound(c));
-        for claim in bound {
-            match self.volumes.get(volume_of(claim)) {
-                None => note(Conflict::VolumeGone),
-                Some(volume) if !reachable(volume, node) => note(Conflict::NodeAffinity),
-                Some(_) => {}
+        let decided: HashMap<&str, &Key> = self
+            .assumed
+            .values()
+            .flat_map(|(_, d)| d.bind.iter().map(|(claim, volume)| (volume.as_str(), claim)))
+            .collect();
+        for (name, volume) in &self.volumes {
+            let decided = decided.get(name.as_str()).copied();
+            if decided.is_some_and(|other| *other != wanted.key) || !suits(volume, &wanted.claim) {
+                continue;
             }
-        }
-        // Small ones first, so that they do not take what large ones need.
-        unbound.sort_by_key(|c| (asked(c), Key::of(&***c)));
-        let mut decision = Decision::default();
-        for claim in unbound {
-            let key = Key::of(&**claim);
-            match self.chosen_node(claim) {
-                Some(chosen) if Some(chosen) != node.metadata.name.as_deref() => {
-                    note(Conflict::NoVolume);
-                    continue;
-                }
-                Some(_) => {}
-                None => {
-                    if let Some(volume) = self.find(claim, node, &decision) {
-                        decision.bind.push((key, volume));
-                        continue;
+            let choice = Choice { size: held(volume), name, volume };
+            if is_for(volume, &wanted.claim) || decided.is_some() {
+                wanted.reserved = Some(choice);
+                break;
+            }
+            if !is_free(volume, &wanted.claim) {
+                continue;
+            }
+            match places(volume) {
+                None => wanted.anywhere.push(choice),
+                Some((key, values)) => {
+                    let by_value = wanted.places.entry(key).or_default();
+                    for value in values {
+                        by_value.entry(value).or_default().push(choice.clone());
                     }
                 }
             }
-            match self.may_be_made(claim, node) {
-                None => decision.provision.push(key),
-                Some(conflict) => note(conflict),
-            }
         }
-        if conflicts.is_empty() { Ok(decision) } else { Err(conflicts) }
-    }
-
-    /// The smallest volume that is there for a claim on a node.
-    fn find(&self, claim: &PersistentVolumeClaim, node: &Node, taken: &Decision) -> Option<String> {
-        let key = Key::of(claim);
-        let mut best: Option<(Quantity, &String)> = None;
-        for (name, volume) in &self.volumes {
-            let decided = self.decided_for(name);
-            if taken.bind.iter().any(|(_, other)| other == name)
-                || decided.is_some_and(|other| *other != key)
-                || !suits(volume, claim)
-            {
-                continue;
-            }
-            if is_for(volume, claim) || decided.is_some() {
-                return reachable(volume, node).then(|| name.clone());
-            }
-            let better = best.as_ref().is_none_or(|(size, _)| held(volume) < *size);
-            if is_free(volume, claim) && reachable(volume, node) && better {
-                best = Some((held(volume), name));
-            }
-        }
-        best.map(|(_, name)| name.clone())
+        wanted
     }
 
     /// Why no volume can be made for a claim on a node.
@@ -531,7 +602,11 @@ pub mod tests {
             (vec![bound("gone")], &local, &volumes[..], Conflict::VolumeGone.text()),
         ] {
             let all = with(&claims, volumes, class);
-            assert_eq!(told(all.decide(&claims, &node("n1", json!({})))), wanted, "{claims:?}");
+            assert_eq!(
+                told(all.look(&claims).decide(&node("n1", json!({})))),
+                wanted,
+                "{claims:?}"
+            );
         }
     }
 
@@ -542,12 +617,12 @@ pub mod tests {
         let local = class("late", NO_PROVISIONER, json!({}));
         let mut all = with(&[a.clone(), b.clone()], &volumes, &local);
         let n = node("n1", json!({}));
-        let decision = all.decide(std::slice::from_ref(&a), &n).expect("a volume");
+        let decision = all.look(std::slice::from_ref(&a)).decide(&n).expect("a volume");
         all.assume("p", "n1", decision);
-        assert_eq!(told(all.decide(std::slice::from_ref(&b), &n)), Conflict::NoVolume.text());
-        assert_eq!(told(all.decide(&[a], &n)), "a=v", "another pod of the same claim");
+        assert_eq!(told(all.look(std::slice::from_ref(&b)).decide(&n)), Conflict::NoVolume.text());
+        assert_eq!(told(all.look(&[a]).decide(&n)), "a=v", "another pod of the same claim");
         all.forget("p");
-        assert_eq!(told(all.decide(&[b], &n)), "b=v");
+        assert_eq!(told(all.look(&[b]).decide(&n)), "b=v");
     }
 
     #[test]
@@ -561,7 +636,8 @@ pub mod tests {
         );
         let mut all = with(std::slice::from_ref(&a), &[], &csi);
         let at = |zone: &str| node("n1", json!({"labels": {"zone": zone}}));
-        let decide = |all: &Volumes, zone| told(all.decide(std::slice::from_ref(&a), &at(zone)));
+        let decide =
+            |all: &Volumes, zone| told(all.look(std::slice::from_ref(&a)).decide(&at(zone)));
         assert_eq!(decide(&all, "y"), Conflict::NoVolume.text());
         assert_eq!(decide(&all, "z"), "a=new");
         let driver =

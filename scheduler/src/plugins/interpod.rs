@@ -366,4 +366,88 @@ mod tests {
         snapshot.assume(&labelled("hermit", json!({}), hermit), "n3");
         check(&snapshot, &labelled("p", web, json!({})), &["n1", "n2"]);
     }
+
+    /// What the API says, with none of what makes it fast: `gone` is not counted.
+    fn by_the_book(snapshot: &Snapshot, pod: &PodInfo, node: &NodeInfo, gone: &str) -> bool {
+        let others: Vec<(&NodeInfo, &PodInfo)> = snapshot
+            .nodes()
+            .flat_map(|n| n.pods.iter().map(move |p| (n, &**p)))
+            .filter(|(_, p)| p.uid != gone)
+            .collect();
+        let names = &snapshot.namespaces;
+        let together =
+            |a: &NodeInfo, key: &str| a.label(key).is_some() && a.label(key) == node.label(key);
+        let (near, far) = (required(pod, false), required(pod, true));
+        let liked = |p: &PodInfo| near.iter().all(|t| about(t, pod, p, names));
+        let alone = !others
+            .iter()
+            .any(|(n, p)| liked(p) && near.iter().any(|t| n.label(&t.topology_key).is_some()));
+        let near = near.iter().all(|t| {
+            let key = &t.topology_key;
+            let company = others.iter().any(|(n, p)| liked(p) && together(n, key));
+            node.label(key).is_some() && (company || alone && liked(pod))
+        });
+        let shuns = others.iter().any(|(n, p)| {
+            let mine = far.iter().any(|t| about(t, pod, p, names) && together(n, &t.topology_key));
+            let theirs = required(p, true)
+                .iter()
+                .any(|t| about(t, p, pod, names) && together(n, &t.topology_key));
+            mine || theirs
+        });
+        near && !shuns
+    }
+
+    #[test]
+    fn counting_is_as_by_the_book() {
+        let mut seed = 7_usize;
+        let mut random = |n: usize| {
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            (seed >> 33) % n
+        };
+        let plugin = InterPodAffinity::new(&InterPodArgs::default());
+        for _ in 0..60 {
+            let mut snapshot = Snapshot::default();
+            for i in 0..8 {
+                let name = format!("n{i}");
+                let labels = match random(3) {
+                    2 => json!({}),
+                    zone => json!({"zone": zone.to_string()}),
+                };
+                snapshot.set_node(&name, Some(node(&name, json!({"labels": labels}))));
+            }
+            let mut any = |name: String| {
+                let app = |n: usize| json!({"app": format!("app{n}")});
+                let mut affinity = json!({});
+                for kind in ["podAffinity", "podAntiAffinity"] {
+                    if random(3) == 0 {
+                        let key = ["zone", "kubernetes.io/hostname"][random(2)];
+                        let selector = json!({"matchLabels": app(random(3))});
+                        affinity[kind] = json!({"requiredDuringSchedulingIgnoredDuringExecution":
+                            [{"topologyKey": key, "labelSelector": selector}]});
+                    }
+                }
+                let place = format!("n{}", random(8));
+                (labelled(&name, app(random(3)), json!({"affinity": affinity})), place)
+            };
+            let there: Vec<_> = (0..10).map(|i| any(format!("p{i}"))).collect();
+            there.iter().for_each(|(pod, place)| snapshot.assume(pod, place));
+            let (pod, _) = any("new".to_owned());
+            let prepared = PreFilter::prepare(&plugin, &pod, &snapshot).expect("no refusal");
+            let Some(mut prepared) = prepared else { continue };
+            let (one, place) = &there[0];
+            let place = snapshot.node(place).expect("a node");
+            for (gone, comes) in [("", false), (one.uid.as_str(), true), ("", false)] {
+                for node in snapshot.nodes() {
+                    let wanted = by_the_book(&snapshot, &pod, node, gone);
+                    assert_eq!(
+                        prepared.filter(node).is_ok(),
+                        wanted,
+                        "{gone:?} {:?}",
+                        pod.pod.spec
+                    );
+                }
+                prepared.changed(place, one, comes);
+            }
+        }
+    }
 }

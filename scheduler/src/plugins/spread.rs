@@ -439,4 +439,78 @@ mod tests {
         let none = plugin(json!({"defaultingType": "List"}));
         assert_eq!(scores(&none, &snapshot), None);
     }
+
+    /// What the API says, with none of what makes it fast: `gone` is not counted.
+    fn by_the_book(snapshot: &Snapshot, pod: &PodInfo, node: &NodeInfo, gone: &str) -> bool {
+        let all = own(pod);
+        let takes_part = |n: &&NodeInfo| all.iter().all(|c| n.label(&c.topology_key).is_some());
+        let nodes: Vec<&NodeInfo> = snapshot.nodes().filter(takes_part).collect();
+        all.iter().all(|c| {
+            let Some(here) = node.label(&c.topology_key) else { return false };
+            let mut domains: BTreeMap<&str, i64> = BTreeMap::new();
+            for n in nodes.iter().filter(|n| counts_for(c, pod, n)) {
+                let matching = n.pods.iter().filter(|p| p.uid != gone && counts(c, pod, p));
+                let count = i64::try_from(matching.count()).expect("few pods");
+                *domains.entry(n.label(&c.topology_key).unwrap_or_default()).or_insert(0) += count;
+            }
+            let wanted = usize::try_from(c.min_domains.unwrap_or(1)).expect("not negative");
+            let few = domains.len() < wanted;
+            let least = if few { 0 } else { domains.values().copied().min().unwrap_or(0) };
+            let own = i64::from(selects(c, pod, pod.labels()));
+            domains.get(here).copied().unwrap_or(0) + own - least <= i64::from(c.max_skew)
+        })
+    }
+
+    #[test]
+    fn counting_is_as_by_the_book() {
+        let mut seed = 7_usize;
+        let mut random = |n: usize| {
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            (seed >> 33) % n
+        };
+        let plugin = plugin(json!({}));
+        for _ in 0..60 {
+            let mut snapshot = Snapshot::default();
+            for i in 0..8 {
+                let name = format!("n{i}");
+                let labels = match random(4) {
+                    3 => json!({}),
+                    zone => json!({"zone": zone.to_string(), "disk": (zone % 2).to_string()}),
+                };
+                snapshot.set_node(&name, Some(node(&name, json!({"labels": labels}))));
+            }
+            let app = |n: usize| json!({"app": format!("app{n}")});
+            let mut there = Vec::new();
+            for i in 0..12 {
+                let pod = labelled(&format!("p{i}"), app(random(2)), json!({}));
+                let place = format!("n{}", random(8));
+                snapshot.assume(&pod, &place);
+                there.push((pod, place));
+            }
+            let mut constraint = |key: &str| {
+                let mut c = json!({"topologyKey": key, "maxSkew": 1 + random(2),
+                    "whenUnsatisfiable": HARD, "labelSelector": {"matchLabels": app(random(2))}});
+                if random(2) == 0 {
+                    c["minDomains"] = json!(1 + random(4));
+                }
+                c
+            };
+            let all = [constraint("zone"), constraint(HOSTNAME)];
+            let mut spec = json!({"topologySpreadConstraints": all[..1 + random(2)]});
+            if random(2) == 0 {
+                spec["nodeSelector"] = json!({"disk": "0"});
+            }
+            let pod = labelled("new", app(random(2)), spec);
+            let mut hard = PreFilter::prepare(&plugin, &pod, &snapshot).expect("ok").expect("says");
+            let (one, place) = &there[0];
+            let place = snapshot.node(place).expect("a node");
+            for (gone, comes) in [("", false), (one.uid.as_str(), true), ("", false)] {
+                for node in snapshot.nodes() {
+                    let wanted = by_the_book(&snapshot, &pod, node, gone);
+                    assert_eq!(hard.filter(node).is_ok(), wanted, "{gone:?} {:?}", pod.pod.spec);
+                }
+                hard.changed(place, one, comes);
+            }
+        }
+    }
 }

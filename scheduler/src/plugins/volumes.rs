@@ -12,7 +12,7 @@ use serde_json::json;
 use crate::args::VolumeBindingArgs;
 use crate::framework::{ClusterEvent, Filter, Plugin, PreBind, PreFilter, Refusal, Reserve, Write};
 use crate::snapshot::{NodeInfo, PodInfo, Snapshot};
-use crate::volumes::{self, Volumes, is_bound, volume_of};
+use crate::volumes::{self, Look, Volumes, is_bound, volume_of};
 
 pub struct VolumeBinding {
     patience: Duration,
@@ -80,10 +80,7 @@ impl VolumeBinding {
     }
 }
 
-struct Bindings<'a> {
-    claims: Vec<Arc<PersistentVolumeClaim>>,
-    all: &'a Volumes,
-}
+struct Bindings<'a>(Look<'a>);
 
 impl Plugin for VolumeBinding {
     fn name(&self) -> &'static str {
@@ -129,14 +126,14 @@ impl PreFilter for VolumeBinding {
             let why = "pod has unbound immediate PersistentVolumeClaims";
             return Err(Refusal::unresolvable(why));
         }
-        Ok(Some(Box::new(Bindings { claims, all })))
+        Ok(Some(Box::new(Bindings(all.look(&claims)))))
     }
 }
 
 impl Filter for Bindings<'_> {
     fn filter(&self, node: &NodeInfo) -> Result<(), Refusal> {
         let Some(node) = &node.node else { return Err(Refusal::unresolvable("no such node")) };
-        let conflicts = match self.all.decide(&self.claims, node) {
+        let conflicts = match self.0.decide(node) {
             Ok(_) => return Ok(()),
             Err(conflicts) => conflicts,
         };
@@ -154,7 +151,7 @@ impl Reserve for VolumeBinding {
         let Some(node) = node else { return Err("the node is gone".to_owned()) };
         let all = &mut snapshot.volumes;
         let claims = usable(pod, all).map_err(|refusal| refusal.reasons.join(", "))?;
-        let decision = all.decide(&claims, &node).map_err(|conflicts| {
+        let decision = all.look(&claims).decide(&node).map_err(|conflicts| {
             conflicts.iter().map(|c| c.text()).collect::<Vec<_>>().join(", ")
         })?;
         all.assume(&pod.uid, node.metadata.name.as_deref().unwrap_or_default(), decision);
