@@ -189,7 +189,7 @@ mod tests {
             (pod("a", "", "Pending", true, ""), "deleted a"),
             (pod("a", "", "Pending", false, ""), ""),
         ] {
-            let made = plan(&[pod.clone()], (&names("lost"), &names("out")), 0, now);
+            let made = plan(std::slice::from_ref(&pod), (&names("lost"), &names("out")), 0, now);
             assert_eq!(told(&made), want, "{pod:?}");
         }
     }

@@ -181,10 +181,11 @@ impl Certificates {
             let user = User::of_certificate(leaf);
             let name = user.map(|user| user.name).unwrap_or_default();
             match authorities.verify(chain, now) {
-                Ok(()) if names.allows(&name) => match names.read(headers) {
-                    Some(user) => return Ok(Some(user)),
-                    None => {}
-                },
+                Ok(()) if names.allows(&name) => {
+                    if let Some(user) = names.read(headers) {
+                        return Ok(Some(user));
+                    }
+                }
                 Ok(()) => {
                     refused =
                         Some(format!("x509: subject with cn={name} is not in the allowed list"));

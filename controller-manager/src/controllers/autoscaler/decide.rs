@@ -214,7 +214,7 @@ fn by_metrics(
     now: Timestamp,
 ) -> Option<(i32, String)> {
     if let Some((event, reason, told, message)) = &target.unsound {
-        made.event(Warning, *event, told.clone());
+        made.event(Warning, event, told.clone());
         made.say(ACTIVE, false, reason, message, now);
         made.status.current_metrics = None;
         return failed(made, told.clone());

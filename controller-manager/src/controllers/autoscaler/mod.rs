@@ -72,9 +72,9 @@ pub async fn run(context: Context, settings: Settings) {
     });
     let q = queue.clone();
     autoscalers.on_change(move |change| {
-        // Its status changes by what is done here.
-        let generation = |o: Option<&Arc<HorizontalPodAutoscaler>>| o?.metadata.generation;
-        if change.new.is_none() || generation(change.old) != generation(change.new) {
+        // Its status changes by what is done here, and it has no generation.
+        let (old, new) = (change.old.map(|o| &o.spec), change.new.map(|o| &o.spec));
+        if new.is_none() || old != new {
             q.add(change.key.clone());
         }
     });
