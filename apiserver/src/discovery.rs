@@ -26,7 +26,7 @@ pub(crate) struct Aggregated {
 }
 
 impl Documents {
-    /// The aggregated document of `/api` (`core`) or `/apis` in `v2` or `v2beta1`.
+    /// The aggregated document of `/api` (`core`) or `/apis` in `v2`.
     pub(crate) fn aggregated(
         &self,
         catalog: &Arc<Catalog>,
@@ -215,7 +215,7 @@ fn aggregated(catalog: &Catalog, version: &str, core: bool) -> Value {
                     json!({"version": version, "resources": resources, "freshness": "Current"})
                 })
                 .collect();
-            let mut metadata = json!({"creationTimestamp": null});
+            let mut metadata = json!({});
             if !group.is_empty() {
                 metadata["name"] = group.as_str().into();
             }
@@ -232,7 +232,9 @@ fn aggregated(catalog: &Catalog, version: &str, core: bool) -> Value {
 fn discovered(served: &Served) -> Value {
     let row = &served.row;
     let gvk = |kind: &str, other: Option<(&str, &str)>| {
-        let (group, version) = other.unwrap_or((&row.group, &row.version));
+        // Of a compiled resource's own version, only the kind is told.
+        let own = if row.custom.is_some() { (&*row.group, &*row.version) } else { ("", "") };
+        let (group, version) = other.unwrap_or(own);
         json!({"group": group, "version": version, "kind": kind})
     };
     let mut entry = json!({

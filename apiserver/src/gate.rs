@@ -53,8 +53,8 @@ pub async fn authorize(
 /// `Impersonate-*` headers name, if that is allowed.
 ///
 /// # Errors
-/// 403, when a part of the other user may not be taken on; 500 for headers that name groups or
-/// extras without a user, as upstream answers.
+/// 403, when a part of the other user may not be taken on; 400 for headers that name groups or
+/// extras without a user.
 pub async fn impersonate(
     authorizer: &dyn Authorizer,
     user: User,
@@ -98,13 +98,25 @@ impl Impersonation {
             if found == Self::default() {
                 return Ok(None);
             }
-            let Self { uid, groups, .. } = found;
-            return Err(ApiError::Internal(format!(
-                "requested [{}{:?}] without impersonating a user",
-                uid, groups
+            return Err(ApiError::BadRequest(format!(
+                "requested [{}] without impersonating a user",
+                found.references().join(" ")
             )));
         }
         Ok(Some(found))
+    }
+
+    /// What is asked for, as Go prints references to objects: kind, namespace, name, uid,
+    /// apiVersion, resourceVersion and fieldPath.
+    fn references(&self) -> Vec<String> {
+        const VERSION: &str = "authentication.k8s.io/v1";
+        let groups = self.groups.iter().map(|group| format!("{{Group  {group}    }}"));
+        let extra = self
+            .extra
+            .iter()
+            .map(|(key, value)| format!("{{UserExtra  {value}  {VERSION}  {key}}}"));
+        let uid = Some(&self.uid).filter(|uid| !uid.is_empty());
+        groups.chain(extra).chain(uid.map(|uid| format!("{{UID  {uid}  {VERSION}  }}"))).collect()
     }
 
     /// The checks to pass.
@@ -344,7 +356,14 @@ mod tests {
     #[test]
     fn impersonation_is_read_and_checked_part_by_part() {
         assert_eq!(read(&[]), Ok(None));
-        assert_eq!(read(&[("impersonate-group", "g")]).map_err(|e| e.code()), Err(500));
+        let alone = read(&[
+            ("impersonate-uid", "u"),
+            ("impersonate-extra-x", "y"),
+            ("impersonate-group", "g"),
+            ("impersonate-group", "h"),
+        ]);
+        let text = "requested [{Group  g    } {Group  h    } {UserExtra  y  authentication.k8s.io/v1  x} {UID  u  authentication.k8s.io/v1  }] without impersonating a user";
+        assert_eq!(alone, Err(ApiError::BadRequest(text.to_owned())));
         let wanted = read(&[
             ("impersonate-user", "system:serviceaccount:ns:sa"),
             ("impersonate-uid", "u"),

@@ -80,7 +80,7 @@ async fn checks(api: &Api, what: &str) -> Vec<Check> {
 
 /// Answers a health path; `None`: there is no such check.
 pub(crate) async fn answer(api: &Api, path: &str, query: &Query) -> Option<Response<Body>> {
-    let mut parts = path.trim_matches('/').splitn(2, '/');
+    let mut parts = path.strip_prefix('/')?.splitn(2, '/');
     let what = parts.next().filter(|w| matches!(*w, "healthz" | "livez" | "readyz"))?;
     let all = checks(api, what).await;
     if let Some(one) = parts.next() {
@@ -91,6 +91,7 @@ pub(crate) async fn answer(api: &Api, path: &str, query: &Query) -> Option<Respo
         });
     }
     let excluded: Vec<&str> = query.all("exclude").collect();
+    let unknown = unknown_names(&excluded, &all);
     let (mut report, mut failed) = (String::new(), false);
     for check in all {
         if excluded.contains(&check.name) {
@@ -106,11 +107,42 @@ pub(crate) async fn answer(api: &Api, path: &str, query: &Query) -> Option<Respo
             }
         }
     }
-    Some(if failed {
+    report.push_str(&unknown);
+    let mut response = if failed {
         respond::text(500, format!("{report}{what} check failed\n"))
     } else if query.get("verbose").is_some() {
         respond::text(200, format!("{report}{what} check passed\n"))
     } else {
         respond::text(200, "ok")
-    })
+    };
+    respond::no_sniffing(&mut response);
+    Some(response)
+}
+
+/// A line about names that are to be left out and that no check has.
+fn unknown_names(excluded: &[&str], checks: &[Check]) -> String {
+    let mut names: Vec<&str> =
+        excluded.iter().copied().filter(|e| checks.iter().all(|c| c.name != *e)).collect();
+    if names.is_empty() {
+        return String::new();
+    }
+    names.sort_unstable();
+    names.dedup();
+    let quoted: Vec<String> = names.into_iter().map(apimachinery::field::quote).collect();
+    format!("warn: some health checks cannot be excluded: no matches for {}\n", quoted.join(","))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_without_a_check_are_told() {
+        let checks = [Check { name: "etcd", result: Ok(()) }];
+        assert_eq!(unknown_names(&["etcd"], &checks), "");
+        assert_eq!(
+            unknown_names(&["foo", "etcd", "bar", "foo"], &checks),
+            "warn: some health checks cannot be excluded: no matches for \"bar\",\"foo\"\n"
+        );
+    }
 }

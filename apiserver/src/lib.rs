@@ -33,6 +33,7 @@ mod special;
 mod table;
 mod tls;
 pub mod verbs;
+pub mod warnings;
 pub mod webhook;
 
 pub use options::Config;

@@ -35,6 +35,30 @@ pub const JSON: &str = "application/json";
 pub const YAML: &str = "application/yaml";
 pub const PROTOBUF: &str = "application/vnd.kubernetes.protobuf";
 
+/// What routes of compiled kinds, and of discovery, answer in.
+pub const ROUTE: &[&str] = &[JSON, YAML, PROTOBUF];
+/// What those that may stream answer in beside.
+const STREAMS: [&str; 2] =
+    ["application/json;stream=watch", "application/vnd.kubernetes.protobuf;stream=watch"];
+
+/// Whether a client accepts any media type of a route. Parameters do not count here, and neither
+/// does `application/*` (upstream: go-restful's router, before any handler).
+///
+/// # Errors
+/// 406 in the router's words.
+pub fn check_accept(accept: &str, streams: bool, produced: &[&str]) -> Result<(), ApiError> {
+    let accepted = |range: &str| {
+        let media_type = range.split(';').next().unwrap_or("").trim();
+        media_type == "*/*" || produced.contains(&media_type)
+    };
+    if accept.is_empty() || accept.split(',').any(accepted) {
+        return Ok(());
+    }
+    let more = if streams { &STREAMS[..] } else { &[] };
+    let available = produced.iter().chain(more).map(|m| (*m).to_owned()).collect();
+    Err(ApiError::NoRepresentation { available })
+}
+
 /// What an object is shown as.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Shape {
@@ -234,6 +258,24 @@ mod tests {
             assert_eq!(got, want, "{accept}");
         }
         assert_eq!(choose("text/html", "", None, Offer::Object).map_err(|e| e.code()), Err(406));
+    }
+
+    #[test]
+    fn routes_are_chosen_by_bare_media_types() {
+        let cases = [
+            ("", true),
+            ("*/*", true),
+            ("text/html, application/yaml;q=0.1", true),
+            ("application/json;as=Nothing;v=v9", true),
+            ("application/*", false),
+            ("text/html", false),
+        ];
+        for (accept, want) in cases {
+            assert_eq!(check_accept(accept, false, ROUTE).is_ok(), want, "{accept}");
+        }
+        let refused = check_accept("a/b", true, &[JSON]).map_err(|e| e.message());
+        let text = "406: Not Acceptable\n\nAvailable representations: application/json, application/json;stream=watch, application/vnd.kubernetes.protobuf;stream=watch";
+        assert_eq!(refused, Err(text.to_owned()));
     }
 
     #[test]

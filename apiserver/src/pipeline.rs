@@ -24,12 +24,16 @@ use crate::registry::catalog::Served;
 use crate::request::RequestInfo;
 use crate::respond::{self, Body};
 use crate::verbs::{self, Call, RequestBody};
+use crate::warnings::Warnings;
 use crate::{aggregation, authorization, special};
 
 /// A request that finds no place waits so long for one.
 const QUEUE: Duration = Duration::from_secs(10);
 /// Prefix of WebSocket protocols that carry a bearer token.
 const BEARER_PROTOCOL: &str = "base64url.bearer.authorization.k8s.io.";
+
+/// What upstream warns of when a bearer token is not where it should be.
+const EXTRA_SPACE: &str = "the provided Authorization header contains extra space before the bearer token, and is ignored";
 
 /// Answers a request that came over the network.
 pub(crate) async fn serve(
@@ -45,23 +49,26 @@ pub(crate) async fn serve(
         given => given.to_owned(),
     };
     let long = is_long(&request, &path, &query);
+    let warnings = Warnings::default();
+    let shown = verbs::wanted_of_errors(request.headers(), &query);
     let info = RequestInfo::parse(request.method(), &path, &query);
     let mut response = match info {
         Ok(info) => {
-            let shown = info.clone();
-            let user = identify(&api, &mut request, &peer).await;
+            let counted = info.clone();
+            let user = identify(&api, &mut request, &peer, &warnings).await;
             let answered = match user {
-                Ok(user) => answer(&api, request, query, info, user).await,
+                Ok(user) => answer(&api, request, query, info, user, &warnings).await,
                 Err(error) => Err(error),
             };
-            let response = answered.unwrap_or_else(|error| respond::failure(&error, None));
+            let response = answered.unwrap_or_else(|error| respond::failure(&error, &shown));
             let took = (!long).then(|| started.elapsed());
-            api.metrics.answered(&shown, response.status().as_u16(), took);
+            api.metrics.answered(&counted, response.status().as_u16(), took);
             response
         }
-        Err(error) => respond::failure(&ApiError::Internal(error.to_string()), None),
+        Err(error) => respond::failure(&ApiError::Internal(error.to_string()), &shown),
     };
     let headers = response.headers_mut();
+    respond::warn(headers, &warnings.take());
     if let Ok(id) = HeaderValue::from_str(&audit_id) {
         headers.insert("audit-id", id);
     }
@@ -79,9 +86,10 @@ async fn identify(
     api: &Api,
     request: &mut Request<RequestBody>,
     peer: &Peer,
+    warnings: &Warnings,
 ) -> Result<User, ApiError> {
     let headers = request.headers_mut();
-    let token = bearer(headers);
+    let token = bearer(headers, warnings);
     let credentials = Credentials { certificates: &peer.certificates, bearer: token.as_deref() };
     let user = match api.identity.user(&credentials, headers).await {
         Ok(Some(user)) => user,
@@ -96,13 +104,17 @@ async fn identify(
 }
 
 /// The bearer token of a request.
-fn bearer(headers: &HeaderMap) -> Option<String> {
+fn bearer(headers: &HeaderMap, warnings: &Warnings) -> Option<String> {
     use base64::Engine as _;
     let text = verbs::header(headers, "authorization").trim();
     if let Some((scheme, token)) = text.split_once(' ')
         && scheme.eq_ignore_ascii_case("bearer")
     {
-        return Some(token.trim().to_owned());
+        // What follows another space is not looked at.
+        match token.split(' ').next() {
+            Some("") | None => warnings.push(EXTRA_SPACE.to_owned()),
+            Some(token) => return Some(token.to_owned()),
+        }
     }
     // Browsers cannot set headers of WebSockets.
     let protocols = verbs::header(headers, "sec-websocket-protocol").split(',').map(str::trim);
@@ -132,6 +144,7 @@ async fn answer(
     query: Query,
     info: RequestInfo,
     user: User,
+    warnings: &Warnings,
 ) -> Result<Response<Body>, ApiError> {
     let long = verbs::is_long_running(&info);
     let reads = matches!(request.method(), &Method::GET | &Method::HEAD | &Method::OPTIONS);
@@ -147,8 +160,9 @@ async fn answer(
     let authorized = gate::authorize(&*api.authorizer, user, info).await?;
     let is_head = request.method() == Method::HEAD;
     let (parts, body) = request.into_parts();
-    let limit = timeout(api, &query);
-    let call = Call { api: api.clone(), parts, query, authorized };
+    let limit = if long { api.limits.request_timeout } else { timeout(api, &query)? };
+    let warnings = warnings.clone();
+    let call = Call { api: api.clone(), parts, query, authorized, warnings };
     if long {
         return handle(call, body).await;
     }
@@ -192,11 +206,24 @@ async fn handle(call: Call, body: RequestBody) -> Result<Response<Body>, ApiErro
 }
 
 /// The client may ask for less time than the server gives.
-fn timeout(api: &Api, query: &Query) -> Duration {
-    let asked = query.get("timeout").and_then(go_duration);
-    asked
-        .filter(|t| !t.is_zero())
-        .map_or(api.limits.request_timeout, |asked| asked.min(api.limits.request_timeout))
+fn timeout(api: &Api, query: &Query) -> Result<Duration, ApiError> {
+    let most = api.limits.request_timeout;
+    let asked = match query.text("timeout") {
+        "" => return Ok(most),
+        // A time that is over is taken as none.
+        text => match go_duration(text.strip_prefix('-').unwrap_or(text)) {
+            Some(asked) if !text.starts_with('-') => asked,
+            Some(_) => return Ok(most),
+            None => {
+                let numeric = text.bytes().all(|b| b.is_ascii_digit() || b == b'.');
+                let why = if numeric { "missing unit in" } else { "invalid" };
+                return Err(ApiError::BadRequest(format!(
+                    "invalid timeout specified in the request URL - time: {why} duration {text:?}"
+                )));
+            }
+        },
+    };
+    Ok(if asked.is_zero() { most } else { asked.min(most) })
 }
 
 /// `1m30s`, `500ms`, as Go writes durations.
@@ -278,7 +305,8 @@ pub(crate) fn local_on<'a>(
             .map_err(|e| ApiError::Internal(e.to_string()))?;
         let authorized = gate::authorize(&authorization::Superusers, own_user(), info).await?;
         let (parts, body) = request.into_parts();
-        let call = Call { api: api.clone(), parts, query, authorized };
+        let warnings = Warnings::default();
+        let call = Call { api: api.clone(), parts, query, authorized, warnings };
         let response = match served {
             Some(served) => verbs::handle_row(call, served, body).await?,
             None => verbs::handle(call, body).await?,
@@ -311,11 +339,19 @@ mod tests {
     #[test]
     fn tokens_come_in_headers_or_protocols() {
         let mut headers = HeaderMap::new();
-        assert_eq!(bearer(&headers), None);
+        let warnings = Warnings::default();
+        assert_eq!(bearer(&headers, &warnings), None);
         let protocols = HeaderValue::from_static("v4, base64url.bearer.authorization.k8s.io.YWJj");
         headers.insert("sec-websocket-protocol", protocols);
-        assert_eq!(bearer(&headers).as_deref(), Some("abc"));
-        headers.insert("authorization", HeaderValue::from_static("bearer  x"));
-        assert_eq!(bearer(&headers).as_deref(), Some("x"));
+        assert_eq!(bearer(&headers, &warnings).as_deref(), Some("abc"));
+        headers.remove("sec-websocket-protocol");
+        for (header, want) in
+            [("bearer x", Some("x")), ("Bearer x y", Some("x")), ("bearer  x", None)]
+        {
+            assert!(warnings.take().is_empty());
+            headers.insert("authorization", HeaderValue::from_static(header));
+            assert_eq!(bearer(&headers, &warnings).as_deref(), want, "{header}");
+        }
+        assert_eq!(warnings.take(), [EXTRA_SPACE]);
     }
 }

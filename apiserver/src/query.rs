@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 
+use apimachinery::status::ApiError;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 
 /// Parameters in the order of the request.
@@ -28,6 +29,22 @@ impl Query {
     /// The first value of a parameter, or the empty text.
     pub fn text(&self, key: &str) -> &str {
         self.get(key).unwrap_or("")
+    }
+
+    /// A number; one that is not given is none.
+    ///
+    /// # Errors
+    /// 400 in Go's words.
+    pub fn integer(&self, key: &str) -> Result<Option<i64>, ApiError> {
+        let Some(text) = self.get(key) else { return Ok(None) };
+        text.parse().map(Some).map_err(|error: std::num::ParseIntError| {
+            use std::num::IntErrorKind::{NegOverflow, PosOverflow};
+            let why = match error.kind() {
+                PosOverflow | NegOverflow => "value out of range",
+                _ => "invalid syntax",
+            };
+            ApiError::BadRequest(format!("strconv.ParseInt: parsing {text:?}: {why}"))
+        })
     }
 
     /// All values of a parameter.

@@ -39,9 +39,20 @@ pub fn answer(code: u16, content_type: &str, data: impl Into<Bytes>) -> Response
     response
 }
 
-/// Plain text.
+/// Plain text. That of an error must not be taken for anything else, as Go's `http.Error` says too.
 pub fn text(code: u16, text: impl Into<String>) -> Response<Body> {
-    answer(code, "text/plain; charset=utf-8", text.into())
+    let mut response = answer(code, "text/plain; charset=utf-8", text.into());
+    if code >= 400 {
+        no_sniffing(&mut response);
+    }
+    response
+}
+
+/// Says that the body is nothing but what its Content-Type says.
+pub fn no_sniffing(response: &mut Response<Body>) {
+    response
+        .headers_mut()
+        .insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
 }
 
 /// Bytes of JSON, indented when they are for a person. The order of fields stays.
@@ -102,7 +113,7 @@ fn indent(json: &[u8]) -> Vec<u8> {
 pub fn object(code: u16, wanted: &Wanted, object: &Value) -> Response<Body> {
     match encode(wanted, object) {
         Ok((media_type, data)) => answer(code, media_type, data),
-        Err(error) => failure(&error, Some(wanted)),
+        Err(error) => failure(&error, wanted),
     }
 }
 
@@ -141,15 +152,9 @@ pub fn builtin_schema(value: &Value) -> Option<Schema<'static>> {
 }
 
 /// The answer to a request that failed.
-pub fn failure(error: &ApiError, wanted: Option<&Wanted>) -> Response<Body> {
+pub fn failure(error: &ApiError, wanted: &Wanted) -> Response<Body> {
     let status = error.status();
-    let json = Wanted {
-        encoding: Encoding::Json,
-        shape: crate::negotiate::Shape::Itself,
-        pretty: wanted.is_some_and(|w| w.pretty),
-    };
-    let encoded = encode(wanted.unwrap_or(&json), &status).or_else(|_| encode(&json, &status));
-    let mut response = match encoded {
+    let mut response = match encode(wanted, &status) {
         Ok((media_type, data)) => answer(error.code(), media_type, data),
         Err(_) => text(error.code(), error.message()),
     };

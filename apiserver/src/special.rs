@@ -8,9 +8,9 @@ use http::{Method, Response};
 use serde_json::json;
 
 use crate::discovery;
-use crate::negotiate::Offer;
+use crate::negotiate::{self, Offer};
 use crate::respond::{self, Body};
-use crate::verbs::{Call, RequestBody};
+use crate::verbs::{self, Call, RequestBody};
 use crate::{aggregation, health, openapi};
 
 /// `version.Info` of upstream's release that this server is compatible with.
@@ -44,10 +44,10 @@ pub(crate) async fn handle(call: Call, body: RequestBody) -> Result<Response<Bod
     if let Some(answer) = health::answer(&call.api, &path, &call.query).await {
         return Ok(answer);
     }
-    if !matches!(call.parts.method, Method::GET | Method::HEAD) {
-        return Ok(respond::text(404, "404 page not found\n"));
-    }
     let parts: Vec<&str> = path.trim_matches('/').split('/').collect();
+    if let Some(refused) = check_route(&call, &parts) {
+        return refused;
+    }
     if let ["openapi", "v3", rest @ ..] = parts.as_slice()
         && let Some(remote) = call.api.aggregation.of_path(&rest.join("/"))
     {
@@ -57,6 +57,7 @@ pub(crate) async fn handle(call: Call, body: RequestBody) -> Result<Response<Bod
     let found = match parts.as_slice() {
         [""] => return Ok(index(&call)),
         ["version"] => {
+            negotiate::check_accept(call.header("accept"), false, &[negotiate::JSON])?;
             let text = serde_json::to_vec_pretty(&version());
             let text = text.map_err(|e| ApiError::Internal(e.to_string()))?;
             return Ok(respond::answer(200, "application/json", text));
@@ -81,17 +82,59 @@ pub(crate) async fn handle(call: Call, body: RequestBody) -> Result<Response<Bod
         _ => {
             let known = call.api.documents.iter().find(|(p, ..)| *p == path);
             return Ok(match known {
-                Some((_, media_type, data)) => respond::answer(200, media_type, data.clone()),
+                Some((_, media_type, data)) => {
+                    let mut response = respond::answer(200, media_type, data.clone());
+                    // Who verifies tokens elsewhere may keep them for an hour, as upstream says.
+                    let kept = HeaderValue::from_static("public, max-age=3600");
+                    response.headers_mut().insert(header::CACHE_CONTROL, kept);
+                    response
+                }
                 None => respond::text(404, "404 page not found\n"),
             });
         }
     };
     match found {
         Some(found) => {
+            negotiate::check_accept(call.header("accept"), false, negotiate::ROUTE)?;
             let wanted = call.wanted(Offer::Plain)?;
             call.send_object(200, &wanted, &found).await
         }
-        None => Ok(respond::text(404, "404 page not found\n")),
+        None => verbs::nowhere(&catalog, group_of(&parts)),
+    }
+}
+
+/// Refuses methods other than GET, where there is nothing else: in the words of a router for the
+/// documents that have routes, and as for an unknown path elsewhere. The lists of paths and groups
+/// answer to any method.
+fn check_route(call: &Call, parts: &[&str]) -> Option<Result<Response<Body>, ApiError>> {
+    let method = &call.parts.method;
+    if method == Method::GET || matches!(parts, [""] | ["apis"]) {
+        return None;
+    }
+    let catalog = call.api.catalog();
+    let routed = match parts {
+        ["api", version] => discovery::resource_list(&catalog, "", version).is_some(),
+        ["apis", group] => catalog.is_compiled(group),
+        ["apis", group, version] => {
+            catalog.is_compiled(group)
+                && discovery::resource_list(&catalog, group, version).is_some()
+        }
+        ["api"] | ["version"] => true,
+        _ => false,
+    };
+    if routed {
+        return Some(Err(verbs::no_method()));
+    }
+    // What is no route of upstream's serves HEAD as well.
+    (method != Method::HEAD).then(|| verbs::nowhere(&catalog, group_of(parts)))
+}
+
+/// The group of a path of discovery; one that no group has for other paths.
+fn group_of<'a>(parts: &[&'a str]) -> &'a str {
+    match parts {
+        ["api", ..] => "",
+        ["apis", group, ..] => group,
+        _ => "/",
     }
 }
 
@@ -129,7 +172,7 @@ fn aggregated(call: &Call, core: bool) -> Result<Option<Response<Body>>, ApiErro
         let has = |piece: &str| range.split(';').any(|p| p.trim() == piece);
         let json = range.starts_with("application/json");
         if json && has("as=APIGroupDiscoveryList") && has("g=apidiscovery.k8s.io") {
-            return ["v2", "v2beta1"].into_iter().find(|v| has(&format!("v={v}"))).map(Some);
+            return has("v=v2").then_some(Some("v2"));
         }
         (range == "application/json" || range.starts_with("*/*")).then_some(None)
     });

@@ -192,7 +192,7 @@ pub(crate) fn row(custom: Custom) -> Resource {
     let mut subresources = Vec::new();
     if served.is_some_and(|v| v.status) {
         let strategy = Arc::new(strategy::Status(main()));
-        let action = Action::Part { strategy, reset_fields: SPEC };
+        let action = Action::Part { strategy, reset_fields: SPEC, replaced_only: false };
         subresources.push(Subresource { name: "status", action });
     }
     if let Some(scale) = served.and_then(|v| v.scale.as_ref()) {
@@ -225,6 +225,7 @@ pub(crate) fn row(custom: Custom) -> Resource {
         fields: Vec::new(),
         subresources,
         verbs: Verbs::All,
+        warning: served.and_then(|v| v.warning.as_deref()).map(text),
         delete_collection: true,
         custom: Some(custom),
     }

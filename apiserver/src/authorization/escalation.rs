@@ -51,7 +51,11 @@ fn not_found(unresolved: &Unresolved, written: &GroupResource) -> ApiError {
         Unresolved::ClusterRole(name) | Unresolved::Role(name) => {
             ApiError::NotFound { resource: written.clone(), name: name.clone() }
         }
-        Unresolved::Kind(_) => ApiError::Internal(unresolved.to_string()),
+        Unresolved::Nowhere => ApiError::BadRequest(unresolved.to_string()),
+        // Upstream makes no Status of this error.
+        Unresolved::Kind(_) => {
+            ApiError::Other { code: 500, reason: String::new(), message: unresolved.to_string() }
+        }
     }
 }
 
@@ -268,6 +272,18 @@ mod tests {
                 "a",
                 bind("Role", "gone"),
                 r#"rolebindings.rbac.authorization.k8s.io "gone" not found"#.into(),
+            ),
+            (
+                "clusterrolebindings",
+                "",
+                bind("Role", "gone"),
+                "Namespace parameter required.".into(),
+            ),
+            (
+                "rolebindings",
+                "a",
+                bind("Foo", "x"),
+                r#"unsupported role reference kind: "Foo""#.into(),
             ),
             (
                 "clusterroles",

@@ -25,6 +25,9 @@ pub enum Unresolved {
     ClusterRole(String),
     #[error("role.{RBAC_GROUP} {0:?} not found")]
     Role(String),
+    /// A Role that is looked for outside of any namespace.
+    #[error("Namespace parameter required.")]
+    Nowhere,
     #[error("unsupported role reference kind: {0:?}")]
     Kind(String),
 }
@@ -184,6 +187,7 @@ impl Rbac {
         let [cluster_roles, roles, ..] = &self.resources;
         let (resource, namespace, missing) = match object::str_at(role_ref, &["kind"]) {
             "ClusterRole" => (cluster_roles, "", Unresolved::ClusterRole(name.to_owned())),
+            "Role" if namespace.is_empty() => return Err(Unresolved::Nowhere),
             "Role" => (roles, namespace, Unresolved::Role(name.to_owned())),
             kind => return Err(Unresolved::Kind(kind.to_owned())),
         };

@@ -460,8 +460,12 @@ impl Context<'_> {
         namespaced: bool,
     ) -> Map<String, Value> {
         match action {
-            Action::Part { .. } => {
-                self.part(served, name, self.own.clone(), &served.gvk, namespaced)
+            Action::Part { replaced_only, .. } => {
+                let mut at = self.part(served, name, self.own.clone(), &served.gvk, namespaced);
+                if *replaced_only {
+                    at.retain(|verb, _| verb != "get" && verb != "patch");
+                }
+                at
             }
             Action::Scale { .. } => {
                 let scale = GroupVersionKind::new("autoscaling", "v1", "Scale");

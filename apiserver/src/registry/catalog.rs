@@ -166,10 +166,11 @@ impl Served {
         }
     }
 
-    /// 422 for an object.
+    /// 422 for an object. Of the groups that serve a kind, it names the one that the kind is stored
+    /// in.
     pub fn invalid(&self, name: &str, errors: apimachinery::field::ErrorList) -> ApiError {
         ApiError::Invalid {
-            group: self.gvk.group.clone(),
+            group: self.row.storage.version.0.to_string(),
             kind: self.gvk.kind.clone(),
             name: name.to_owned(),
             errors,
@@ -343,6 +344,7 @@ fn to_json(object: &Value) -> Result<Bytes, DecodeError> {
 /// Verbs of a subresource as discovery lists them.
 pub fn subresource_verbs(action: &Action) -> &'static [&'static str] {
     match action {
+        Action::Part { replaced_only: true, .. } => &["update"],
         Action::Part { .. } | Action::Scale { .. } => &["get", "patch", "update"],
         Action::Post { .. } => &["create"],
         Action::Connect(super::Connect::Log) => &["get"],
@@ -488,6 +490,11 @@ impl Catalog {
             }
         }
         all
+    }
+
+    /// Whether a group has kinds that are compiled in.
+    pub fn is_compiled(&self, group: &str) -> bool {
+        self.rows.iter().any(|s| *s.row.group == *group && s.row.custom.is_none())
     }
 
     /// Groups with their versions, the preferred one first, in upstream's order.

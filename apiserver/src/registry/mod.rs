@@ -44,6 +44,8 @@ pub struct Resource {
     pub fields: Vec<SelectableField>,
     pub subresources: Vec<Subresource>,
     pub verbs: Verbs,
+    /// What every request for it is warned of: that it is deprecated.
+    pub warning: Option<Text>,
     /// Whether a whole collection may be deleted.
     pub delete_collection: bool,
 }
@@ -100,6 +102,8 @@ pub enum Action {
         strategy: Arc<dyn Strategy>,
         /// Field paths that server-side apply of this subresource owns nothing of.
         reset_fields: &'static [&'static [&'static str]],
+        /// It can be updated, and neither read nor patched.
+        replaced_only: bool,
     },
     /// `autoscaling/v1` Scale, over these paths in the object.
     Scale {
@@ -121,6 +125,16 @@ pub enum PostHandler {
     Binding,
     Eviction,
     Token,
+}
+
+impl PostHandler {
+    /// Versions that a body may be of beside the one that is served: those that oldest clients send.
+    pub fn accepts_too(self) -> &'static [&'static str] {
+        match self {
+            Self::Eviction => &["policy/v1beta1"],
+            Self::Binding | Self::Token => &[],
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

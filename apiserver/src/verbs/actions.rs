@@ -23,7 +23,7 @@ use crate::gate::Admission;
 use crate::negotiate::Offer;
 use crate::registry::catalog::Served;
 use crate::registry::{Action, PostHandler};
-use crate::respond::{self, Body};
+use crate::respond::Body;
 
 /// Attempts of a change that others overtake.
 pub(super) const ATTEMPTS: usize = 20;
@@ -77,14 +77,16 @@ pub(super) async fn post(
     let input = Input::read(&call, "CreateOptions", false)?;
     let data = input::read_body(body).await?;
     let content_type = call.header("content-type");
-    let read = input::decode(content_type, &data, schema, &gvk, input.validation)?;
+    let also = handler.accepts_too();
+    let read = input::decode(content_type, &data, schema, (&gvk, also), input.validation)?;
     let mut object = read.object;
     apimachinery::codec::apply_defaults(schema, &mut object);
     input::check_namespace(&served, call.namespace(), &mut object)?;
     let Some(action) = call.api.actions.get(handler) else {
         return Err(served.not_allowed("create"));
     };
-    let mut warnings = read.warnings;
+    let mut warnings = call.warnings.collect();
+    warnings.extend(read.warnings);
     let admission = Admission {
         api: &call.api,
         authorized: &call.authorized,
@@ -102,13 +104,12 @@ pub(super) async fn post(
     let posted =
         Posted { call: &call, served: &served, admission, dry_run, warnings: &mut warnings };
     let answer = action.post(posted, object).await?;
-    let mut response = call.send_object(201, &wanted, &answer).await?;
-    respond::warn(response.headers_mut(), &warnings);
-    Ok(response)
+    call.send_object(201, &wanted, &answer).await
 }
 
+/// A Status that answers a create says which code it comes with.
 pub(super) fn success() -> Value {
-    json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success"})
+    json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201})
 }
 
 /// `pods/binding`
@@ -120,19 +121,16 @@ impl PostAction for Bind {
         let Posted { call, served, admission, dry_run, warnings } = posted;
         let name = call.name();
         let bound = object::name(&binding);
-        if !bound.is_empty() && bound != name {
+        if bound != name {
             return Err(ApiError::BadRequest(
                 "name in URL does not match name in Binding object".to_owned(),
             ));
         }
         let errors = binding_errors(&binding);
         if !errors.is_empty() {
-            return Err(ApiError::Invalid {
-                group: String::new(),
-                kind: "Binding".to_owned(),
-                name: name.to_owned(),
-                errors,
-            });
+            // Upstream makes no Status of these errors.
+            let message = apimachinery::field::aggregate(&errors);
+            return Err(ApiError::Other { code: 500, reason: String::new(), message });
         }
         let admitted = admission.admit(binding, None, warnings).await?;
         let key = served.key(call.namespace(), name);

@@ -17,7 +17,7 @@ use crate::gate::Admission;
 use crate::negotiate::Offer;
 use crate::registry::catalog::Served;
 use crate::registry::{Context, Verbs};
-use crate::respond::{self, Body};
+use crate::respond::Body;
 
 /// Names that are made up are tried so often.
 const NAME_ATTEMPTS: usize = 8;
@@ -36,7 +36,8 @@ pub(super) async fn create(
     let wanted = call.wanted(if question { Offer::Plain } else { Offer::Object })?;
     let input = Input::read(&call, "CreateOptions", false)?;
     let read = input::read_object(&call, &served, body, input.validation).await?;
-    let mut warnings = read.warnings;
+    let mut warnings = call.warnings.collect();
+    warnings.extend(read.warnings);
     let mut object = read.object;
     input::check_namespace(&served, call.namespace(), &mut object)?;
     if question {
@@ -47,9 +48,7 @@ pub(super) async fn create(
         .make(object, &mut warnings)
         .await?;
     let shown = super::read::show(&call, &served, &wanted, &made)?;
-    let mut response = call.send(201, &shown.0, shown.1).await;
-    respond::warn(response.headers_mut(), &warnings);
-    Ok(response)
+    Ok(call.send(201, &shown.0, shown.1).await)
 }
 
 /// An object in the making.
@@ -78,10 +77,13 @@ impl New<'_> {
         let mut name = object::name(&object).to_owned();
         for _ in 0..attempts {
             let mut said = Vec::new();
-            let (made, tried) = self.try_make(object.clone(), &mut said).await?;
+            let result = self.try_make(object.clone(), &mut said).await;
+            if !matches!(result, Ok((None, _))) {
+                warnings.append(&mut said);
+            }
+            let (made, tried) = result?;
             name = tried;
             if let Some(made) = made {
-                warnings.extend(said);
                 return Ok(made);
             }
         }

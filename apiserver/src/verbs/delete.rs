@@ -19,7 +19,7 @@ use crate::gate::{Admission, AdmittedDeletion};
 use crate::negotiate::Offer;
 use crate::registry::Strategy;
 use crate::registry::catalog::Served;
-use crate::respond::{self, Body};
+use crate::respond::Body;
 
 const ORPHAN: &str = "orphan";
 const FOREGROUND: &str = "foregroundDeletion";
@@ -47,20 +47,18 @@ pub(super) async fn delete(
     let wanted = call.wanted(Offer::Object)?;
     let data = read_body(body).await?;
     let input = DeleteInput::read(call.header("content-type"), &data, &call.query)?;
-    let mut warnings = Vec::new();
+    let mut warnings = call.warnings.collect();
     let name = call.name();
     let deleted = one(&call, &served, name, call.namespace(), &input, &mut warnings).await?;
     // Upstream: accepted, when dependents were to be waited for.
     let code = if !deleted.gone && input.orphan_dependents == Some(false) { 202 } else { 200 };
     let shows_object = deleted.marked || served.row.strategy.returns_deleted();
-    let mut response = if shows_object {
+    if shows_object {
         let shown = super::read::show(&call, &served, &wanted, &deleted.cached)?;
-        call.send(code, &shown.0, shown.1).await
+        Ok(call.send(code, &shown.0, shown.1).await)
     } else {
-        call.send_object(code, &wanted, &success(&served, &deleted)).await?
-    };
-    respond::warn(response.headers_mut(), &warnings);
-    Ok(response)
+        call.send_object(code, &wanted, &success(&served, &deleted)).await
+    }
 }
 
 fn success(served: &Served, deleted: &Deleted) -> Value {
@@ -112,10 +110,14 @@ async fn one(
         };
         check_preconditions(served, &old, input)?;
         let mut said = Vec::new();
-        let admitted = admission.admit_deletion(&old.object, &mut said).await?;
+        let admitted = admission.admit_deletion(&old.object, &mut said).await;
+        if admitted.is_err() {
+            warnings.append(&mut said);
+        }
+        let admitted = admitted?;
         let step = plan(&*served.row.strategy, &old.object, input, call.api.now());
         if let Some(deleted) = carry_out(call, served, &key, old, step, admitted, input).await? {
-            warnings.extend(said);
+            warnings.append(&mut said);
             return Ok(deleted);
         }
     }
@@ -332,20 +334,24 @@ pub(super) async fn delete_collection(
         deletions.push(deletion);
     }
     let results: Vec<_> = futures::stream::iter(deletions).buffered(AT_ONCE).collect().await;
-    let (mut items, mut warnings) = (Vec::new(), Vec::new());
+    let (mut items, mut warnings) = (Vec::new(), call.warnings.collect());
     for result in results {
         if let Some((cached, said)) = result? {
             warnings.extend(said);
-            items.push(served.decode(&cached).map_err(|e| super::unreadable(&e))?);
+            let mut item = served.decode(&cached).map_err(|e| super::unreadable(&e))?;
+            // As in every list of a compiled kind.
+            if served.row.custom.is_none() {
+                object::remove(&mut item, &["apiVersion"]);
+                object::remove(&mut item, &["kind"]);
+            }
+            items.push(item);
         }
     }
     let list = json!({
         "kind": served.list_kind, "apiVersion": served.api_version,
         "metadata": {"resourceVersion": page.revision.to_string()}, "items": items,
     });
-    let mut response = call.send_object(200, &wanted, &list).await?;
-    respond::warn(response.headers_mut(), &warnings);
-    Ok(response)
+    call.send_object(200, &wanted, &list).await
 }
 
 #[cfg(test)]

@@ -67,7 +67,7 @@ impl Input {
             "Strict" => FieldValidation::Strict,
             other => {
                 let path = Path::new("fieldValidation");
-                let valid = ["Ignore", "Strict", "Warn"];
+                let valid = ["", "Ignore", "Strict", "Warn"];
                 errors.push(FieldError::not_supported(&path, other, &valid));
                 FieldValidation::Warn
             }
@@ -148,7 +148,8 @@ pub(super) struct Body {
     pub warnings: Vec<String>,
 }
 
-/// Decodes an object of a kind out of a body.
+/// Decodes an object of a kind out of a body. `also`: further versions that it may be of, which
+/// have the same fields.
 ///
 /// # Errors
 /// 415 for an unknown Content-Type; 400 for what is not an object of the kind.
@@ -156,7 +157,7 @@ pub(super) fn decode(
     content_type: &str,
     data: &[u8],
     schema: Schema<'_>,
-    gvk: &GroupVersionKind,
+    (gvk, also): (&GroupVersionKind, &[&str]),
     validation: FieldValidation,
 ) -> Result<Body, ApiError> {
     let encoding = negotiate::body_encoding(content_type)?;
@@ -176,7 +177,19 @@ pub(super) fn decode(
         ))
     };
     let expected = gvk.api_version();
-    if !api_version.is_empty() && *api_version != expected {
+    if api_version.matches('/').count() > 1 {
+        let why = format!("unexpected GroupVersion string: {api_version}");
+        return Err(unrecognized(&gvk.kind, data, &why));
+    }
+    let named = if api_version.is_empty() { &expected } else { api_version };
+    let known = GroupVersionKind::from_api_version(named, shown_kind);
+    if known != *gvk && schema.registry.kind(&known).is_none() {
+        return Err(cannot(format!(
+            "no kind {shown_kind:?} is registered for version {named:?} in scheme \"{SCHEME}\""
+        )));
+    }
+    if !api_version.is_empty() && *api_version != expected && !also.contains(&api_version.as_str())
+    {
         return Err(ApiError::BadRequest(format!(
             "the API version in the data ({api_version}) does not match the expected API version ({expected})"
         )));
@@ -189,11 +202,34 @@ pub(super) fn decode(
         )));
     }
     let Decoded { mut object, warnings } = result.map_err(|error| match error {
+        DecodeError::Unread(_) => unrecognized(&gvk.kind, data, &error.to_string()),
         DecodeError::Malformed(_) | DecodeError::Strict(_) => cannot(error.to_string()),
     })?;
     object::set(&mut object, &["apiVersion"], expected);
     object::set(&mut object, &["kind"], gvk.kind.as_str());
     Ok(Body { object, warnings })
+}
+
+/// Where upstream's scheme of compiled kinds says that it was made.
+const SCHEME: &str = "pkg/runtime/scheme.go:111";
+
+/// 400 for a body of which it cannot be told what it is; its beginning is shown, as text if it
+/// looks like JSON.
+fn unrecognized(kind: &str, data: &[u8], why: &str) -> ApiError {
+    let shown = match data {
+        [] => "<empty>".to_owned(),
+        _ => {
+            let begin = data.get(..30).unwrap_or(data);
+            let text = match begin.first() {
+                Some(b'{') => String::from_utf8_lossy(begin).into_owned(),
+                _ => crate::discovery::hex(begin),
+            };
+            if data.len() > 30 { format!("{text} ...") } else { text }
+        }
+    };
+    ApiError::BadRequest(format!(
+        "the object provided is unrecognized (must be of type {kind}): {why} ({shown})"
+    ))
 }
 
 type Found = (String, String);
@@ -203,7 +239,7 @@ fn decode_protobuf(data: &[u8], schema: Schema<'_>) -> (Found, Result<Decoded, D
         Ok(Some(envelope)) => envelope,
         Ok(None) => {
             let text = "provided data does not appear to be a protobuf message, expected prefix [107 56 115 0]";
-            return (Found::default(), Err(DecodeError::Malformed(text.to_owned())));
+            return (Found::default(), Err(DecodeError::Unread(text.to_owned())));
         }
         Err(error) => return (Found::default(), Err(error)),
     };
@@ -249,7 +285,9 @@ pub(super) async fn read_object(
     let content_type = call.header("content-type");
     let mut read = match (&served.row.custom, served.schema()) {
         (Some(custom), _) => decode_custom(content_type, &data, custom, served, validation)?,
-        (None, Some(schema)) => decode(content_type, &data, schema, &served.gvk, validation)?,
+        (None, Some(schema)) => {
+            decode(content_type, &data, schema, (&served.gvk, &[]), validation)?
+        }
         (None, None) => return Err(served.not_allowed("create")),
     };
     served.apply_defaults(&mut read.object);
@@ -273,23 +311,7 @@ fn decode_custom(
             });
         }
     };
-    let unrecognized = |why: String| {
-        let shown = match data {
-            [] => "<empty>".to_owned(),
-            _ => {
-                let begin = data.get(..30).unwrap_or(data);
-                let text = match begin.first() {
-                    Some(b'{') => String::from_utf8_lossy(begin).into_owned(),
-                    _ => crate::discovery::hex(begin),
-                };
-                if data.len() > 30 { format!("{text} ...") } else { text }
-            }
-        };
-        ApiError::BadRequest(format!(
-            "the object provided is unrecognized (must be of type {}): {why} ({shown})",
-            served.gvk.kind
-        ))
-    };
+    let unrecognized = |why: String| unrecognized(&served.gvk.kind, data, &why);
     let cannot = |kind: &str, api_version: &str, why: String| {
         let (_, version) = split_api_version(api_version);
         ApiError::BadRequest(format!(
@@ -304,6 +326,10 @@ fn decode_custom(
                 Value::Array(_) => "array",
                 Value::String(_) => "string",
                 Value::Bool(_) => "bool",
+                // Upstream finds no fields in a null.
+                Value::Null => {
+                    return Err(unrecognized("Object 'Kind' is missing in 'null'".to_owned()));
+                }
                 _ => "number",
             };
             return Err(unrecognized(format!(
@@ -382,7 +408,7 @@ impl DeleteInput {
     /// 400 for what cannot be read, 422 for values that do not exist.
     pub(super) fn read(content_type: &str, data: &[u8], query: &Query) -> Result<Self, ApiError> {
         let mut options = if data.iter().all(u8::is_ascii_whitespace) {
-            from_query(query)
+            from_query(query)?
         } else {
             from_body(content_type, data)?
         };
@@ -407,7 +433,7 @@ impl DeleteInput {
         if let Some(found) = &read.propagation
             && !matches!(found.as_str(), "Foreground" | "Background" | "Orphan")
         {
-            let valid = ["Background", "Foreground", "Orphan", "nil"];
+            let valid = ["Foreground", "Background", "Orphan", "nil"];
             errors.push(FieldError::not_supported(&policy, found.as_str(), &valid));
         }
         if read.propagation.is_some() && read.orphan_dependents.is_some() {
@@ -418,9 +444,9 @@ impl DeleteInput {
     }
 }
 
-fn from_query(query: &Query) -> Value {
+fn from_query(query: &Query) -> Result<Value, ApiError> {
     let mut options = json!({});
-    if let Some(seconds) = query.get("gracePeriodSeconds").and_then(|t| t.parse::<i64>().ok()) {
+    if let Some(seconds) = query.integer("gracePeriodSeconds")? {
         options["gracePeriodSeconds"] = seconds.into();
     }
     if let Some(orphan) = query.get("orphanDependents") {
@@ -433,7 +459,7 @@ fn from_query(query: &Query) -> Value {
     if !dry.is_empty() {
         options["dryRun"] = json!(dry);
     }
-    options
+    Ok(options)
 }
 
 fn from_body(content_type: &str, data: &[u8]) -> Result<Value, ApiError> {
@@ -475,7 +501,88 @@ mod tests {
         let body = br#"{"kind":"DeleteOptions","apiVersion":"v1","preconditions":{"uid":"u"}}"#;
         let read = DeleteInput::read("application/json", body, &query).expect("options");
         assert_eq!((read.grace, read.uid.as_deref()), (None, Some("u")));
-        let wrong = DeleteInput::read("", b"", &Query::parse("propagationPolicy=Foo"));
-        assert_eq!(wrong.map_err(|e| e.code()).map(|_| ()), Err(422));
+        for (query, code) in [("propagationPolicy=Foo", 422), ("gracePeriodSeconds=x", 400)] {
+            let wrong = DeleteInput::read("", b"", &Query::parse(query));
+            assert_eq!(wrong.map_err(|e| e.code()).map(|_| ()), Err(code), "{query}");
+        }
+    }
+
+    #[test]
+    fn some_bodies_may_be_of_an_older_version() {
+        let gvk = GroupVersionKind::new("policy", "v1", "Eviction");
+        let registry = apimachinery::schema::Registry::builtin();
+        let schema = Schema { registry, message: registry.kind(&gvk).expect("a kind") };
+        let body = br#"{"apiVersion":"policy/v1beta1","kind":"Eviction","metadata":{"name":"p"}}"#;
+        let cases: [(&[&str], Option<&str>); 2] =
+            [(&["policy/v1beta1"], Some("policy/v1")), (&[], None)];
+        for (also, want) in cases {
+            let got = decode("", body, schema, (&gvk, also), FieldValidation::Strict);
+            let version = got.ok().map(|b| object::str_at(&b.object, &["apiVersion"]).to_owned());
+            assert_eq!(version.as_deref(), want);
+        }
+    }
+
+    #[test]
+    fn bodies_are_refused_in_upstreams_words() {
+        const TYPE: &str = "Go value of type struct { APIVersion string \"json:\\\"apiVersion,omitempty\\\"\"; Kind string \"json:\\\"kind,omitempty\\\"\" }";
+        let gvk = GroupVersionKind::new("", "v1", "ConfigMap");
+        let registry = apimachinery::schema::Registry::builtin();
+        let schema = Schema { registry, message: registry.kind(&gvk).expect("a kind") };
+        let unrecognized = "the object provided is unrecognized (must be of type ConfigMap): ";
+        let cannot = "in version \"v1\" cannot be handled as a ConfigMap: ";
+        let cases = [
+            (
+                "",
+                format!(
+                    "{unrecognized}couldn't get version/kind; json parse error: unexpected end of JSON input (<empty>)"
+                ),
+            ),
+            (
+                "7",
+                format!(
+                    "{unrecognized}couldn't get version/kind; json parse error: json: cannot unmarshal number into {TYPE} (37)"
+                ),
+            ),
+            (
+                r#"{"apiVersion":"a/b/c","kind":"ConfigMap"}"#,
+                format!(
+                    r#"{unrecognized}unexpected GroupVersion string: a/b/c ({{"apiVersion":"a/b/c","kind":" ...)"#
+                ),
+            ),
+            (
+                r#"{"apiVersion":"v1","kind":"Foo"}"#,
+                format!(
+                    r#"Foo {cannot}no kind "Foo" is registered for version "v1" in scheme "pkg/runtime/scheme.go:111""#
+                ),
+            ),
+            (
+                r#"{"apiVersion":"apps/v1"}"#,
+                format!(
+                    r#"ConfigMap {cannot}no kind "ConfigMap" is registered for version "apps/v1" in scheme "pkg/runtime/scheme.go:111""#
+                ),
+            ),
+            (
+                r#"{"apiVersion":"v1","kind":"Secret"}"#,
+                format!(
+                    "Secret {cannot}converting (v1.Secret) to (core.ConfigMap): unknown conversion"
+                ),
+            ),
+            (
+                r#"{"data":{"a":1}}"#,
+                format!(
+                    "ConfigMap {cannot}json: cannot unmarshal number into Go struct field ConfigMap.data of type string"
+                ),
+            ),
+        ];
+        for (body, want) in cases {
+            let got = decode(
+                "application/json",
+                body.as_bytes(),
+                schema,
+                (&gvk, &[]),
+                FieldValidation::Warn,
+            );
+            assert_eq!(got.map(|_| ()).map_err(|e| e.message()), Err(want), "{body}");
+        }
     }
 }

@@ -76,6 +76,7 @@ impl ListOptions {
     /// # Errors
     /// 400 and 422 as upstream.
     pub(super) fn read(query: &Query) -> Result<Self, ApiError> {
+        let (limit, _) = read_numbers(query)?;
         let mut errors = ErrorList::new();
         let version_text = query.text("resourceVersion");
         let wanted = query.text("resourceVersionMatch");
@@ -108,8 +109,8 @@ impl ListOptions {
         if !errors.is_empty() {
             return Err(invalid_options("ListOptions", errors));
         }
-        let limit = read_limit(query)?;
-        let version = parse_version(version_text)?;
+        let version = parse_version(version_text)
+            .map_err(|e| ApiError::BadRequest(format!("invalid resource version: {e}")))?;
         let token = query.text("continue");
         if !token.is_empty() {
             if version.is_some_and(|v| v != 0) {
@@ -138,16 +139,11 @@ impl ListOptions {
     }
 }
 
-fn read_limit(query: &Query) -> Result<usize, ApiError> {
-    match query.text("limit") {
-        "" => Ok(0),
-        text => match text.parse::<i64>() {
-            Ok(limit) => Ok(usize::try_from(limit).unwrap_or(0)),
-            Err(_) => Err(ApiError::BadRequest(format!(
-                "strconv.ParseInt: parsing {text:?}: invalid syntax"
-            ))),
-        },
-    }
+/// The numbers among the options, of which lists and watches each use one.
+fn read_numbers(query: &Query) -> Result<(usize, Option<i64>), ApiError> {
+    let timeout = query.integer("timeoutSeconds")?;
+    let limit = query.integer("limit")?.unwrap_or(0);
+    Ok((usize::try_from(limit).unwrap_or(0), timeout))
 }
 
 /// Where a watch begins.
@@ -176,6 +172,7 @@ impl WatchOptions {
     /// # Errors
     /// 400 and 422 as upstream.
     pub(super) fn read(query: &Query) -> Result<Self, ApiError> {
+        let (_, timeout) = read_numbers(query)?;
         let wanted = query.text("resourceVersionMatch");
         let initial = query.get("sendInitialEvents").map(crate::request::truthy);
         let path = Path::new("resourceVersionMatch");
@@ -215,12 +212,7 @@ impl WatchOptions {
             _ => WatchStart::State(Freshness::Any),
         };
         let bookmarks = query.flag("allowWatchBookmarks");
-        let timeout = match query.text("timeoutSeconds") {
-            "" => None,
-            text => Some(text.parse().map_err(|_| {
-                ApiError::BadRequest(format!("strconv.ParseInt: parsing {text:?}: invalid syntax"))
-            })?),
-        };
+        let timeout = timeout.and_then(|seconds| u64::try_from(seconds).ok());
         let initial_events_end = initial == Some(true) && bookmarks;
         Ok(Self { start, bookmarks, initial_events_end, timeout: timeout.filter(|t| *t > 0) })
     }
@@ -252,8 +244,10 @@ mod tests {
             ("resourceVersion=1&resourceVersionMatch=Foo", 422),
             ("resourceVersion=0&resourceVersionMatch=Exact", 422),
             ("sendInitialEvents=true", 422),
-            ("resourceVersion=x", 422),
+            ("resourceVersion=x", 400),
             ("limit=x", 400),
+            ("limit=", 400),
+            ("timeoutSeconds=x", 400),
             ("continue=x", 400),
         ] {
             let got = ListOptions::read(&Query::parse(query));
@@ -299,7 +293,11 @@ mod tests {
             let got = WatchOptions::read(&Query::parse(query)).map(|o| o.start);
             assert_eq!(got, Ok(start), "{query}");
         }
-        let wrong = WatchOptions::read(&Query::parse("sendInitialEvents=true"));
-        assert_eq!(wrong.map_err(|e| e.code()), Err(422));
+        for (query, code) in
+            [("sendInitialEvents=true", 422), ("limit=x", 400), ("resourceVersion=x", 500)]
+        {
+            let wrong = WatchOptions::read(&Query::parse(query));
+            assert_eq!(wrong.map_err(|e| e.code()), Err(code), "{query}");
+        }
     }
 }

@@ -33,9 +33,10 @@ use crate::api::Api;
 use crate::gate::Authorized;
 use crate::negotiate::{self, Offer, Wanted};
 use crate::query::Query;
-use crate::registry::catalog::Served;
+use crate::registry::catalog::{Catalog, Served};
 use crate::registry::{Action, Verbs};
 use crate::respond::{self, Body, BodyError};
+use crate::warnings::Warnings;
 
 /// The body of a request.
 pub type RequestBody = UnsyncBoxBody<Bytes, BodyError>;
@@ -46,6 +47,7 @@ pub struct Call {
     pub parts: Parts,
     pub query: Query,
     pub authorized: Authorized,
+    pub warnings: Warnings,
 }
 
 impl Call {
@@ -104,13 +106,35 @@ pub fn wanted(headers: &HeaderMap, query: &Query, offer: Offer) -> Result<Wanted
     negotiate::choose(&accept.join(","), header(headers, "user-agent"), query.get("pretty"), offer)
 }
 
+/// How a client gets an error: as its Accept header says, and when that allows nothing that
+/// errors come in, as JSON for people (upstream: `ErrorNegotiated`, `WriteRawJSON`).
+pub(crate) fn wanted_of_errors(headers: &HeaderMap, query: &Query) -> Wanted {
+    wanted(headers, query, Offer::Plain).unwrap_or(Wanted {
+        encoding: negotiate::Encoding::Json,
+        shape: negotiate::Shape::Itself,
+        pretty: true,
+    })
+}
+
 /// Stored bytes that cannot be read.
 pub(crate) fn unreadable(error: &DecodeError) -> ApiError {
     ApiError::Internal(format!("unable to decode an object of the store: {error}"))
 }
 
+/// A path that nothing serves. Among the groups that are compiled in a router answers, elsewhere
+/// a plain handler.
+///
+/// # Errors
+/// 404, where it comes as a `Status`.
+pub(crate) fn nowhere(catalog: &Catalog, group: &str) -> Result<Response<Body>, ApiError> {
+    if catalog.is_compiled(group) {
+        return Err(ApiError::NoSuchPath);
+    }
+    Ok(respond::text(404, "404 page not found\n"))
+}
+
 /// The method does not fit the path.
-fn no_method() -> ApiError {
+pub(crate) fn no_method() -> ApiError {
     ApiError::MethodNotAllowed {
         resource: apimachinery::gvk::GroupResource::new("", ""),
         verb: String::new(),
@@ -137,7 +161,7 @@ pub async fn handle(call: Call, body: RequestBody) -> Result<Response<Body>, Api
     let catalog = call.api.catalog();
     let found = catalog.find(&info.group, &info.version, &info.resource);
     let Some(served) = found.filter(|s| s.fits_path(&info.namespace)).cloned() else {
-        return Ok(respond::text(404, "404 page not found\n"));
+        return nowhere(&catalog, &info.group);
     };
     handle_row(call, served, body).await
 }
@@ -151,8 +175,13 @@ pub(crate) async fn handle_row(
     served: Arc<Served>,
     body: RequestBody,
 ) -> Result<Response<Body>, ApiError> {
-    let Some(custom) = &served.row.custom else { return verb(call, served, body).await };
-    let warning = custom.version().and_then(|v| v.warning.clone());
+    if let Some(warning) = &served.row.warning {
+        call.warnings.push(warning.to_string());
+    }
+    if served.row.custom.is_none() {
+        check_route(&call, &served)?;
+        return verb(call, served, body).await;
+    }
     let info = call.authorized.info();
     if info.subresource != "scale" && !without_protobuf(&mut call.parts.headers) {
         let deletes = call.authorized.info().verb.starts_with("delete");
@@ -160,11 +189,22 @@ pub(crate) async fn handle_row(
             return Err(read::no_protobuf());
         }
     }
-    let mut response = verb(call, served, body).await?;
-    if let Some(warning) = warning {
-        respond::warn(response.headers_mut(), &[warning]);
+    verb(call, served, body).await
+}
+
+/// What upstream's router sees to before a handler of a compiled kind: it has no HEAD, and the
+/// client must accept some media type of the route, whatever its parameters.
+fn check_route(call: &Call, served: &Served) -> Result<(), ApiError> {
+    let info = call.authorized.info();
+    let action = served.subresource(&info.subresource).map(|s| &s.action);
+    if matches!(action, Some(Action::Connect(_))) {
+        return Ok(());
     }
-    Ok(response)
+    if call.parts.method == http::Method::HEAD {
+        return Err(no_method());
+    }
+    let streams = matches!(info.verb.as_str(), "list" | "watch" | "deletecollection");
+    negotiate::check_accept(call.header("accept"), streams, negotiate::ROUTE)
 }
 
 /// Custom resources have no protobuf: takes it out of what a client accepts. False: it accepts
@@ -203,16 +243,17 @@ async fn verb(
     if served.row.namespaced && served.row.plural != "namespaces" && info.namespace.is_empty() {
         let everywhere = matches!(info.verb.as_str(), "list" | "watch") && !on_object;
         if !everywhere {
-            // A custom resource has no such path, where others have no such method.
-            return if on_object || served.row.custom.is_some() {
-                Ok(respond::text(404, "404 page not found\n"))
-            } else {
-                Err(no_method())
+            // A custom resource has no such path, where others may have no such method.
+            return match (&served.row.custom, served.row.verbs) {
+                (Some(_), _) => Ok(respond::text(404, "404 page not found\n")),
+                (None, Verbs::All) if !on_object => Err(no_method()),
+                (None, _) => Err(ApiError::NoSuchPath),
             };
         }
     }
     match (served.row.verbs, info.verb.as_str(), on_object) {
         (_, "create", false) => create::create(call, served, body).await,
+        (Verbs::CreateOnly, _, true) => Err(ApiError::NoSuchPath),
         (Verbs::CreateOnly, ..) => Err(no_method()),
         (_, "get", true) => read::get(call, served).await,
         (_, "list", false) => list::list(call, served).await,
@@ -242,9 +283,10 @@ async fn subresource(
         if served.row.custom.is_some() {
             return Err(served.not_found(&info.name));
         }
-        return Ok(respond::text(404, "404 page not found\n"));
+        return Err(ApiError::NoSuchPath);
     };
     match (&sub.action, info.verb.as_str()) {
+        (Action::Part { replaced_only: true, .. }, verb) if verb != "update" => Err(no_method()),
         (Action::Part { .. }, "get") => read::get(call, served).await,
         (Action::Part { .. }, "update") => update::update(call, served, body).await,
         (Action::Part { .. }, "patch") => patch::patch(call, served, body).await,

@@ -17,7 +17,7 @@ use crate::api::rfc3339;
 use crate::apiextensions::Custom;
 use crate::negotiate::Offer;
 use crate::registry::catalog::Served;
-use crate::respond::{self, Body};
+use crate::respond::Body;
 
 /// Upstream gives a patch up after so many conflicts.
 const ATTEMPTS: usize = 6;
@@ -32,17 +32,18 @@ pub(super) enum PatchType {
 }
 
 impl PatchType {
-    /// 415 that names the types there are: without a compiled schema nothing merges strategically.
+    /// 415. Compiled kinds have a route for the four types; a custom resource's handler names those
+    /// that it has, without the one that needs a compiled schema.
     fn unknown(is_custom: bool) -> ApiError {
+        if !is_custom {
+            return ApiError::UnroutedMediaType;
+        }
         let all = [
             "application/json-patch+json",
             "application/merge-patch+json",
             "application/apply-patch+yaml",
-            "application/strategic-merge-patch+json",
         ];
-        let count = if is_custom { 3 } else { 4 };
-        let accepted = all.into_iter().take(count).map(str::to_owned).collect();
-        ApiError::UnsupportedMediaType { accepted }
+        ApiError::UnsupportedMediaType { accepted: all.map(str::to_owned).to_vec() }
     }
 
     /// # Errors
@@ -74,7 +75,8 @@ pub(super) async fn patch(
     let input = Input::read(&call, "PatchOptions", is_apply)?;
     let data = super::input::read_body(body).await?;
     let patch = Patch::parse(patch_type, data, Form::of(&served), input.validation)?;
-    let mut warnings = patch.warnings.clone();
+    let mut warnings = call.warnings.collect();
+    warnings.extend(patch.warnings.iter().cloned());
     let update = Update::of(&call, &served, &input, is_apply);
     let now = rfc3339(call.api.now());
     let change = |old: Option<&Value>, said: &mut Vec<String>| {
@@ -91,9 +93,7 @@ pub(super) async fn patch(
     let (stored, created) = update.run(ATTEMPTS, &mut warnings, change).await?;
     let shown = super::read::show(&call, &served, &wanted, &stored)?;
     let code = if created { 201 } else { 200 };
-    let mut response = call.send(code, &shown.0, shown.1).await;
-    respond::warn(response.headers_mut(), &warnings);
-    Ok(response)
+    Ok(call.send(code, &shown.0, shown.1).await)
 }
 
 fn check_identity(call: &Call, new: &Value) -> Result<(), ApiError> {
@@ -256,6 +256,14 @@ fn apply_config(
 ) -> Result<Value, ApiError> {
     let (call, served, input) = (update.call, update.served, update.input);
     let mut config = patch.value.clone();
+    if object::str_at(&config, &["kind"]).is_empty() {
+        let (group, version) = (&served.gvk.group, &served.gvk.version);
+        return Err(ApiError::BadRequest(format!("invalid object type: {group}/{version}, Kind=")));
+    }
+    // Where there is an object, it has a name.
+    if live.is_none() {
+        super::update::check_name(call, &config)?;
+    }
     let name = object::name(&config);
     if !name.is_empty() && name != call.name() {
         return super::update::check_name(call, &config).map(|()| config);

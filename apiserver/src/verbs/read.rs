@@ -56,16 +56,10 @@ pub(super) fn parse_version(text: &str) -> Result<Option<u64>, ApiError> {
             "invalid syntax"
         };
         let message = format!("strconv.ParseUint: parsing {text:?}: {why}");
-        ApiError::Invalid {
-            group: String::new(),
-            kind: String::new(),
-            name: String::new(),
-            errors: vec![apimachinery::field::FieldError::invalid(
-                &apimachinery::field::Path::new("resourceVersion"),
-                text,
-                message,
-            )],
-        }
+        let path = apimachinery::field::Path::new("resourceVersion");
+        let message = apimachinery::field::FieldError::invalid(&path, text, message).to_string();
+        // Upstream makes no Status of this error.
+        ApiError::Other { code: 500, reason: String::new(), message }
     })
 }
 

@@ -44,13 +44,19 @@ pub(super) async fn answer(
         options: &options,
         dry_run: false,
     };
-    let mut warnings = Vec::new();
+    let mut warnings = call.warnings.collect();
     admission.mutate(&mut object, None, &mut warnings).await?;
     let context = Context { now: api.now(), reader: &*api.caches };
     served.row.strategy.prepare_for_create(&context, &mut object);
     let errors: ErrorList = served.row.strategy.validate(&context, &object);
     if !errors.is_empty() {
-        return Err(served.invalid("", errors));
+        // Upstream leaves the kind out.
+        return Err(ApiError::Invalid {
+            group: served.gvk.group.clone(),
+            kind: String::new(),
+            name: String::new(),
+            errors,
+        });
     }
     let object = admission.admit(object, None, &mut warnings).await?.into_object();
     let Some(answerer) = api.answerers.get(&served.gvk) else {

@@ -19,7 +19,7 @@ use super::{Call, RequestBody, write};
 use crate::negotiate::Offer;
 use crate::registry::Action;
 use crate::registry::catalog::Served;
-use crate::respond::{self, Body};
+use crate::respond::Body;
 
 /// Attempts of a change that others overtake.
 const ATTEMPTS: usize = 6;
@@ -115,7 +115,7 @@ pub(super) async fn update(
     let input = Input::read(&call, "UpdateOptions", false)?;
     let data = input::read_body(body).await?;
     let content_type = call.header("content-type");
-    let read = input::decode(content_type, &data, schema()?, &gvk(), input.validation)?;
+    let read = input::decode(content_type, &data, schema()?, (&gvk(), &[]), input.validation)?;
     super::update::check_name(&call, &read.object)?;
     let warnings = read.warnings;
     let scale = read.object;
@@ -153,10 +153,12 @@ async fn run(
     call: Call,
     served: Arc<Served>,
     input: Input,
-    mut warnings: Vec<String>,
+    said: Vec<String>,
     change: impl Fn(&Value, &mut Vec<String>) -> Result<Value, ApiError>,
 ) -> Result<Response<Body>, ApiError> {
     let wanted = call.wanted(Offer::Plain)?;
+    let mut warnings = call.warnings.collect();
+    warnings.extend(said);
     let paths = paths(&served)?;
     let kind = gvk();
     let strategy = &*served.row.strategy;
@@ -177,9 +179,7 @@ async fn run(
     };
     let (stored, _) = update.run(ATTEMPTS, &mut warnings, scaled).await?;
     let stored = served.decode(&stored).map_err(|e| super::unreadable(&e))?;
-    let mut response = call.send_object(200, &wanted, &scale_of(&paths, &stored)).await?;
-    respond::warn(response.headers_mut(), &warnings);
-    Ok(response)
+    call.send_object(200, &wanted, &scale_of(&paths, &stored)).await
 }
 
 /// The object with the replicas of a Scale.

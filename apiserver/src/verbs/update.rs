@@ -21,7 +21,7 @@ use crate::gate::{Admission, Admitted};
 use crate::negotiate::Offer;
 use crate::registry::catalog::Served;
 use crate::registry::{Action, Context, Strategy};
-use crate::respond::{self, Body};
+use crate::respond::Body;
 
 /// Attempts of a change that others overtake.
 const ATTEMPTS: usize = 10;
@@ -34,16 +34,15 @@ pub(super) async fn update(
     let wanted = call.wanted(Offer::Object)?;
     let input = Input::read(&call, "UpdateOptions", false)?;
     let read = input::read_object(&call, &served, body, input.validation).await?;
-    let mut warnings = read.warnings;
+    let mut warnings = call.warnings.collect();
+    warnings.extend(read.warnings);
     check_name(&call, &read.object)?;
     let sent = read.object;
     let update = Update::of(&call, &served, &input, false);
     let (stored, created) = update.run(ATTEMPTS, &mut warnings, |_, _| Ok(sent.clone())).await?;
     let shown = super::read::show(&call, &served, &wanted, &stored)?;
     let code = if created { 201 } else { 200 };
-    let mut response = call.send(code, &shown.0, shown.1).await;
-    respond::warn(response.headers_mut(), &warnings);
-    Ok(response)
+    Ok(call.send(code, &shown.0, shown.1).await)
 }
 
 /// The names in an object must be those of the path.
@@ -92,7 +91,7 @@ impl<'a> Update<'a> {
     ) -> Self {
         let subresource = call.authorized.info().subresource.as_str();
         let (strategy, reset) = match served.subresource(subresource).map(|s| &s.action) {
-            Some(Action::Part { strategy, reset_fields }) => (&**strategy, *reset_fields),
+            Some(Action::Part { strategy, reset_fields, .. }) => (&**strategy, *reset_fields),
             _ => (&*served.row.strategy, served.row.strategy.reset_fields()),
         };
         Self { call, served, input, strategy, subresource, reset, apply, admitted_as: None }
@@ -118,12 +117,17 @@ impl<'a> Update<'a> {
                 if matches!(made, Err(ApiError::AlreadyExists { .. })) {
                     continue;
                 }
-                warnings.extend(said);
+                warnings.append(&mut said);
                 return Ok((made?, true));
             };
-            let new = change(Some(&old.object), &mut said)?;
-            if let Some(stored) = self.change(&key, &old, new, &mut said).await? {
-                warnings.extend(said);
+            let changed = match change(Some(&old.object), &mut said) {
+                Ok(new) => self.change(&key, &old, new, &mut said).await,
+                Err(error) => Err(error),
+            };
+            if !matches!(changed, Ok(None)) {
+                warnings.append(&mut said);
+            }
+            if let Some(stored) = changed? {
                 return Ok((stored, false));
             }
         }
@@ -143,7 +147,7 @@ impl<'a> Update<'a> {
         let mut object = change(None, warnings)?;
         if !object::uid(&object).is_empty() {
             let text = format!(
-                "Precondition failed: UID in precondition: {}, UID in object meta: ",
+                "uid mismatch: the provided object specified uid {}, and no existing object was found",
                 object::uid(&object)
             );
             return Err(served.conflict(call.name(), text));
@@ -240,8 +244,10 @@ impl<'a> Update<'a> {
         input::check_namespace(served, call.namespace(), new)?;
         let (uid, old_uid) = (object::uid(new), object::uid(&old.object));
         if !uid.is_empty() && uid != old_uid {
+            let key = served.key(call.namespace(), name);
             let text = format!(
-                "Precondition failed: UID in precondition: {uid}, UID in object meta: {old_uid}"
+                "StorageError: invalid object, Code: 4, Key: /{}/{key}, ResourceVersion: 0, AdditionalErrorMsg: Precondition failed: UID in precondition: {uid}, UID in object meta: {old_uid}",
+                served.row.storage.prefix
             );
             return Err(served.conflict(name, text));
         }
@@ -264,12 +270,12 @@ impl<'a> Update<'a> {
         match version.parse::<u64>() {
             Ok(version) if version == old.revision => Ok(()),
             Ok(_) => Err(served.conflict(name, write::MODIFIED)),
-            Err(_) => {
-                let path = Path::new("metadata").child("resourceVersion");
-                let text = format!("strconv.ParseUint: parsing {version:?}: invalid syntax");
-                let error = FieldError::invalid(&path, version, text);
-                Err(served.invalid(name, vec![error]))
-            }
+            // Upstream makes no Status of this error.
+            Err(_) => Err(ApiError::Other {
+                code: 500,
+                reason: String::new(),
+                message: format!("strconv.ParseUint: parsing {version:?}: invalid syntax"),
+            }),
         }
     }
 

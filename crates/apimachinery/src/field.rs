@@ -98,6 +98,8 @@ pub struct FieldError {
     pub path: String,
     /// The offending value; shown for the kinds that show one.
     pub value: Option<Value>,
+    /// The value's text, where it is not that of JSON with its fields in alphabetical order.
+    pub shown: Option<String>,
     pub detail: String,
 }
 
@@ -105,7 +107,13 @@ impl FieldError {
     fn new(kind: ErrorKind, path: &Path, value: Option<Value>, detail: impl Into<String>) -> Self {
         // A rule that stands outside of any field has upstream's nil path.
         let path = if path.0.is_empty() { "<nil>" } else { &path.0 };
-        Self { kind, path: path.to_owned(), value, detail: detail.into() }
+        Self { kind, path: path.to_owned(), value, shown: None, detail: detail.into() }
+    }
+
+    /// Shows the value as upstream shows one of a type (see [`crate::schema::shown`]).
+    pub fn of_type(mut self, message: &str) -> Self {
+        self.shown = self.value.as_ref().map(|value| crate::schema::shown(message, value));
+        self
     }
 
     pub fn invalid(path: &Path, value: impl Into<Value>, detail: impl Into<String>) -> Self {
@@ -171,7 +179,10 @@ impl FieldError {
             )
             | (_, None) => String::new(),
             (_, Some(Value::String(s))) => format!(": {}", quote(s)),
-            (_, Some(v)) => format!(": {}", json_as_go(v)),
+            (_, Some(v)) => {
+                let text = self.shown.clone().unwrap_or_else(|| v.to_string());
+                format!(": {}", json_as_go(text))
+            }
         };
         match self.detail.as_str() {
             "" => format!("{}{shown}", self.kind.text()),
@@ -220,8 +231,7 @@ pub fn is_print(c: char) -> bool {
 }
 
 /// JSON as Go's encoder writes it: safe to stand in HTML.
-fn json_as_go(v: &Value) -> String {
-    let text = v.to_string();
+fn json_as_go(text: String) -> String {
     let special = ['<', '>', '&', '\u{2028}', '\u{2029}'];
     if !text.contains(special) {
         return text;

@@ -190,7 +190,8 @@ fn validate_owner_references(meta: &Value, path: &Path) -> ErrorList {
                     "Only one reference can have Controller set to true. Found \"true\" in \
                      references for {first} and {this}"
                 );
-                errors.push(FieldError::invalid(path, references.to_vec(), detail));
+                let error = FieldError::invalid(path, references.to_vec(), detail);
+                errors.push(error.of_type("io.k8s.apimachinery.pkg.apis.meta.v1.OwnerReference"));
             }
             None => controller = Some(this),
         }

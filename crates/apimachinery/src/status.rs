@@ -44,6 +44,10 @@ pub enum ApiError {
         target: String,
         accepted: Vec<String>,
     },
+    /// The client accepts none of a route's media types.
+    NoRepresentation {
+        available: Vec<String>,
+    },
     AlreadyExists {
         resource: GroupResource,
         name: String,
@@ -84,6 +88,8 @@ pub enum ApiError {
     UnsupportedMediaType {
         accepted: Vec<String>,
     },
+    /// No route takes bodies of the request's media type.
+    UnroutedMediaType,
     /// What the limit is: `limit is 3145728`.
     TooLarge(String),
     TooManyRequests {
@@ -126,14 +132,16 @@ impl ApiError {
             Self::Forbidden { .. } | Self::NamespaceTerminating { .. } => 403,
             Self::NotFound { .. } | Self::NoSuchPath => 404,
             Self::MethodNotAllowed { .. } => 405,
-            Self::NotAcceptable { .. } | Self::NotConvertible { .. } => 406,
+            Self::NotAcceptable { .. }
+            | Self::NotConvertible { .. }
+            | Self::NoRepresentation { .. } => 406,
             Self::AlreadyExists { .. }
             | Self::GenerateNameConflict { .. }
             | Self::Conflict { .. }
             | Self::ApplyConflict { .. } => 409,
             Self::Expired { .. } | Self::Gone(_) => 410,
             Self::TooLarge(_) => 413,
-            Self::UnsupportedMediaType { .. } => 415,
+            Self::UnsupportedMediaType { .. } | Self::UnroutedMediaType => 415,
             Self::Invalid { .. } | Self::Unprocessable => 422,
             Self::TooManyRequests { .. } => 429,
             Self::Internal(_) | Self::ServerTimeout { .. } => 500,
@@ -150,13 +158,15 @@ impl ApiError {
             Self::Forbidden { .. } | Self::NamespaceTerminating { .. } => "Forbidden",
             Self::NotFound { .. } | Self::NoSuchPath => "NotFound",
             Self::MethodNotAllowed { .. } => "MethodNotAllowed",
-            Self::NotAcceptable { .. } | Self::NotConvertible { .. } => "NotAcceptable",
+            Self::NotAcceptable { .. }
+            | Self::NotConvertible { .. }
+            | Self::NoRepresentation { .. } => "NotAcceptable",
             Self::AlreadyExists { .. } | Self::GenerateNameConflict { .. } => "AlreadyExists",
             Self::Conflict { .. } | Self::ApplyConflict { .. } => "Conflict",
             Self::Expired { .. } => "Expired",
             Self::Gone(_) => "Gone",
             Self::TooLarge(_) => "RequestEntityTooLarge",
-            Self::UnsupportedMediaType { .. } => "UnsupportedMediaType",
+            Self::UnsupportedMediaType { .. } | Self::UnroutedMediaType => "UnsupportedMediaType",
             Self::Invalid { .. } | Self::Unprocessable => "Invalid",
             Self::TooManyRequests { .. } => "TooManyRequests",
             Self::Internal(_) => "InternalError",
@@ -202,6 +212,11 @@ impl ApiError {
                 "only the following media types are accepted when converting to {target}: {}",
                 accepted.join(", ")
             ),
+            Self::NoRepresentation { available } => format!(
+                "406: Not Acceptable\n\nAvailable representations: {}",
+                available.join(", ")
+            ),
+            Self::UnroutedMediaType => "415: Unsupported Media Type".to_owned(),
             Self::AlreadyExists { resource, name } => {
                 format!("{resource} {} already exists", quote(name))
             }
@@ -263,7 +278,10 @@ impl ApiError {
             Self::ServerTimeout { resource, operation, retry_after_seconds } => {
                 about(resource, operation, *retry_after_seconds)
             }
-            Self::NoSuchPath | Self::Unprocessable => json!({}),
+            Self::NoSuchPath
+            | Self::Unprocessable
+            | Self::NoRepresentation { .. }
+            | Self::UnroutedMediaType => json!({}),
             Self::MethodNotAllowed { resource, .. } => about(resource, "", 0),
             Self::Invalid { group, kind, name, errors } => {
                 let mut d = about(&GroupResource::new(group, kind), name, 0);

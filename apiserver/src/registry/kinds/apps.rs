@@ -43,10 +43,6 @@ pub fn rows(rows: &mut Rows<'_>, deps: &Deps) {
                 .strategy(of(kind))
                 .status(WorkloadStatus(of(kind)))
                 .columns(columns);
-            let row = match kind {
-                Kind::ReplicaSet => row.fields(replicas_field()),
-                _ => row,
-            };
             if scale.is_empty() { row } else { row.scale(scale) }
         });
     }
@@ -267,7 +263,8 @@ impl Workload {
     fn selected_template(&self, errors: &mut ErrorList, spec: &At<'_>, kind: &str, pods_of: &str) {
         selector(errors, &spec.at("selector"), kind);
         let Ok(parsed) = LabelSelector::from_json(Some(spec.at("selector").value())) else {
-            errors.push(spec.at("selector").invalid("invalid label selector"));
+            let error = spec.at("selector").invalid("invalid label selector");
+            errors.push(error.of_type("io.k8s.apimachinery.pkg.apis.meta.v1.LabelSelector"));
             return;
         };
         let template = spec.at("template");
@@ -449,7 +446,10 @@ fn deployment_strategy(errors: &mut ErrorList, at: &At<'_>) {
             }
             at_most_all(errors, &unavailable);
         }
-        _ => errors.push(at.not_supported(&["Recreate", "RollingUpdate"])),
+        _ => errors.push(
+            at.not_supported(&["Recreate", "RollingUpdate"])
+                .of_type("io.k8s.api.apps.v1.DeploymentStrategy"),
+        ),
     }
 }
 
@@ -474,7 +474,10 @@ fn daemon_set_strategy(errors: &mut ErrorList, at: &At<'_>) {
                 _ => {}
             }
         }
-        _ => errors.push(at.not_supported(&["RollingUpdate", "OnDelete"])),
+        _ => errors.push(
+            at.not_supported(&["RollingUpdate", "OnDelete"])
+                .of_type("io.k8s.api.apps.v1.DaemonSetUpdateStrategy"),
+        ),
     }
 }
 
@@ -498,7 +501,10 @@ fn stateful_set_strategy(errors: &mut ErrorList, at: &At<'_>) {
                 at_most_all(errors, &unavailable);
             }
         }
-        _ => errors.push(at.invalid("must be 'RollingUpdate' or 'OnDelete'")),
+        _ => errors.push(
+            at.invalid("must be 'RollingUpdate' or 'OnDelete'")
+                .of_type("io.k8s.api.apps.v1.StatefulSetUpdateStrategy"),
+        ),
     }
 }
 

@@ -21,7 +21,7 @@ pub fn rows(rows: &mut Rows<'_>) {
     rows.add(("", "v1"), ("ConfigMap", "configmaps"), |row| {
         row.short(&["cm"]).strategy(ConfigMaps).columns(named([
             column("Data", "string", "Number of entries.", |o, _| {
-                (count(o.get("data")) + count(o.get("binaryData"))).to_string().into()
+                (count(o.get("data")) + count(o.get("binaryData"))).into()
             }),
             age_column(),
         ]))
@@ -31,9 +31,7 @@ pub fn rows(rows: &mut Rows<'_>) {
             column("Type", "string", "What the secret is for.", |o, _| {
                 object::str_at(o, &["type"]).into()
             }),
-            column("Data", "string", "Number of entries.", |o, _| {
-                count(o.get("data")).to_string().into()
-            }),
+            column("Data", "string", "Number of entries.", |o, _| count(o.get("data")).into()),
             age_column(),
         ]))
     });

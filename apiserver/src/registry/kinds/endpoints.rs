@@ -16,6 +16,9 @@ const PROTOCOLS: [&str; 3] = ["SCTP", "TCP", "UDP"];
 
 pub fn rows(rows: &mut Rows<'_>) {
     rows.add(("", "v1"), ("Endpoints", "endpoints"), |row| {
+        let row = row.deprecated(
+            "v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice",
+        );
         row.prefix("services/endpoints").short(&["ep"]).strategy(Endpoints).columns(named([
             column("Endpoints", "string", "Addresses and ports.", |o, _| subsets_cell(o).into()),
             age_column(),
@@ -60,13 +63,6 @@ impl Strategy for Endpoints {
 
     fn allow_create_on_update(&self) -> bool {
         true
-    }
-
-    fn warnings(&self, _: &Value, _: Option<&Value>) -> Vec<String> {
-        vec![
-            "v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice"
-                .to_owned(),
-        ]
     }
 }
 

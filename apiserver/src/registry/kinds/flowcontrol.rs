@@ -99,7 +99,8 @@ fn schema(errors: &mut ErrorList, name: &str, spec: &At<'_>) {
     let known = ["ByNamespace", "ByUser"];
     if method.is_set() && !known.contains(&method.at("type").str()) {
         let path = method.path().child("type");
-        errors.push(FieldError::not_supported(&path, method.value().clone(), &known));
+        let error = FieldError::not_supported(&path, method.value().clone(), &known);
+        errors.push(error.of_type("io.k8s.api.flowcontrol.v1.FlowDistinguisherMethod"));
     }
     let level = spec.down(&["priorityLevelConfiguration", "name"]);
     match level.str() {

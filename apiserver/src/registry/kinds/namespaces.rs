@@ -24,7 +24,7 @@ pub fn rows(rows: &mut Rows<'_>) {
             .short(&["ns"])
             .strategy(Namespaces)
             .status(Status)
-            .part("finalize", Finalize, STATUS)
+            .replaced_part("finalize", Finalize, STATUS)
             .fields(fields)
             .columns(named([
                 column("Status", "string", "Phase of the namespace.", |n, _| {

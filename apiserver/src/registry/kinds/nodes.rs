@@ -123,7 +123,7 @@ fn taints(errors: &mut ErrorList, root: &At<'_>) {
             pods::taint_effect(errors, &effect);
         }
         if !seen.insert(format!("{}:{}", effect.str(), taint.at("key").str())) {
-            let mut error = taint.duplicate();
+            let mut error = taint.duplicate().of_type("io.k8s.api.core.v1.Taint");
             error.detail = "taints must be unique by key and effect pair".to_owned();
             errors.push(error);
         }

@@ -39,6 +39,11 @@ fn share(budget: &Value, field: &str) -> Value {
 struct Budgets;
 
 impl Strategy for Budgets {
+    /// Upstream has no rule for these names but that of paths.
+    fn validate_name(&self, name: &str, prefix: bool) -> Vec<String> {
+        apimachinery::names::name_is_path_segment(name, prefix)
+    }
+
     fn prepare_for_create(&self, _: &Context<'_>, object: &mut Value) {
         begin(object);
     }

@@ -132,7 +132,8 @@ impl Strategy for Bindings {
         let mut errors = self.validate(context, object);
         let role = At::root(object).at("roleRef");
         if !same(role.value(), &old["roleRef"]) {
-            errors.push(role.invalid("cannot change roleRef"));
+            let error = role.invalid("cannot change roleRef");
+            errors.push(error.of_type("io.k8s.api.rbac.v1.RoleRef"));
         }
         errors
     }

@@ -65,6 +65,7 @@ impl Row {
             fields: Vec::new(),
             subresources: Vec::new(),
             verbs: Verbs::All,
+            warning: None,
             delete_collection: true,
         })
     }
@@ -151,8 +152,28 @@ impl Row {
         strategy: impl Strategy,
         reset_fields: &'static [&'static [&'static str]],
     ) -> Self {
-        let action = Action::Part { strategy: Arc::new(strategy), reset_fields };
+        let strategy = Arc::new(strategy);
+        let action = Action::Part { strategy, reset_fields, replaced_only: false };
         self.0.subresources.push(Subresource { name, action });
+        self
+    }
+
+    /// A part that can only be replaced.
+    pub fn replaced_part(
+        mut self,
+        name: &'static str,
+        strategy: impl Strategy,
+        reset_fields: &'static [&'static [&'static str]],
+    ) -> Self {
+        let strategy = Arc::new(strategy);
+        let action = Action::Part { strategy, reset_fields, replaced_only: true };
+        self.0.subresources.push(Subresource { name, action });
+        self
+    }
+
+    /// What every request is warned of.
+    pub fn deprecated(mut self, warning: &'static str) -> Self {
+        self.0.warning = Some(warning.into());
         self
     }
 

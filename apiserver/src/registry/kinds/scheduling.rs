@@ -1,11 +1,11 @@
 //! PriorityClasses and RuntimeClasses.
 
-use apimachinery::field::{ErrorList, FieldError};
+use apimachinery::field::ErrorList;
 use apimachinery::object::{self, set};
 use apimachinery::{Value, names};
 use serde_json::json;
 
-use super::cells::{age_column, column, named, wide};
+use super::cells::{age_column, column, named};
 use super::check::{At, Seen, immutable, labels, one_of};
 use super::resources::{Of, requirements};
 use super::row::Rows;
@@ -25,7 +25,7 @@ pub fn rows(rows: &mut Rows<'_>) {
                 |o, _| object::bool_at(o, &["globalDefault"]).into(),
             ),
             age_column(),
-            wide("PreemptionPolicy", "string", "Whether others make room.", |o, _| {
+            column("PreemptionPolicy", "string", "Whether others make room.", |o, _| {
                 object::str_at(o, &["preemptionPolicy"]).into()
             }),
         ]))
@@ -110,6 +110,10 @@ fn system_class(root: &At<'_>, name: &str, value: i64) -> Option<String> {
 struct RuntimeClasses;
 
 impl Strategy for RuntimeClasses {
+    fn allow_create_on_update(&self) -> bool {
+        true
+    }
+
     fn validate(&self, _: &Context<'_>, object: &Value) -> ErrorList {
         checked(object, |root, errors| {
             let handler = root.at("handler");
@@ -129,8 +133,8 @@ impl Strategy for RuntimeClasses {
             for toleration in tolerations.items() {
                 let key = ["key", "operator", "value", "effect"].map(|f| toleration.at(f).str());
                 if !seen.insert(key.join("\0")) {
-                    errors
-                        .push(FieldError::duplicate(toleration.path(), toleration.value().clone()));
+                    let error = toleration.duplicate();
+                    errors.push(error.of_type("io.k8s.api.core.v1.Toleration"));
                 }
             }
         })

@@ -548,12 +548,9 @@ fn unique_ports(errors: &mut ErrorList, spec: &At<'_>) {
     for port in ports.items() {
         let (protocol, number) = (port.at("protocol").str(), port.at("port").int());
         if !seen.insert(format!("{protocol}/{number}")) {
-            // The fields are of upstream's own type, in its order.
-            let shown = json!({
-                "Name": "", "Protocol": protocol, "AppProtocol": null, "Port": number,
-                "TargetPort": 0, "NodePort": 0,
-            });
-            errors.push(FieldError::duplicate(port.path(), shown));
+            let key = json!({"protocol": protocol, "port": number});
+            let error = FieldError::duplicate(port.path(), key);
+            errors.push(error.of_type("io.k8s.api.core.v1.ServicePort"));
         }
     }
 }

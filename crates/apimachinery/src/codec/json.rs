@@ -106,19 +106,21 @@ impl<'a> Decoder<'a> {
         validation: FieldValidation,
     ) -> Result<Decoded, DecodeError> {
         let malformed = |text: String| Err(DecodeError::Malformed(text));
-        let unread = |e: String| format!("couldn't get version/kind; json parse error: {e}");
+        let unread = |e: String| {
+            Err(DecodeError::Unread(format!("couldn't get version/kind; json parse error: {e}")))
+        };
         if result.is_err() || self.mismatch.is_some() {
             // Go looks at the whole text first.
             if let Err(e) = syntax::check(self.cursor.bytes) {
-                return malformed(unread(e));
+                return unread(e);
             }
             if let Some(e) = self.bad_kind {
-                return malformed(unread(e));
+                return unread(e);
             }
         }
         match (result, self.mismatch) {
             (Err(Stop::Fatal(e)), _) | (Ok(_), Some(e)) => malformed(e),
-            (Err(Stop::Syntax), _) => malformed(unread("invalid JSON".into())),
+            (Err(Stop::Syntax), _) => unread("invalid JSON".into()),
             (Ok(_), None) if validation == FieldValidation::Strict && !self.reports.is_empty() => {
                 Err(DecodeError::Strict(self.reports))
             }

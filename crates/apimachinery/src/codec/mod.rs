@@ -33,6 +33,9 @@ pub enum DecodeError {
     /// words what Go's decoder finds.
     #[error("{0}")]
     Malformed(String),
+    /// It cannot even be told which version and kind they are of.
+    #[error("{0}")]
+    Unread(String),
     /// Unknown or duplicate fields under strict validation.
     #[error("strict decoding error: {}", .0.join(", "))]
     Strict(Vec<String>),

@@ -105,7 +105,7 @@ fn document(bytes: &[u8]) -> Result<Document, DecodeError> {
         Some(Ok(any)) => Ok(Document { value: any.0, duplicates }),
         Some(Err(e)) => {
             let text = e.to_string();
-            Err(DecodeError::Malformed(match e.location() {
+            Err(DecodeError::Unread(match e.location() {
                 Some(at) if at.line() > 0 => format!("yaml: line {}: {text}", at.line()),
                 _ => format!("yaml: {text}"),
             }))
@@ -280,7 +280,7 @@ mod tests {
         for text in [bomb.as_str(), &deep, "a: [", "a: b: c", "\"", "? [a]\n: b", "a: .nan"] {
             let result = decode_untyped(text.as_bytes(), FieldValidation::Ignore);
             match result {
-                Err(DecodeError::Malformed(e)) => assert!(e.starts_with("yaml: "), "{e}"),
+                Err(DecodeError::Unread(e)) => assert!(e.starts_with("yaml: "), "{e}"),
                 other => panic!("{text}: {other:?}"),
             }
         }

@@ -125,10 +125,11 @@ impl<'a> TypeRef<'a> {
                             ..Atom::default()
                         }
                     }
+                    // What they hold has no owners of its own.
                     Type::FieldsV1 | Type::RawExtension => {
                         let element = Some(Self::Deduced);
                         Atom {
-                            map: Some(MapAtom { message: None, element, atomic }),
+                            map: Some(MapAtom { message: None, element, atomic: true }),
                             ..Atom::default()
                         }
                     }

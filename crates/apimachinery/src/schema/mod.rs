@@ -3,6 +3,9 @@
 
 mod load;
 pub(crate) mod shape;
+mod shown;
+
+pub use shown::shown;
 
 use std::collections::HashMap;
 use std::sync::{LazyLock, OnceLock};

@@ -126,7 +126,8 @@ pub fn spec(errors: &mut ErrorList, at: &At<'_>, options: &Options) {
         if at.at("completionMode").str() == "Indexed" {
             success_policy(errors, at, &success);
         } else {
-            errors.push(success.invalid("requires indexed completion mode"));
+            let error = success.invalid("requires indexed completion mode");
+            errors.push(error.of_type("io.k8s.api.batch.v1.SuccessPolicy"));
         }
     }
     replacement_policy(errors, at);

@@ -144,6 +144,12 @@ fn parses_as_image(image: &str) -> bool {
                 || b.is_ascii_uppercase()
         })
         && !image.split('/').next_back().unwrap_or("").bytes().any(|b| b.is_ascii_uppercase())
+        // Each component begins and ends with a letter or a digit.
+        && image.split('/').all(|part| {
+            part.starts_with(|c: char| c.is_ascii_alphanumeric())
+                && part.ends_with(|c: char| c.is_ascii_alphanumeric())
+                && !part.contains("..")
+        })
 }
 
 fn probe(probe: &mut Value) {
@@ -360,4 +366,31 @@ fn legacy_volume(volume: &mut Value) {
 /// The template of a workload.
 pub fn template(template: &mut Value) {
     pod_spec(child(template, "spec"));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn images_are_pulled_by_their_tag() {
+        let cases = [
+            ("x", "Always"),
+            ("a.b/c", "Always"),
+            ("localhost:5000/x", "Always"),
+            ("a__b", "Always"),
+            ("x:latest", "Always"),
+            ("a/b:t", "IfNotPresent"),
+            ("a@sha256:x", "IfNotPresent"),
+            // What is no image has no tag.
+            ("-x", "IfNotPresent"),
+            ("a/b-", "IfNotPresent"),
+            ("a/-b", "IfNotPresent"),
+            ("a..b/c", "IfNotPresent"),
+            ("_a", "IfNotPresent"),
+        ];
+        for (image, want) in cases {
+            assert_eq!(pull_policy(image), want, "{image}");
+        }
+    }
 }

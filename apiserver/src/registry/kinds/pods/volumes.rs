@@ -438,6 +438,52 @@ pub fn of_volume(errors: &mut ErrorList, kind: &str, at: &At<'_>) {
     }
 }
 
+/// Names of iSCSI (RFC 3720: iqn, and those of IEEE and INCITS), the unit, and who logs in.
+fn iscsi(errors: &mut ErrorList, at: &At<'_>) {
+    for (field, shown) in [("iqn", "iqn"), ("initiatorName", "initiatorname")] {
+        let name = at.at(field);
+        let given = if field == "iqn" { !name.is_empty() } else { name.is_set() };
+        if given && !is_iscsi_name(name.str()) {
+            errors.push(at.at(shown).invalid_as(name.str(), "must be valid format"));
+        }
+    }
+    let lun = at.at("lun");
+    if !(0..=255).contains(&lun.int()) {
+        errors.push(lun.invalid_as(lun.int(), check::range_message(0, 255)));
+    }
+    let logs_in = ["chapAuthDiscovery", "chapAuthSession"].iter().any(|f| at.at(f).bool());
+    let secret = at.at("secretRef");
+    if logs_in && !secret.is_set() {
+        errors.push(secret.required(""));
+    }
+}
+
+fn is_iscsi_name(name: &str) -> bool {
+    let letters = |text: &str, length: usize| {
+        text.len() == length && text.bytes().all(|b| b.is_ascii_alphanumeric())
+    };
+    match name.split_at_checked(4) {
+        // `iqn.2001-04.com.example:storage`: a date, who had the domain then, and a name of theirs.
+        Some(("iqn.", rest)) => {
+            let Some((owner, own)) = rest.split_once(':') else { return false };
+            let (date, domain) = owner.split_once('.').unwrap_or((owner, ""));
+            let dated = date.len() == 7
+                && date.bytes().enumerate().all(|(i, b)| match i {
+                    4 => b == b'-',
+                    _ => b.is_ascii_digit(),
+                });
+            dated
+                && !domain.is_empty()
+                && domain.bytes().all(|b| b.is_ascii_alphanumeric() || b"-.".contains(&b))
+                && !own.is_empty()
+                && !own.contains(|c: char| ",;*&$|".contains(c) || c.is_whitespace())
+        }
+        Some(("eui.", rest)) => letters(rest, 16),
+        Some(("naa.", rest)) => letters(rest, 32),
+        _ => false,
+    }
+}
+
 /// Sources that are older than CSI: their required fields.
 fn in_tree(errors: &mut ErrorList, kind: &str, at: &At<'_>) {
     let fields: &[&str] = match kind {
@@ -464,6 +510,9 @@ fn in_tree(errors: &mut ErrorList, kind: &str, at: &At<'_>) {
         if !(0..=255).contains(&partition.int()) {
             errors.push(partition.invalid(check::range_message(1, 255)));
         }
+    }
+    if kind == "iscsi" {
+        iscsi(errors, at);
     }
     if kind == "azureDisk" {
         supported_if_set(errors, &at.at("cachingMode"), &["None", "ReadOnly", "ReadWrite"]);

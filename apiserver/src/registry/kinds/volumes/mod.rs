@@ -8,7 +8,6 @@ use apimachinery::{Value, names, object};
 
 use super::check::{At, invalid_each};
 use super::row::Rows;
-use super::selectable;
 use claims::{ClaimStatus, Claims, claim_columns};
 use persistent::{VolumeStatus, Volumes, volume_columns};
 pub(super) use persistent::{default_sources, inline_volume};
@@ -25,15 +24,10 @@ pub fn rows(rows: &mut Rows<'_>) {
             .short(&["pv"])
             .strategy(Volumes)
             .status(VolumeStatus)
-            .fields(selectable! { "name" => ["metadata", "name"] })
             .columns(volume_columns())
     });
     rows.add(("", "v1"), ("PersistentVolumeClaim", "persistentvolumeclaims"), |row| {
-        row.short(&["pvc"])
-            .strategy(Claims)
-            .status(ClaimStatus)
-            .fields(selectable! { "name" => ["metadata", "name"] })
-            .columns(claim_columns())
+        row.short(&["pvc"]).strategy(Claims).status(ClaimStatus).columns(claim_columns())
     });
 }
 

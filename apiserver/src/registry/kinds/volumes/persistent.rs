@@ -266,6 +266,10 @@ pub(super) fn source(errors: &mut ErrorList, name: &str, spec: &At<'_>) {
             "iscsi" => {
                 sources::of_volume(errors, field, &at);
                 iscsi_name(errors, &at, name);
+                let secret = at.at("secretRef");
+                if secret.is_set() && secret.at("name").is_empty() {
+                    errors.push(secret.at("name").required(""));
+                }
             }
             _ => {
                 sources::of_volume(errors, field, &at);
