@@ -32,7 +32,7 @@ pub(super) enum PatchType {
 }
 
 impl PatchType {
-    /// 415. Compiled kinds have a route for the four types; a custom resource's handler names those
+    /// The 415 of a type that is not taken. Compiled kinds have a route for the four types; a custom resource's handler names those
     /// that it has, without the one that needs a compiled schema.
     fn unknown(is_custom: bool) -> ApiError {
         if !is_custom {

@@ -2,7 +2,7 @@
 
 use anyhow::{Context, ensure};
 use base64::Engine;
-use base64::prelude::BASE64_URL_SAFE_NO_PAD;
+use base64::prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD};
 use e2e::manifests::script;
 use e2e::{SOON, eventually};
 use jsonwebtoken::{Algorithm, EncodingKey};
@@ -134,6 +134,47 @@ fn tokens_are_good_until_they_are_not() -> anyhow::Result<()> {
     ns.kubectl(&["delete", "serviceaccount", "bearer"])?;
     eventually("it is good for nothing", SOON, || {
         let after = answer(&token)?;
+        ensure!(after.code == "401", "{}", after.code);
+        Ok(())
+    })
+}
+
+#[test]
+fn a_secret_gets_a_token_and_goes_with_its_account() -> anyhow::Result<()> {
+    let cluster = cluster()?;
+    let ns = cluster.namespace("kept-tokens")?;
+    ns.kubectl(&["create", "serviceaccount", "robot"])?;
+    let secret = json!({
+        "apiVersion": "v1", "kind": "Secret", "type": "kubernetes.io/service-account-token",
+        "metadata": {"name": "kept", "annotations": {"kubernetes.io/service-account.name": "robot"}},
+    });
+    ns.apply(&secret.to_string())?;
+    let mut token = String::new();
+    eventually("the Secret is filled in", SOON, || {
+        let data = ns.kubectl(&["get", "secret", "kept", "-o", "jsonpath={.data}"])?;
+        let data: Value = serde_json::from_str(&data)?;
+        for (field, wanted) in [("namespace", ns.name()), ("ca.crt", "BEGIN CERTIFICATE")] {
+            let text = BASE64_STANDARD.decode(data[field].as_str().unwrap_or_default())?;
+            ensure!(String::from_utf8(text)?.contains(wanted), "{field}: {data}");
+        }
+        token =
+            String::from_utf8(BASE64_STANDARD.decode(data["token"].as_str().unwrap_or_default())?)?;
+        ensure!(!token.is_empty(), "{data}");
+        Ok(())
+    })?;
+    let bearer = format!("Authorization: Bearer {token}");
+    let whoami = || {
+        let path = "/apis/authentication.k8s.io/v1/selfsubjectreviews";
+        let review = r#"{"apiVersion":"authentication.k8s.io/v1","kind":"SelfSubjectReview"}"#;
+        cluster.curl(path, &["-H", &bearer, "-H", "Content-Type: application/json", "-d", review])
+    };
+    let user = format!("system:serviceaccount:{}:robot", ns.name());
+    let good = whoami()?;
+    ensure!(good.code == "201" && good.body.contains(&user), "{} {}", good.code, good.body);
+    ns.kubectl(&["delete", "serviceaccount", "robot"])?;
+    ns.kubectl(&["wait", "--for=delete", "secret/kept", "--timeout=30s"])?;
+    eventually("its token is good for nothing", SOON, || {
+        let after = whoami()?;
         ensure!(after.code == "401", "{}", after.code);
         Ok(())
     })
