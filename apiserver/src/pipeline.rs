@@ -12,6 +12,7 @@ use bytes::Bytes;
 use component::serving::Peer;
 use http::header::{self, HeaderValue};
 use http::{HeaderMap, Method, Request, Response};
+use http_body::Body as _;
 use http_body_util::BodyExt as _;
 use percent_encoding::percent_decode_str;
 use tokio::sync::{Semaphore, SemaphorePermit};
@@ -42,6 +43,7 @@ pub(crate) async fn serve(
     peer: Peer,
 ) -> Response<Body> {
     let started = Instant::now();
+    let is_head = request.method() == Method::HEAD;
     let query = Query::parse(request.uri().query().unwrap_or(""));
     let path = percent_decode_str(request.uri().path()).decode_utf8_lossy().into_owned();
     let audit_id = match verbs::header(request.headers(), "audit-id") {
@@ -73,7 +75,16 @@ pub(crate) async fn serve(
         headers.insert("audit-id", id);
     }
     headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-cache, private"));
-    response
+    if is_head { without_content(response) } else { response }
+}
+
+/// What answers a HEAD: the same without its content (RFC 9110, section 9.3.2).
+fn without_content(response: Response<Body>) -> Response<Body> {
+    let (mut parts, body) = response.into_parts();
+    if let Some(length) = body.size_hint().exact() {
+        parts.headers.entry(header::CONTENT_LENGTH).or_insert(length.into());
+    }
+    Response::from_parts(parts, respond::body(Bytes::new()))
 }
 
 fn is_long(request: &Request<RequestBody>, path: &str, query: &Query) -> bool {

@@ -241,7 +241,8 @@ async fn verb(
     }
     let on_object = !info.name.is_empty() && !is_collection_path(info);
     if served.row.namespaced && served.row.plural != "namespaces" && info.namespace.is_empty() {
-        let everywhere = matches!(info.verb.as_str(), "list" | "watch") && !on_object;
+        let reads = matches!(info.verb.as_str(), "list" | "watch") && !on_object;
+        let everywhere = reads && !matches!(served.row.verbs, Verbs::CreateOnly);
         if !everywhere {
             // A custom resource has no such path, where others may have no such method.
             return match (&served.row.custom, served.row.verbs) {
