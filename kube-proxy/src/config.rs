@@ -158,7 +158,7 @@ struct File {
     node_port_addresses: Option<Vec<String>>,
     iptables: Sync,
     nftables: Sync,
-    ipvs: Option<Value>,
+    ipvs: Option<serde_json::Map<String, Value>>,
     conntrack: Option<Conntrack>,
     bind_address: Option<IpAddr>,
     bind_address_hard_fail: bool,
@@ -343,9 +343,16 @@ impl File {
         let period = self.config_sync_period.as_deref().unwrap_or_default();
         refuse(!matches!(period, "" | "0s" | "15m0s" | "15m"), "configSyncPeriod");
         refuse(self.feature_gates.as_ref().is_some_and(|g| !g.is_empty()), "featureGates");
+        refuse(self.logging.as_ref().is_some_and(|l| !logs_as_usual(l)), "logging");
         refuse(!self.show_hidden_metrics_for_version.is_empty(), "showHiddenMetricsForVersion");
         if !refused.is_empty() {
             bail!("KubeProxyConfiguration fields not supported: {}", refused.join(", "));
+        }
+        // The settings of another mode: without effect, but known.
+        for name in self.ipvs.iter().flat_map(|ipvs| ipvs.keys()) {
+            if !IPVS.contains(&name.as_str()) {
+                bail!("strict decoding error: unknown field \"ipvs.{name}\"");
+            }
         }
         Ok(())
     }
@@ -368,13 +375,37 @@ fn node_name(given: &str) -> anyhow::Result<String> {
     Ok(name.to_string_lossy().trim().to_lowercase())
 }
 
+/// Fields of `ipvs`.
+const IPVS: &[&str] = &[
+    "excludeCIDRs",
+    "minSyncPeriod",
+    "scheduler",
+    "strictARP",
+    "syncPeriod",
+    "tcpFinTimeout",
+    "tcpTimeout",
+    "udpTimeout",
+];
+
+/// Whether `logging` asks for text, written at once.
+fn logs_as_usual(logging: &Value) -> bool {
+    let Value::Object(fields) = logging else { return says_nothing(logging) };
+    fields.iter().all(|(name, value)| match name.as_str() {
+        "format" => matches!(value.as_str(), Some("" | "text")) || value.is_null(),
+        // Nothing is held back that would have to be flushed.
+        "flushFrequency" => true,
+        "verbosity" | "vmodule" | "options" => says_nothing(value),
+        _ => false,
+    })
+}
+
 /// Whether all fields have the values that they have unset: kubeadm writes them all.
 fn says_nothing(value: &Value) -> bool {
     match value {
         Value::Null => true,
         Value::Bool(yes) => !yes,
         Value::Number(number) => number.as_f64() == Some(0.0),
-        Value::String(text) => text.is_empty() || text == "0s",
+        Value::String(text) => text.is_empty() || text == "0s" || text == "0",
         Value::Array(all) => all.is_empty(),
         Value::Object(all) => all.values().all(says_nothing),
     }
@@ -503,6 +534,8 @@ mod tests {
             ("conntrack: {min: -1}", "expected u32"),
             ("nodePortAddresses: [primary, 10.0.0.0/8]", "\"primary\""),
             ("clientConnection: {kubeconfig: /k, qps: 7}", "clientConnection.qps"),
+            ("logging: {format: json}", "logging"),
+            ("ipvs: {colour: red}", "unknown field \"ipvs.colour\""),
         ] {
             let error = format!("{:#}", file(yaml).expect_err(yaml));
             assert!(error.contains(wanted), "{error}");
@@ -524,7 +557,7 @@ mod tests {
              iptables: {localhostNodePorts: null, masqueradeAll: false, masqueradeBit: null, \
              minSyncPeriod: 0s, syncPeriod: 0s}\n\
              ipvs: {excludeCIDRs: null, minSyncPeriod: 0s, scheduler: '', strictARP: false}\n\
-             logging: {flushFrequency: 0, verbosity: 0}\nmetricsBindAddress: ''\nmode: ''\n\
+             logging: {flushFrequency: 0, options: {json: {infoBufferSize: '0'}}, verbosity: 0}\nmetricsBindAddress: ''\nmode: ''\n\
              nftables: {masqueradeAll: false, masqueradeBit: null, minSyncPeriod: 0s, syncPeriod: 0s}\n\
              nodePortAddresses: null\noomScoreAdj: null\nportRange: ''\n\
              showHiddenMetricsForVersion: ''\n\

@@ -25,6 +25,7 @@ use crate::eviction::Evictions;
 use crate::images::Images;
 use crate::node;
 use crate::node::machine::Machine;
+use crate::objects::spec;
 use crate::pod::env::Missing;
 use crate::pod::resources::Limiting;
 use crate::pressure::{Pressure, Threshold};
@@ -55,6 +56,17 @@ pub struct RuntimeFeatures {
     pub supplemental_groups: bool,
     /// Names of handlers, and whether each knows recursive read-only mounts.
     pub handlers: Vec<(String, bool)>,
+}
+
+impl RuntimeFeatures {
+    /// Whether mounts of a pod can be read-only with all that is mounted below them (KEP-3857). Of
+    /// a runtime class the API alone knows the handler: what all of them can do, it can.
+    pub fn recursive_read_only(&self, pod: &Pod) -> bool {
+        match spec(pod).runtime_class_name.as_deref() {
+            None | Some("") => self.handlers.iter().any(|(name, can)| name.is_empty() && *can),
+            Some(_) => !self.handlers.is_empty() && self.handlers.iter().all(|(_, can)| *can),
+        }
+    }
 }
 
 /// One kubelet.

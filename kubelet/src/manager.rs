@@ -29,6 +29,20 @@ struct Handle {
     task: JoinHandle<()>,
 }
 
+/// Keeps the mirrors of static pods, whenever all has been looked over. Apart from that, since pods
+/// must not wait for an API server that does not answer.
+async fn mirror(
+    k: Arc<Kubelet>,
+    statics: StaticPods,
+    api: Option<Cache<Pod>>,
+    looked_over: Arc<Notify>,
+) {
+    loop {
+        looked_over.notified().await;
+        static_pods::mirror(&k, &statics.list(), api.as_ref()).await;
+    }
+}
+
 /// The set of workers.
 pub struct Manager {
     k: Arc<Kubelet>,
@@ -56,15 +70,23 @@ impl Manager {
             let changed = Arc::clone(&self.changed);
             api.on_change(move |_| changed.notify_one());
         }
+        let looked_over = Arc::new(Notify::new());
+        let mirrors = tokio::spawn(mirror(
+            Arc::clone(&self.k),
+            self.statics.clone(),
+            self.api.clone(),
+            Arc::clone(&looked_over),
+        ));
         loop {
             self.reconcile();
-            static_pods::mirror(&self.k, &self.statics.list(), self.api.as_ref()).await;
+            looked_over.notify_one();
             tokio::select! {
                 () = self.changed.notified() => {}
                 () = tokio::time::sleep(HOUSEKEEPING) => self.tidy(),
                 () = self.k.shutdown.cancelled() => break,
             }
         }
+        mirrors.abort();
         for (_, handle) in self.workers.drain() {
             // They end by themselves at shutdown; one that hangs in a call is cut off.
             if tokio::time::timeout(Duration::from_secs(2), handle.task).await.is_err() {

@@ -314,6 +314,7 @@ async fn container_config(
             env: &env,
             pod_ips: round.pod_ips,
             cluster_domain: &k.config.cluster_domain,
+            recursive: k.runtime.lock().recursive_read_only(pod),
         },
     )?;
     let logs = sandbox::log_directory(&k.logs, pod).join(&wanted.name);

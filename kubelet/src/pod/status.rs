@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use k8s_openapi::api::core::v1::{
     Container, ContainerState, ContainerStateRunning, ContainerStateTerminated,
     ContainerStateWaiting, ContainerStatus, ContainerUser, HostIP, LinuxContainerUser, Pod, PodIP,
-    PodStatus, VolumeMountStatus,
+    PodStatus, VolumeMount, VolumeMountStatus,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
@@ -16,6 +16,7 @@ use super::resources::qos_class;
 use crate::allocation::Standing;
 use crate::objects::{self, ephemeral_containers, host_network, init_containers, is_sidecar, spec};
 use crate::runtime::{ContainerView, PodView, State};
+use crate::volumes::mounts::recursive_read_only;
 
 /// Why a container waits.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,6 +49,8 @@ pub struct Facts<'a> {
     pub host_ips: &'a [String],
     /// How a change of the pod's resources stands.
     pub resize: &'a Standing,
+    /// The runtime can make mounts read-only with all that is mounted below them.
+    pub recursive: bool,
     pub now: Time,
 }
 
@@ -187,11 +190,11 @@ fn one(
     let seen: Vec<&ContainerView> =
         facts.view.containers.iter().filter(|c| c.name == container.name).take(2).collect();
     let mut status = match seen.first() {
-        Some(newest) => from_view(container, newest, old),
+        Some(newest) => from_view(container, newest, old, facts.recursive),
         None => unseen(facts, container, old, sort),
     };
     if let Some(previous) = seen.get(1) {
-        status.last_state = from_view(container, previous, None).state;
+        status.last_state = from_view(container, previous, None, facts.recursive).state;
     } else if seen.len() == 1
         && let Some(old) = old.filter(|o| o.restart_count == status.restart_count)
     {
@@ -240,7 +243,7 @@ fn unseen(
         name: container.name.clone(),
         image: container.image.clone().unwrap_or_default(),
         state: Some(waiting_state(default, "")),
-        volume_mounts: volume_mounts(container),
+        volume_mounts: volume_mounts(container, facts.recursive),
         ..ContainerStatus::default()
     };
     let Some(old) = old else { return status };
@@ -272,13 +275,18 @@ fn unseen(
     status
 }
 
-fn volume_mounts(container: &Container) -> Option<Vec<VolumeMountStatus>> {
+fn volume_mounts(container: &Container, recursive: bool) -> Option<Vec<VolumeMountStatus>> {
     let mounts = container.volume_mounts.as_ref()?;
-    let status = |m: &k8s_openapi::api::core::v1::VolumeMount| VolumeMountStatus {
+    let mode = |m: &VolumeMount| match recursive_read_only(m, recursive) {
+        Ok(true) => "Enabled".to_owned(),
+        // Where it cannot be the container does not start.
+        Ok(false) | Err(_) => "Disabled".to_owned(),
+    };
+    let status = |m: &VolumeMount| VolumeMountStatus {
         name: m.name.clone(),
         mount_path: m.mount_path.clone(),
         read_only: m.read_only.filter(|r| *r),
-        recursive_read_only: (m.read_only == Some(true)).then(|| "Disabled".to_owned()),
+        recursive_read_only: (m.read_only == Some(true)).then(|| mode(m)),
     };
     Some(mounts.iter().map(status).collect())
 }
@@ -287,6 +295,7 @@ fn from_view(
     container: &Container,
     view: &ContainerView,
     old: Option<&ContainerStatus>,
+    recursive: bool,
 ) -> ContainerStatus {
     let id = format!("containerd://{}", view.id);
     let state = match view.state {
@@ -321,7 +330,7 @@ fn from_view(
         image_id: view.image_ref.clone(),
         container_id: Some(id),
         state: Some(state),
-        volume_mounts: volume_mounts(container),
+        volume_mounts: volume_mounts(container, recursive),
         allocated_resources: requests,
         resources: Some(container.resources.clone().unwrap_or_default()),
         user: view.user.as_ref().map(|user| ContainerUser {

@@ -69,6 +69,7 @@ fn made(pod: &Pod, view: &PodView, waiting: &[(&str, &str)], terminal: bool) -> 
         failed: None,
         host_ips: &["192.0.2.1".to_owned()],
         resize: &crate::allocation::Standing::default(),
+        recursive: false,
         now: objects::now(),
     })
 }

@@ -199,6 +199,7 @@ impl Worker {
             failed: self.failed.as_ref(),
             host_ips: &host_ips,
             resize: &resize,
+            recursive: self.k.runtime.lock().recursive_read_only(pod),
             now: objects::now(),
         })
     }

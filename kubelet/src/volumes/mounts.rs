@@ -18,6 +18,8 @@ pub struct Facts<'a> {
     pub env: &'a [(String, String)],
     pub pod_ips: &'a [String],
     pub cluster_domain: &'a str,
+    /// The runtime can make mounts read-only with all that is mounted below them.
+    pub recursive: bool,
 }
 
 fn mount(container_path: &str, host_path: &Path, readonly: bool) -> cri::Mount {
@@ -62,6 +64,7 @@ pub fn mounts(
             Some("Bidirectional") => cri::MountPropagation::PropagationBidirectional,
             _ => cri::MountPropagation::PropagationPrivate,
         } as i32;
+        made.recursive_read_only = recursive_read_only(wanted, facts.recursive)?;
         list.push(made);
     }
     let own = pod_directory(facts.root, uid(pod));
@@ -84,6 +87,32 @@ pub fn mounts(
         list.push(mount(message, &file, false));
     }
     Ok(list)
+}
+
+/// Whether a mount is read-only with all that is mounted below it (KEP-3857); `can`: whether the
+/// runtime knows how.
+///
+/// # Errors
+/// It is to be, and cannot.
+pub fn recursive_read_only(wanted: &VolumeMount, can: bool) -> Result<bool, String> {
+    let asked = wanted.recursive_read_only.as_deref().unwrap_or("Disabled");
+    if asked == "Disabled" {
+        return Ok(false);
+    }
+    let refused = |why: &str| {
+        Err(format!("volume {:?} requested recursive read-only mode, but it is {why}", wanted.name))
+    };
+    let propagation = wanted.mount_propagation.as_deref().unwrap_or("None");
+    match asked {
+        _ if wanted.read_only != Some(true) => refused("not read-only"),
+        _ if propagation != "None" => {
+            refused(&format!("not compatible with propagation {propagation:?}"))
+        }
+        "IfPossible" => Ok(can),
+        "Enabled" if !can => refused("not supported by the runtime"),
+        "Enabled" => Ok(true),
+        other => Err(format!("unknown recursive read-only mode {other:?}")),
+    }
 }
 
 fn subpath(wanted: &VolumeMount, env: &[(String, String)]) -> Result<Option<String>, String> {
@@ -150,4 +179,43 @@ fn hosts_file(pod: &Pod, own: &Path, facts: &Facts<'_>) -> Result<PathBuf, Strin
         });
     made.map_err(|error| format!("failed to write hosts file: {error}"))?;
     Ok(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mounts_are_recursively_read_only_where_that_can_be() {
+        let lacks = "not supported by the runtime";
+        // asked, read-only, propagation, the runtime can; the answer
+        for (asked, read_only, propagation, can, want) in [
+            (None, true, None, true, Ok(false)),
+            (Some("Disabled"), true, None, true, Ok(false)),
+            (Some("IfPossible"), true, None, true, Ok(true)),
+            (Some("IfPossible"), true, Some("None"), false, Ok(false)),
+            (Some("Enabled"), true, None, true, Ok(true)),
+            (Some("Enabled"), true, None, false, Err(lacks)),
+            (Some("Enabled"), false, None, true, Err("not read-only")),
+            (
+                Some("IfPossible"),
+                true,
+                Some("HostToContainer"),
+                true,
+                Err("not compatible with propagation \"HostToContainer\""),
+            ),
+        ] {
+            let mount = VolumeMount {
+                name: "v".into(),
+                read_only: Some(read_only),
+                recursive_read_only: asked.map(str::to_owned),
+                mount_propagation: propagation.map(str::to_owned),
+                ..VolumeMount::default()
+            };
+            let want = want.map_err(|why| {
+                format!("volume \"v\" requested recursive read-only mode, but it is {why}")
+            });
+            assert_eq!(recursive_read_only(&mount, can), want, "{asked:?}");
+        }
+    }
 }
