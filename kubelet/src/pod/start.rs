@@ -305,6 +305,7 @@ async fn container_config(
         allocatable: &allocatable,
         referred: &referred,
     })?;
+    let recursive = k.runtime.lock().recursive_read_only(pod);
     let mounts = mounts::mounts(
         pod,
         wanted,
@@ -314,7 +315,7 @@ async fn container_config(
             env: &env,
             pod_ips: round.pod_ips,
             cluster_domain: &k.config.cluster_domain,
-            recursive: k.runtime.lock().recursive_read_only(pod),
+            recursive,
         },
     )?;
     let logs = sandbox::log_directory(&k.logs, pod).join(&wanted.name);

@@ -189,6 +189,7 @@ impl Worker {
         let host_ips = self.k.host_ips();
         let resize = self.k.allocations.standing(pod, view);
         let old = self.reported.clone().unwrap_or_else(|| objects::status(pod).clone());
+        let recursive = self.k.runtime.lock().recursive_read_only(pod);
         status::status(&Facts {
             pod,
             view,
@@ -199,7 +200,7 @@ impl Worker {
             failed: self.failed.as_ref(),
             host_ips: &host_ips,
             resize: &resize,
-            recursive: self.k.runtime.lock().recursive_read_only(pod),
+            recursive,
             now: objects::now(),
         })
     }
