@@ -153,7 +153,12 @@ impl Cluster {
     /// What `coxswain down` printed.
     pub fn purge() -> anyhow::Result<()> {
         let settings = Settings::from_environment()?;
-        run(settings.coxswain(&["down", "--purge"]), "")?.text().map(drop)
+        run(settings.coxswain(&["down", "--purge"]), "")?.text()?;
+        // `down` knows nothing of a store that is not its own.
+        match std::fs::remove_dir_all(settings.dir.join("etcd")) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error.into()),
+            _ => Ok(()),
+        }
     }
 
     pub fn settings(&self) -> &Settings {

@@ -231,8 +231,8 @@ fn each_component_runs_alone_and_survives_being_killed() -> anyhow::Result<()> {
     another_api_server(&alone, &ns)?;
     drop(ns);
     drop(alone);
-    Cluster::purge()?;
     drop(store);
+    Cluster::purge()?;
     Ok(())
 }
 

@@ -139,8 +139,8 @@ fn a_node_joins_with_a_token_and_renews_its_certificates() -> anyhow::Result<()>
     joins_once(&mut alone, &joining)?;
     renews(&mut alone, &joining)?;
     drop(alone);
-    Cluster::purge()?;
     drop(store);
+    Cluster::purge()?;
     Ok(())
 }
 

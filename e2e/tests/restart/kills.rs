@@ -220,8 +220,8 @@ fn a_killed_cluster_on_etcd_comes_back() -> anyhow::Result<()> {
     ns.kubectl(&["get", "configmap", "before"])?;
     ns.idle("later")?;
     drop(ns);
-    Cluster::purge()?;
     drop(running);
+    Cluster::purge()?;
     Ok(())
 }
 
