@@ -6,7 +6,7 @@
 use std::fs::File;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use ::component::{logs, shutdown};
 use anyhow::{Context, bail};
@@ -311,15 +311,18 @@ impl Plan {
         steps.done("controllers, scheduler, DNS");
         runtime.await?.context("container runtime")?;
         steps.done("containerd answers, images imported");
+        let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?;
         tasks.push(tokio::spawn(run_node(first, term.clone())));
         for node in &self.nodes[1..] {
             let further = self.further(node);
             further.prepare().with_context(|| format!("node {}", node.name))?;
             tasks.push(tokio::spawn(further.keep(term.clone())));
         }
-        for node in &self.nodes {
+        for (index, node) in self.nodes.iter().enumerate() {
+            // Only the first one's kubelet is sure to start with us.
+            let since = if index == 0 { since } else { Duration::ZERO };
             tokio::select! {
-                () = node_ready(&admin, &node.name) => {}
+                () = node_ready(&admin, &node.name, since) => {}
                 () = shutdown.cancelled() => break,
             }
             steps.done(&format!("node {} is Ready", node.name));
@@ -482,13 +485,19 @@ async fn wait_ready(client: &kube::Client, shutdown: &CancellationToken) -> anyh
     }
 }
 
-async fn node_ready(client: &kube::Client, name: &str) {
+/// Waits until a node's kubelet says that it is ready. What it said before a time (since 1970) does
+/// not count: the store may remember a node as it was long ago.
+async fn node_ready(client: &kube::Client, name: &str, since: Duration) {
     let nodes: Api<Node> = Api::all(client.clone());
-    let ready = |node: Option<&Node>| {
+    let since = i64::try_from(since.as_secs()).unwrap_or(i64::MAX);
+    let ready = move |node: Option<&Node>| {
         let conditions = node.and_then(|n| n.status.as_ref()).and_then(|s| s.conditions.as_ref());
-        conditions.into_iter().flatten().any(|c| c.type_ == "Ready" && c.status == "True")
+        conditions.into_iter().flatten().any(|c| {
+            let said = c.last_heartbeat_time.as_ref().map_or(0, |at| at.0.as_second());
+            c.type_ == "Ready" && c.status == "True" && said >= since
+        })
     };
-    while kube::runtime::wait::await_condition(nodes.clone(), name, ready).await.is_err() {
+    while kube::runtime::wait::await_condition(nodes.clone(), name, &ready).await.is_err() {
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
 }

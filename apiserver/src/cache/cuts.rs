@@ -20,8 +20,12 @@ pub(super) struct Cuts {
 }
 
 impl Cuts {
-    pub(super) fn remember(&mut self, cut: &Cut, now: Instant) {
+    pub(super) fn remember(&mut self, cut: &Cut, goes_on: bool, now: Instant) {
         self.forget(now);
+        // The store still has it, but no list lasts longer because its pages are asked for.
+        if goes_on && cut.revision <= self.passed {
+            return;
+        }
         let same = |known: &Cut| known.revision == cut.revision && known.prefix == cut.prefix;
         if self.known.iter().any(|(_, known)| same(known)) {
             return;
@@ -72,14 +76,17 @@ mod tests {
     fn cuts_last_for_a_while() {
         let (mut cuts, start) = (Cuts::default(), Instant::now());
         let after = |seconds| start + Duration::from_secs(seconds);
-        cuts.remember(&cut(5), start);
-        cuts.remember(&cut(9), after(200));
+        cuts.remember(&cut(5), false, start);
+        cuts.remember(&cut(9), false, after(200));
         assert!(cuts.get(5, "", after(299)).is_some() && cuts.lasts(5, after(299)));
         assert!(cuts.get(5, "", after(300)).is_none() && !cuts.lasts(5, after(300)));
         assert!(cuts.get(9, "", after(300)).is_some() && cuts.lasts(9, after(300)));
+        // The store had it once more for a further page.
+        cuts.remember(&cut(5), true, after(301));
+        assert!(cuts.get(5, "", after(301)).is_none() && !cuts.lasts(5, after(301)));
         // Nothing has changed since, and somebody lists again.
         assert!(!cuts.lasts(9, after(500)));
-        cuts.remember(&cut(9), after(501));
+        cuts.remember(&cut(9), false, after(501));
         assert!(cuts.lasts(9, after(502)) && cuts.get(9, "", after(502)).is_some());
     }
 
@@ -87,7 +94,7 @@ mod tests {
     fn they_are_not_many() {
         let (mut cuts, now) = (Cuts::default(), Instant::now());
         for revision in 1..=40 {
-            cuts.remember(&cut(revision), now);
+            cuts.remember(&cut(revision), false, now);
         }
         assert!(cuts.get(8, "", now).is_none() && cuts.get(9, "", now).is_some());
     }
@@ -95,11 +102,11 @@ mod tests {
     #[test]
     fn a_part_is_not_taken_for_the_whole() {
         let (mut cuts, now) = (Cuts::default(), Instant::now());
-        cuts.remember(&Cut { prefix: "ns1/".to_owned(), ..cut(5) }, now);
+        cuts.remember(&Cut { prefix: "ns1/".to_owned(), ..cut(5) }, false, now);
         for (prefix, held) in [("ns1/", true), ("ns1/a", true), ("ns2/", false), ("", false)] {
             assert_eq!(cuts.get(5, prefix, now).is_some(), held, "{prefix}");
         }
-        cuts.remember(&cut(5), now);
+        cuts.remember(&cut(5), false, now);
         for prefix in ["ns1/", "ns2/", ""] {
             assert!(cuts.get(5, prefix, now).is_some(), "{prefix}");
         }

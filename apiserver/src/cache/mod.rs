@@ -209,8 +209,9 @@ impl Cache {
     }
 
     /// Remembers a cut of which more pages will be asked for.
-    pub fn remember(&self, cut: &Cut) {
-        self.cuts.lock().remember(cut, Instant::now());
+    /// `goes_on`: of a list that began before.
+    pub fn remember(&self, cut: &Cut, goes_on: bool) {
+        self.cuts.lock().remember(cut, goes_on, Instant::now());
     }
 
     /// Waits until the cache has reached a revision.

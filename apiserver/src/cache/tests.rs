@@ -104,7 +104,7 @@ async fn cuts_stay_as_they_were() {
     let f = Fixture::new().await;
     let one = f.put("ns/a", "red", Expect::Absent).await;
     let cut = f.cache.cut();
-    f.cache.remember(&cut);
+    f.cache.remember(&cut, false);
     let two = f.put("ns/b", "red", Expect::Absent).await;
     assert_eq!(f.cache.cut_at(one, "").map(|c| c.objects.len()), Some(1));
     assert_eq!(f.cache.cut_at(two, "").map(|c| c.objects.len()), Some(2));

@@ -54,6 +54,7 @@ pub(super) async fn matching(call: &Call, served: &Arc<Served>) -> Result<Page, 
     let cache = served.cache()?;
     read::ready(cache).await?;
     let prefix = select.prefix();
+    let goes_on = matches!(options.freshness, Freshness::Exact(_)) && options.start.is_some();
     let cut = match options.freshness {
         Freshness::Exact(revision) => match cut_at(call, served, revision, &prefix).await {
             Err(ApiError::Expired { .. }) if options.start.is_some() => {
@@ -109,7 +110,7 @@ pub(super) async fn matching(call: &Call, served: &Arc<Served>) -> Result<Page, 
             let rest = cut.objects.count(&prefix, Bound::Excluded(&last));
             page.remaining = i64::try_from(rest).ok();
         }
-        cache.remember(&cut);
+        cache.remember(&cut, goes_on);
     }
     Ok(page)
 }
