@@ -141,7 +141,7 @@ async fn walk(f: &Fixture, row: &Resource, sample: Value) {
 async fn settled(f: &Fixture, what: &str, url: &str, created: Value) -> Value {
     let done = |o: &Value| match what {
         "ValidatingAdmissionPolicy" => o["status"]["observedGeneration"].is_number(),
-        "APIService" => o["status"]["conditions"].is_array(),
+        "APIService" | "FlowSchema" => o["status"]["conditions"].is_array(),
         _ => true,
     };
     let mut object = created;
