@@ -11,8 +11,9 @@ use tokio::time::Instant;
 use super::dns::{self, ResolvConf};
 use super::env::{self, Referred};
 use super::status::Waiting;
+use super::stop::{self, Manner, Running};
 use super::{container, resize, resources, sandbox, security};
-use crate::hooks;
+use crate::hooks::{self, Hooked};
 use crate::images;
 use crate::kubelet::Kubelet;
 use crate::objects::{container_reference, describe, is_static, namespace, reference, spec, uid};
@@ -147,7 +148,11 @@ pub struct NotStarted {
 ///
 /// # Errors
 /// Why it waits.
-pub async fn start(k: &Kubelet, round: &Round<'_>, wanted: &Container) -> Result<(), NotStarted> {
+pub async fn start(
+    k: &Arc<Kubelet>,
+    round: &Round<'_>,
+    wanted: &Container,
+) -> Result<(), NotStarted> {
     let pod = round.pod;
     let about = || container_reference(pod, &wanted.name);
     if let Err(left) = back_off(k, pod, wanted, round.view) {
@@ -174,7 +179,7 @@ pub async fn start(k: &Kubelet, round: &Round<'_>, wanted: &Container) -> Result
 type Failure = (Waiting, Option<String>);
 
 async fn create_and_start(
-    k: &Kubelet,
+    k: &Arc<Kubelet>,
     round: &Round<'_>,
     wanted: &Container,
 ) -> Result<(), Failure> {
@@ -221,7 +226,7 @@ async fn create_and_start(
 }
 
 async fn post_start(
-    k: &Kubelet,
+    k: &Arc<Kubelet>,
     round: &Round<'_>,
     wanted: &Container,
     id: &str,
@@ -229,17 +234,28 @@ async fn post_start(
     let Some(hook) = wanted.lifecycle.as_ref().and_then(|l| l.post_start.as_ref()) else {
         return Ok(());
     };
+    let (pod, name) = (round.pod, wanted.name.as_str());
     let ip = round.pod_ips.first().map(String::as_str).unwrap_or_default();
-    let Err(error) = hooks::run(k, hook, wanted, id, ip).await else { return Ok(()) };
-    tracing::debug!(pod = describe(round.pod), container = wanted.name, error, "postStart failed");
-    let about = || container_reference(round.pod, &wanted.name);
-    k.event(about(), true, "FailedPostStartHook", "PostStartHook failed");
-    k.event(about(), false, "Killing", "FailedPostStartHook");
-    let grace = spec(round.pod).termination_grace_period_seconds.unwrap_or(30);
-    if let Err(error) = k.cri.stop_container(id, grace).await {
-        tracing::warn!(%error, container = wanted.name, "cannot stop after failed postStart");
+    let hooked = Hooked {
+        container: wanted.clone(),
+        pod: describe(pod),
+        id: id.to_owned(),
+        ip: ip.to_owned(),
+    };
+    let Err(error) = hooks::run(k, hook, &hooked).await else { return Ok(()) };
+    tracing::debug!(pod = hooked.pod, container = name, error, "postStart failed");
+    // What it said may be secret: it is told to those who may read the pod.
+    let about = container_reference(pod, name);
+    k.event(about, true, "FailedPostStartHook", "PostStartHook failed");
+    let manner = Manner {
+        message: "FailedPostStartHook".to_owned(),
+        grace: stop::grace(pod, Some(wanted), None),
+        before: Vec::new(),
+    };
+    if let Err(error) = stop::container(k, Some(pod), &Running { id, name, ip }, manner).await {
+        tracing::warn!(%error, container = name, "cannot stop after failed postStart");
     }
-    Err((waiting("PostStartHookError", "PostStartHook failed"), None))
+    Err((waiting("PostStartHookError", error), None))
 }
 
 /// The attempt after those whose logs are still there, when the runtime has forgotten them.

@@ -1,31 +1,44 @@
 //! Stops containers: asks them through their hooks and signals, in order, and kills what does not
 //! end in time.
 
-use std::collections::HashSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::join_all;
 use k8s_cri::v1 as cri;
 use k8s_openapi::api::core::v1::{Container, Pod};
-use parking_lot::Mutex;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::plan::KillReason;
-use crate::hooks;
+use crate::hooks::{self, Hooked};
 use crate::kubelet::Kubelet;
-use crate::objects::{self, container_reference, init_containers, is_sidecar, spec};
+use crate::objects::{self, container_reference, describe, init_containers, is_sidecar, spec};
 use crate::runtime::{ContainerView, PodView, RuntimeError, State};
 
-/// What a container gets at least after its preStop hook, in seconds.
+/// What a container gets at least between being asked to end and being killed, in seconds.
 const MINIMUM_GRACE: i64 = 2;
 
+/// A container that runs.
+pub struct Running<'a> {
+    pub id: &'a str,
+    pub name: &'a str,
+    /// The pod's address.
+    pub ip: &'a str,
+}
+
+impl<'a> Running<'a> {
+    pub fn of(container: &'a ContainerView, ips: &'a [String]) -> Self {
+        let ip = ips.first().map(String::as_str).unwrap_or_default();
+        Self { id: &container.id, name: &container.name, ip }
+    }
+}
+
 /// How a container is to be stopped.
-pub struct Manner<'a> {
+pub struct Manner {
     pub message: String,
     pub grace: i64,
-    /// Containers whose preStop hook has run already.
-    pub hooked: &'a Mutex<HashSet<String>>,
     /// What ends before it. The hook does not wait for that.
     pub before: Vec<CancellationToken>,
 }
@@ -46,54 +59,87 @@ pub fn grace(pod: &Pod, container: Option<&Container>, reason: Option<KillReason
         .unwrap_or(30)
 }
 
+/// The seconds that a pod has to end which is not to go on, `limit` at most: never none, so that
+/// hooks begin.
+pub fn last_grace(pod: &Pod, limit: Option<i64>) -> i64 {
+    let own = grace(pod, None, None);
+    limit.map_or(own, |limit| own.min(limit)).max(1)
+}
+
 /// Stops one container.
 ///
 /// # Errors
 /// The runtime's.
 pub async fn container(
-    k: &Kubelet,
+    k: &Arc<Kubelet>,
     pod: Option<&Pod>,
-    view: &ContainerView,
-    ips: &[String],
-    manner: &Manner<'_>,
+    running: &Running<'_>,
+    manner: Manner,
 ) -> Result<(), RuntimeError> {
-    let begun = Instant::now();
-    let limit = Duration::from_secs(manner.grace.max(0).unsigned_abs());
-    let mut waited = false;
+    let mut hook = None;
     if let Some(pod) = pod {
-        k.event(container_reference(pod, &view.name), false, "Killing", manner.message.clone());
-        let known = objects::find_container(pod, &view.name);
-        let hook = known.as_ref().and_then(|c| c.lifecycle.as_ref()?.pre_stop.as_ref());
-        if let (Some(hook), Some(known)) = (hook, &known)
-            && !limit.is_zero()
-            && manner.hooked.lock().insert(view.id.clone())
-        {
-            waited = true;
-            let ip = ips.first().map(String::as_str).unwrap_or_default();
-            let run = hooks::run(k, hook, known, &view.id, ip);
-            match tokio::time::timeout(limit, run).await {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => {
-                    tracing::debug!(container = view.name, error, "preStop failed");
-                    let about = container_reference(pod, &view.name);
-                    k.event(about, true, "FailedPreStopHook", "PreStopHook failed");
-                }
-                Err(_) => tracing::debug!(container = view.name, "preStop did not end in time"),
+        k.event(container_reference(pod, running.name), false, "Killing", manner.message);
+        hook = pre_stop(k, pod, running);
+    }
+    let stop = |grace| k.cri.stop_container(running.id, grace);
+    within(manner.grace, hook, &manner.before, stop).await
+}
+
+/// The container's preStop hook, to be run.
+fn pre_stop(
+    k: &Arc<Kubelet>,
+    pod: &Pod,
+    running: &Running<'_>,
+) -> Option<impl Future<Output = ()> + Send + use<>> {
+    let container = objects::find_container(pod, running.name)?;
+    let hook = container.lifecycle.as_ref()?.pre_stop.clone()?;
+    let (k, about) = (Arc::clone(k), container_reference(pod, running.name));
+    let hooked = Hooked {
+        container,
+        pod: describe(pod),
+        id: running.id.to_owned(),
+        ip: running.ip.to_owned(),
+    };
+    Some(async move {
+        let ran = k.shutdown.run_until_cancelled(hooks::run(&k, &hook, &hooked)).await;
+        if let Some(Err(error)) = ran {
+            tracing::debug!(container = hooked.container.name, error, "preStop failed");
+            // What it said may be secret.
+            k.event(about, true, "FailedPreStopHook", "PreStopHook failed");
+        }
+    })
+}
+
+/// Runs the hook and waits for those that end before, then stops with what is left of the grace.
+/// Without any, neither is done. A hook that takes longer is left to itself: the container ends
+/// meanwhile, and its commands with it.
+async fn within<H, S>(
+    grace: i64,
+    hook: Option<H>,
+    before: &[CancellationToken],
+    stop: impl FnOnce(i64) -> S,
+) -> S::Output
+where
+    H: Future<Output = ()> + Send + 'static,
+    S: Future,
+{
+    let end = Instant::now() + Duration::from_secs(grace.max(0).unsigned_abs());
+    if grace > 0 {
+        if let Some(hook) = hook {
+            // Cut off with the turn, as long as it is waited for.
+            let mut hook = AbortOnDropHandle::new(tokio::spawn(hook));
+            if tokio::time::timeout_at(end, &mut hook).await.is_err() {
+                tracing::debug!("preStop did not end in time");
+                drop(hook.detach());
             }
         }
+        let turn = join_all(before.iter().map(CancellationToken::cancelled));
+        // Else all have had their time.
+        let _ = tokio::time::timeout_at(end, turn).await;
     }
-    let turn = join_all(manner.before.iter().map(CancellationToken::cancelled));
-    if !manner.before.is_empty() && !limit.is_zero() {
-        waited = true;
-        // Then all have had their time.
-        let _ = tokio::time::timeout_at(begun + limit, turn).await;
-    }
-    let spent = i64::try_from(begun.elapsed().as_secs()).unwrap_or(i64::MAX);
-    let grace = match waited {
-        true => (manner.grace - spent).max(MINIMUM_GRACE),
-        false => manner.grace,
-    };
-    k.cri.stop_container(&view.id, grace).await
+    // A second that has begun counts as left, as upstream counts.
+    let left = end.saturating_duration_since(Instant::now()).as_millis().div_ceil(1000);
+    stop(i64::try_from(left).unwrap_or(i64::MAX).max(MINIMUM_GRACE)).await
 }
 
 /// For each container to be stopped, by name, which of them end before it: before a sidecar all
@@ -114,11 +160,10 @@ fn turns(sidecars: &[&str], stopping: &[&str]) -> Vec<Vec<usize>> {
 /// # Errors
 /// The runtime's first; the rest is tried all the same.
 pub async fn pod(
-    k: &Kubelet,
+    k: &Arc<Kubelet>,
     pod: Option<&Pod>,
     view: &PodView,
     grace: i64,
-    hooked: &Mutex<HashSet<String>>,
 ) -> Result<(), RuntimeError> {
     let running: Vec<&ContainerView> = view
         .containers
@@ -137,11 +182,10 @@ pub async fn pod(
         let manner = Manner {
             message: format!("Stopping container {}", own.name),
             grace,
-            hooked,
             before: before.iter().filter_map(|index| ended.get(*index).cloned()).collect(),
         };
         async move {
-            let stopped = container(k, pod, own, view.ips(), &manner).await;
+            let stopped = container(k, pod, &Running::of(own, view.ips()), manner).await;
             has_ended.cancel();
             stopped
         }
@@ -195,7 +239,96 @@ pub async fn remove(k: &Kubelet, view: &PodView) -> Result<(), RuntimeError> {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+    use tokio::sync::oneshot;
+
     use super::*;
+
+    fn pod(value: serde_json::Value) -> Pod {
+        serde_json::from_value(value).unwrap()
+    }
+
+    #[test]
+    fn the_grace_is_the_deletions_the_probes_or_the_pods() {
+        let containers = json!([{"name": "main",
+            "livenessProbe": {"terminationGracePeriodSeconds": 7}, "startupProbe": {}}]);
+        let spec = json!({"terminationGracePeriodSeconds": 20, "containers": containers});
+        let (liveness, startup) = (Some(KillReason::LivenessProbe), Some(KillReason::StartupProbe));
+        let deleted = json!({"deletionGracePeriodSeconds": 4});
+        for (metadata, reason, want) in [
+            (json!({}), None, 20),
+            (json!({}), Some(KillReason::Changed), 20),
+            (json!({}), liveness, 7),
+            (json!({}), startup, 20),
+            (deleted.clone(), None, 4),
+            (deleted, liveness, 4),
+        ] {
+            let pod = pod(json!({"metadata": metadata, "spec": spec}));
+            let container = objects::find_container(&pod, "main");
+            assert_eq!(grace(&pod, container.as_ref(), reason), want, "{metadata} {reason:?}");
+        }
+    }
+
+    #[test]
+    fn a_pod_that_ends_has_some_grace() {
+        for (seconds, limit, want) in
+            [(30, None, 30), (30, Some(5), 5), (30, Some(0), 1), (0, None, 1), (5, Some(9), 5)]
+        {
+            let spec = json!({"terminationGracePeriodSeconds": seconds, "containers": []});
+            let pod = pod(json!({"metadata": {}, "spec": spec}));
+            assert_eq!(last_grace(&pod, limit), want, "{seconds} {limit:?}");
+        }
+    }
+
+    /// Of the grace, how much is left to a container after its hook and those that end before it.
+    #[tokio::test(start_paused = true)]
+    async fn what_comes_first_counts_against_the_grace() {
+        for (grace, hook, before, want) in [
+            (30, None, None, 30),
+            (30, Some(3_700), None, 27),
+            (30, Some(3_000), Some(8_000), 22),
+            (30, Some(40_000), None, 2),
+            (30, None, Some(40_000), 2),
+            (3, Some(2_500), None, 2),
+            (1, Some(500), None, 2),
+            // What is killed at once is not asked first.
+            (0, Some(0), Some(40_000), 2),
+            (0, None, None, 2),
+        ] {
+            let after = |millis| tokio::time::sleep(Duration::from_millis(millis));
+            let (told, ran) = oneshot::channel();
+            let hook = hook.map(|millis| async move {
+                after(millis).await;
+                told.send(()).ok();
+            });
+            let hooked = hook.is_some() && grace > 0;
+            let other = CancellationToken::new();
+            let (ends, waits) = (other.clone(), before.is_some());
+            let others = tokio::spawn(async move {
+                after(before.unwrap_or(0)).await;
+                ends.cancel();
+            });
+            let before = waits.then_some(other);
+            let stop = |left| std::future::ready(left);
+            let left = within(grace, hook, before.as_slice(), stop).await;
+            assert_eq!(left, want, "{grace} {hooked} {waits}");
+            // A hook that takes longer goes on, while the container ends.
+            assert_eq!(ran.await.is_ok(), hooked, "{grace} {hooked} {waits}");
+            others.abort();
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_hook_is_cut_off_with_those_who_wait_for_it() {
+        let (told, ran) = oneshot::channel::<()>();
+        let hook = async move {
+            std::future::pending::<()>().await;
+            drop(told);
+        };
+        let stopping = within(30, Some(hook), &[], std::future::ready);
+        assert!(tokio::time::timeout(Duration::from_secs(1), stopping).await.is_err());
+        assert!(ran.await.is_err());
+    }
 
     #[test]
     fn sidecars_end_after_those_they_serve_and_in_reverse_order() {

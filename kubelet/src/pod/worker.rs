@@ -4,7 +4,7 @@
 //! change, for the runtime to, or for a time that the decision named. A turn may be cut off when
 //! the pod's end becomes more urgent; the next one sees what it has left.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use super::plan::{Plan, plan};
 use super::report::{self, Sent};
 use super::start::{self, Round};
 use super::status::{self, Facts, Waiting};
-use super::stop::{self, Manner};
+use super::stop::{self, Manner, Running};
 use super::{resize, resources, sandbox};
 use crate::allocation;
 use crate::eviction::Eviction;
@@ -73,7 +73,6 @@ pub struct Worker {
     wake: Arc<Notify>,
     waiting: HashMap<String, Waiting>,
     reported: Option<PodStatus>,
-    hooked: Mutex<HashSet<String>>,
     busy: start::Busy,
     /// The limits that the pod's cgroup has.
     limits: Mutex<Option<resources::PodLimits>>,
@@ -101,7 +100,6 @@ impl Worker {
             wake,
             waiting: HashMap::new(),
             reported: None,
-            hooked: Mutex::default(),
             busy: start::Busy::default(),
             limits: Mutex::default(),
             failed: None,
@@ -405,10 +403,10 @@ impl Worker {
             let manner = Manner {
                 message: kill.message.clone(),
                 grace: stop::grace(pod, container.as_ref(), Some(kill.reason)),
-                hooked: &self.hooked,
                 before: Vec::new(),
             };
-            if let Err(error) = stop::container(&k, Some(pod), found, view.ips(), &manner).await {
+            let running = Running::of(found, view.ips());
+            if let Err(error) = stop::container(&k, Some(pod), &running, manner).await {
                 tracing::warn!(container = kill.name, %error, "cannot stop");
                 return Err(RETRY);
             }
@@ -465,7 +463,7 @@ impl Worker {
             k.event(reference(pod), false, "SandboxChanged", message);
         }
         let grace = stop::grace(pod, None, None);
-        stop::pod(&k, Some(pod), view, grace, &self.hooked).await.map_err(|error| {
+        stop::pod(&k, Some(pod), view, grace).await.map_err(|error| {
             k.event(reference(pod), true, "FailedKillPod", format!("error killing pod: {error}"));
             RETRY
         })?;
@@ -541,12 +539,9 @@ impl Worker {
 
     /// Stops the pod and gives back what it held.
     async fn end(&mut self, pod: &Pod, view: &PodView) -> Result<(), Duration> {
-        let mut grace = stop::grace(pod, None, None);
-        if let Some(limit) = self.grace_limit {
-            grace = grace.min(limit);
-        }
+        let grace = stop::last_grace(pod, self.grace_limit);
         if view.is_alive()
-            && let Err(error) = stop::pod(&self.k, Some(pod), view, grace, &self.hooked).await
+            && let Err(error) = stop::pod(&self.k, Some(pod), view, grace).await
         {
             let message = format!("error killing pod: {error}");
             self.k.event(reference(pod), true, "FailedKillPod", message);
@@ -602,10 +597,8 @@ impl Worker {
     /// A pod that is nowhere to be found any more: removes all traces.
     async fn sweep(&mut self, pod: Option<&Arc<Pod>>, view: &PodView) -> Turn {
         if view.is_alive() {
-            let grace = pod.map_or(2, |p| stop::grace(p, None, None));
-            if let Err(error) =
-                stop::pod(&self.k, pod.map(|p| &**p), view, grace, &self.hooked).await
-            {
+            let grace = pod.map_or(1, |p| stop::last_grace(p, self.grace_limit));
+            if let Err(error) = stop::pod(&self.k, pod.map(|p| &**p), view, grace).await {
                 tracing::warn!(uid = self.uid, %error, "cannot stop");
                 return Turn::Wait(RETRY);
             }

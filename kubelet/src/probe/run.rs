@@ -166,8 +166,9 @@ async fn once(k: &Kubelet, target: &Target, probe: &Probe) -> Outcome {
     if let Some(exec) = &probe.exec {
         let command = exec.command.clone().unwrap_or_default();
         return match k.cri.exec_sync(&target.id, command.clone(), timeout).await {
-            Ok((0, _)) => Outcome::Success,
-            Ok((_, output)) => {
+            Ok(ran) if ran.exit_code == 0 => Outcome::Success,
+            Ok(ran) => {
+                let output = [ran.stdout, ran.stderr].concat();
                 let end = output.len().min(10 << 10);
                 Outcome::Failure(String::from_utf8_lossy(&output[..end]).into_owned())
             }

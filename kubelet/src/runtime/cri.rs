@@ -154,13 +154,13 @@ impl Cri {
         }
     }
 
-    /// Runs a command in a container and waits for it: exit code, then standard output and error.
+    /// Runs a command in a container and waits for it.
     pub async fn exec_sync(
         &self,
         id: &str,
         command: Vec<String>,
         timeout: Duration,
-    ) -> Result<(i32, Vec<u8>)> {
+    ) -> Result<cri::ExecSyncResponse> {
         let seconds = timeout.as_secs().try_into().unwrap_or(i64::MAX);
         let request =
             cri::ExecSyncRequest { container_id: id.to_owned(), cmd: command, timeout: seconds };
@@ -168,10 +168,7 @@ impl Cri {
             0 => Duration::from_secs(3600),
             _ => timeout + self.timeout,
         };
-        let answer = self.runtime.clone().exec_sync(timed(request, patience)).await?.into_inner();
-        let mut output = answer.stdout;
-        output.extend_from_slice(&answer.stderr);
-        Ok((answer.exit_code, output))
+        Ok(self.runtime.clone().exec_sync(timed(request, patience)).await?.into_inner())
     }
 
     /// Pulls an image, for as long as it takes.
