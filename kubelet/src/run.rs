@@ -130,13 +130,18 @@ fn server_tls(
     cert_dir: &Path,
     tasks: &mut JoinSet<()>,
 ) -> anyhow::Result<Arc<rustls::ServerConfig>> {
+    let shutdown = k.shutdown.clone();
     if !k.config.server_tls_bootstrap {
-        return server::tls(k, cert_dir);
+        let (certificate, key) = server::certificate(k, cert_dir)?;
+        let (shown, given) = serving::given(certificate, key)?;
+        let following = given.follow();
+        tasks.spawn(async move { shutdown.run_until_cancelled(following).await.unwrap_or(()) });
+        return server::tls_showing(k, Arc::new(shown));
     }
     let (shown, serving) = serving::serving(&k.config, cert_dir)?;
     let tls = server::tls_showing(k, Arc::new(shown))?;
     if let Some(client) = k.client.clone() {
-        let (keeping, shutdown) = (serving.keep(client, Arc::clone(k)), k.shutdown.clone());
+        let keeping = serving.keep(client, Arc::clone(k));
         tasks.spawn(async move { shutdown.run_until_cancelled(keeping).await.unwrap_or(()) });
     }
     Ok(tls)

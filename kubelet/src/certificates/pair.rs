@@ -47,7 +47,8 @@ impl Leaf {
             names,
             addresses,
             from: Timestamp::from_second(validity.not_before.timestamp())?,
-            until: Timestamp::from_second(validity.not_after.timestamp())?,
+            // One that never ends says so by a moment after all that are known (RFC 5280, 4.1.2.5).
+            until: Timestamp::from_second(validity.not_after.timestamp()).unwrap_or(Timestamp::MAX),
         })
     }
 

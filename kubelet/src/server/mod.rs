@@ -30,17 +30,16 @@ use crate::objects::{find_container, name, namespace, uid};
 use crate::runtime::State;
 use crate::stats;
 
-/// The server's TLS settings; a certificate that signs itself is made where none is given.
+/// The files of the server's certificate and of its key; one that signs itself is made where none
+/// is given.
 ///
 /// # Errors
-/// A file cannot be read or written, or holds no certificate or key.
-pub fn tls(k: &Kubelet, cert_dir: &Path) -> anyhow::Result<Arc<ServerConfig>> {
-    let config = &k.config;
-    let (cert, key) = match config.tls_cert_file.as_str() {
-        "" => self_signed(k, cert_dir)?,
-        cert => (PathBuf::from(cert), PathBuf::from(&config.tls_private_key_file)),
-    };
-    serving::tls(&cert, &key, client_ca(k))
+/// It cannot be written.
+pub fn certificate(k: &Kubelet, cert_dir: &Path) -> anyhow::Result<(PathBuf, PathBuf)> {
+    match k.config.tls_cert_file.as_str() {
+        "" => self_signed(k, cert_dir),
+        cert => Ok((PathBuf::from(cert), PathBuf::from(&k.config.tls_private_key_file))),
+    }
 }
 
 /// The server's TLS settings with a certificate that changes.
