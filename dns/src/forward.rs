@@ -26,6 +26,11 @@ impl Forward {
             .filter(|ip| !own.contains(ip))
             .map(|ip| SocketAddr::new(ip, 53))
             .collect();
+        Self::to(resolvers)
+    }
+
+    /// To these.
+    pub fn to(resolvers: Vec<SocketAddr>) -> Self {
         Self { resolvers, slots: Semaphore::new(AT_ONCE) }
     }
 

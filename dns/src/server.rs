@@ -185,31 +185,46 @@ impl<V: View + Send + Sync + 'static> Server<V> {
         asked: RecordType,
     ) -> ResponseCode {
         response.metadata.authoritative = true;
-        let mut alias = None;
         let mut records = answer.records;
         self.take_turns(&mut records);
-        for data in &records {
-            if let Data::Cname(target) = data {
-                alias = Some(target.clone());
-            }
-            if let Some(rdata) = self.rdata(data) {
-                response.add_answer(Record::from_rdata(name.clone(), TTL, rdata));
-            }
-        }
+        let alias = self.add(response, name, &records);
         for (target, ip) in &answer.additional {
             if let Ok(target) = Name::from_ascii(target) {
                 response.add_additional(Record::from_rdata(target, TTL, address(*ip)));
             }
         }
-        if let Some(target) = alias.filter(|_| asked != RecordType::CNAME) {
-            self.follow(response, target, asked).await;
+        // Who asks for the alias itself is not led on.
+        match alias.filter(|_| !matches!(asked, RecordType::CNAME | RecordType::ANY)) {
+            Some(target) => self.follow(response, target, asked).await,
+            None => {
+                let nothing = response.answers.is_empty();
+                self.end(response, answer.exists, nothing)
+            }
         }
-        if response.answers.is_empty()
+    }
+
+    /// Adds the records of a name. Where it leads, if it is an alias.
+    fn add(&self, response: &mut Message, name: &Name, records: &[Data]) -> Option<String> {
+        let mut alias = None;
+        for data in records {
+            let Some(rdata) = self.rdata(data) else { continue };
+            response.add_answer(Record::from_rdata(name.clone(), TTL, rdata));
+            if let Data::Cname(target) = data {
+                alias = Some(target.clone());
+            }
+        }
+        alias
+    }
+
+    /// The code of an answer whose last name is in the zone; with nothing of that name it tells for
+    /// how long (RFC 2308).
+    fn end(&self, response: &mut Message, exists: bool, nothing: bool) -> ResponseCode {
+        if nothing
             && let (Some(soa), Ok(zone)) = (self.rdata(&Data::Soa), Name::from_ascii(&self.zone))
         {
             response.add_authority(Record::from_rdata(zone, TTL, soa));
         }
-        if answer.exists { ResponseCode::NoError } else { ResponseCode::NXDomain }
+        if exists { ResponseCode::NoError } else { ResponseCode::NXDomain }
     }
 
     /// Puts another of the addresses first each time: many clients take the first.
@@ -221,38 +236,55 @@ impl<V: View + Send + Sync + 'static> Server<V> {
         }
     }
 
-    /// Adds what an alias leads to, in the zone or outside.
-    async fn follow(&self, response: &mut Message, mut target: String, asked: RecordType) {
+    /// Adds what an alias leads to, in the zone or outside. The code is that of the last name
+    /// (RFC 6604).
+    async fn follow(
+        &self,
+        response: &mut Message,
+        mut target: String,
+        asked: RecordType,
+    ) -> ResponseCode {
         for _ in 0..ALIASES {
-            let Ok(name) = Name::from_ascii(&target) else { return };
-            let Some(answer) = self.lookup(&target, kind(asked)) else {
-                let mut query = Message::query();
-                query.metadata.recursion_desired = true;
-                let mut wanted = hickory_proto::op::Query::new();
-                wanted.name = name;
-                wanted.query_type = asked;
-                query.add_query(wanted);
-                let Ok(bytes) = query.to_vec() else { return };
-                let Some(bytes) = self.forward.ask(&bytes, false).await else { return };
-                if let Ok(found) = Message::from_vec(&bytes) {
-                    response.add_answers(found.answers);
-                }
-                return;
-            };
-            let mut next = None;
-            for data in &answer.records {
-                if let Data::Cname(alias) = data {
-                    next = Some(alias.clone());
-                }
-                if let Some(rdata) = self.rdata(data) {
-                    response.add_answer(Record::from_rdata(name.clone(), TTL, rdata));
-                }
+            let Ok(name) = Name::from_ascii(&target) else { break };
+            if response.answers.iter().any(|record| record.name == name) {
+                // Round and round.
+                break;
             }
-            match next {
+            let Some(answer) = self.lookup(&target, kind(asked)) else {
+                return self.beyond(response, name, asked).await;
+            };
+            let before = response.answers.len();
+            match self.add(response, &name, &answer.records) {
                 Some(alias) => target = alias,
-                None => return,
+                None => {
+                    let nothing = response.answers.len() == before;
+                    return self.end(response, answer.exists, nothing);
+                }
             }
         }
+        ResponseCode::ServFail
+    }
+
+    /// Adds what others say of a name outside, where an alias leads.
+    async fn beyond(&self, response: &mut Message, name: Name, asked: RecordType) -> ResponseCode {
+        let mut query = Message::query();
+        query.metadata.recursion_desired = true;
+        let mut wanted = hickory_proto::op::Query::new();
+        wanted.name = name;
+        wanted.query_type = asked;
+        query.add_query(wanted);
+        let Ok(bytes) = query.to_vec() else { return ResponseCode::ServFail };
+        let found = self.forward.ask(&bytes, false).await;
+        let found = found.and_then(|bytes| Message::from_vec(&bytes).ok());
+        let Some(found) = found else { return ResponseCode::ServFail };
+        let code = found.metadata.response_code;
+        if !matches!(code, ResponseCode::NoError | ResponseCode::NXDomain) {
+            return ResponseCode::ServFail;
+        }
+        response.add_answers(found.answers);
+        let times = found.authorities.into_iter().filter(|r| r.record_type() == RecordType::SOA);
+        response.add_authorities(times);
+        code
     }
 
     fn rdata(&self, data: &Data) -> Option<RData> {
@@ -387,9 +419,20 @@ mod tests {
             ("web.ns.svc.cluster.local.", RecordType::MX, ResponseCode::NoError, 0, 1),
             ("none.ns.svc.cluster.local.", RecordType::A, ResponseCode::NXDomain, 0, 1),
             ("far.ns.svc.cluster.local.", RecordType::CNAME, ResponseCode::NoError, 1, 0),
-            // What it leads to is not ours, and nobody else is asked here.
-            ("far.ns.svc.cluster.local.", RecordType::A, ResponseCode::NoError, 1, 0),
+            // What it leads to is not ours, and there is nobody else to ask.
+            ("far.ns.svc.cluster.local.", RecordType::A, ResponseCode::ServFail, 1, 0),
             ("example.com.", RecordType::A, ResponseCode::ServFail, 0, 0),
+            ("near.ns.svc.cluster.local.", RecordType::A, ResponseCode::NoError, 2, 0),
+            ("near.ns.svc.cluster.local.", RecordType::AAAA, ResponseCode::NoError, 1, 1),
+            ("near.ns.svc.cluster.local.", RecordType::CNAME, ResponseCode::NoError, 1, 0),
+            ("near.ns.svc.cluster.local.", RecordType::ANY, ResponseCode::NoError, 1, 0),
+            ("lost.ns.svc.cluster.local.", RecordType::A, ResponseCode::NXDomain, 1, 1),
+            ("lost.ns.svc.cluster.local.", RecordType::CNAME, ResponseCode::NoError, 1, 0),
+            ("to-lost.ns.svc.cluster.local.", RecordType::A, ResponseCode::NXDomain, 2, 1),
+            ("round.ns.svc.cluster.local.", RecordType::A, ResponseCode::ServFail, 2, 0),
+            // Eight links are followed, and not more.
+            ("link-2.ns.svc.cluster.local.", RecordType::A, ResponseCode::NoError, 9, 0),
+            ("link-1.ns.svc.cluster.local.", RecordType::A, ResponseCode::ServFail, 9, 0),
         ] {
             let answer = ask(&server, &question(name, kind)).await;
             let ours = name.ends_with("cluster.local.");
@@ -402,6 +445,50 @@ mod tests {
             );
             assert_eq!(answer.metadata.id, 7);
             assert!(answer.answers.iter().chain(&answer.authorities).all(|r| r.ttl == TTL));
+        }
+    }
+
+    /// A resolver that knows one name.
+    async fn resolver() -> SocketAddr {
+        let socket = UdpSocket::bind("127.0.0.1:0").await.expect("a socket");
+        let at = socket.local_addr().expect("an address");
+        tokio::spawn(async move {
+            let mut buffer = [0; 512];
+            while let Ok((length, from)) = socket.recv_from(&mut buffer).await {
+                let Ok(asked) = Message::from_vec(&buffer[..length]) else { continue };
+                let name = asked.queries[0].name.clone();
+                let mut answer = Message::response(asked.metadata.id, OpCode::Query);
+                match name.to_ascii().as_str() {
+                    "example.com." => {
+                        let ip = address(IpAddr::from([192, 0, 2, 1]));
+                        answer.add_answer(Record::from_rdata(name, 60, ip));
+                    }
+                    "refused.example." => answer.metadata.response_code = ResponseCode::Refused,
+                    _ => {
+                        let soa = SOA::new(name.clone(), name.clone(), 1, 2, 3, 4, 5);
+                        answer.add_authority(Record::from_rdata(name, 60, RData::SOA(soa)));
+                        answer.metadata.response_code = ResponseCode::NXDomain;
+                    }
+                }
+                let bytes = answer.to_vec().expect("bytes");
+                socket.send_to(&bytes, from).await.expect("sent");
+            }
+        });
+        at
+    }
+
+    #[tokio::test]
+    async fn an_alias_that_leads_outside_ends_as_others_say() {
+        let forward = Forward::to(vec![resolver().await]);
+        let server = Server { forward, ..server() };
+        for (name, code, answers, soa) in [
+            ("far.ns.svc.cluster.local.", ResponseCode::NoError, 2, 0),
+            ("far-lost.ns.svc.cluster.local.", ResponseCode::NXDomain, 1, 1),
+            ("refused.ns.svc.cluster.local.", ResponseCode::ServFail, 1, 0),
+        ] {
+            let answer = ask(&server, &question(name, RecordType::A)).await;
+            assert_eq!(answer.metadata.response_code, code, "{name}");
+            assert_eq!((answer.answers.len(), answer.authorities.len()), (answers, soa), "{name}");
         }
     }
 

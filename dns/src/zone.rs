@@ -372,19 +372,33 @@ pub mod tests {
             ],
             "ports": [{"name": "sql", "port": 5432, "protocol": "TCP"}],
         });
-        Cluster {
-            services: vec![
-                service(
-                    "web",
-                    json!({"clusterIP": "10.96.0.7",
+        let alias = |name: &str, target: &str| {
+            service(name, json!({"type": "ExternalName", "externalName": target}))
+        };
+        let inside = |name: &str| format!("{name}.ns.svc.cluster.local");
+        let mut aliases = vec![
+            alias("far", "example.com"),
+            alias("far-lost", "lost.example"),
+            alias("refused", "refused.example"),
+            alias("near", &inside("web")),
+            alias("lost", &inside("none")),
+            alias("to-lost", &inside("lost")),
+            alias("round", &inside("and-round")),
+            alias("and-round", &inside("round")),
+            alias("link-9", &inside("web")),
+        ];
+        let link = |i: u8| format!("link-{i}");
+        aliases.extend((1..9).map(|i| alias(&link(i), &inside(&link(i + 1)))));
+        let services = vec![
+            service(
+                "web",
+                json!({"clusterIP": "10.96.0.7",
                     "ports": [{"name": "http", "port": 80}]}),
-                ),
-                service(
-                    "db",
-                    json!({"clusterIP": "None", "ports": [{"name": "sql", "port": 5432}]}),
-                ),
-                service("far", json!({"type": "ExternalName", "externalName": "example.com"})),
-            ],
+            ),
+            service("db", json!({"clusterIP": "None", "ports": [{"name": "sql", "port": 5432}]})),
+        ];
+        Cluster {
+            services: services.into_iter().chain(aliases).collect(),
             slices: vec![Arc::new(serde_json::from_value(slice).expect("a slice"))],
         }
     }
