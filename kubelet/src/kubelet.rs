@@ -9,7 +9,6 @@ use std::time::Duration;
 use client::Cache;
 use client::events::EventType;
 use k8s_openapi::api::core::v1::{ConfigMap, Node, ObjectReference, Pod, Secret, Service};
-use kube::Api;
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
@@ -31,17 +30,10 @@ use crate::pod::resources::Limiting;
 use crate::pressure::{Pressure, Threshold};
 use crate::probe::Prober;
 use crate::quantity::List;
+use crate::references::{self, References};
 use crate::runtime::Cri;
 use crate::runtime::views::Views;
 use crate::tokens::Tokens;
-
-/// How old a config map or secret may be when volumes are refreshed.
-const OBJECT_TTL: Duration = Duration::from_secs(15);
-/// Remembered objects, of each kind.
-const OBJECT_LIMIT: usize = 2048;
-
-/// Objects read lately, by namespace and name.
-type Recent<K> = Mutex<HashMap<(String, String), (Instant, Arc<K>)>>;
 
 /// Whether the runtime and the pods' network work; the reason if not.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -105,8 +97,7 @@ pub struct Kubelet {
     /// The pods that are the kubelet's to run, by uid.
     pub pods: RwLock<BTreeMap<String, Arc<Pod>>>,
     pub relisted: Mutex<Option<Instant>>,
-    pub config_maps: Recent<ConfigMap>,
-    pub secrets: Recent<Secret>,
+    pub references: References,
     pub started: Instant,
     pub shutdown: CancellationToken,
 }
@@ -175,7 +166,8 @@ impl Kubelet {
         nodes.first().and_then(|n| n.metadata.labels.clone()).unwrap_or_default()
     }
 
-    /// A config map; one read a moment ago will do unless it must be `fresh`.
+    /// A config map that a pod refers to; where it is not watched, one read a while ago will do
+    /// unless it must be `fresh`.
     ///
     /// # Errors
     /// It is not there, or the API server does not give it.
@@ -185,7 +177,7 @@ impl Kubelet {
         name: &str,
         fresh: bool,
     ) -> Result<Arc<ConfigMap>, Missing> {
-        self.object(&self.config_maps, namespace, name, fresh).await
+        self.references.config_maps.get(namespace, name, self.object_ttl(fresh)).await
     }
 
     /// A secret, as [`Kubelet::config_map`].
@@ -198,53 +190,11 @@ impl Kubelet {
         name: &str,
         fresh: bool,
     ) -> Result<Arc<Secret>, Missing> {
-        self.object(&self.secrets, namespace, name, fresh).await
+        self.references.secrets.get(namespace, name, self.object_ttl(fresh)).await
     }
 
-    async fn object<K>(
-        &self,
-        recent: &Recent<K>,
-        namespace: &str,
-        name: &str,
-        fresh: bool,
-    ) -> Result<Arc<K>, Missing>
-    where
-        K: client::cache::Cacheable
-            + kube::Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>,
-    {
-        let key = (namespace.to_owned(), name.to_owned());
-        if !fresh
-            && let Some((at, object)) = recent.lock().get(&key)
-            && at.elapsed() < OBJECT_TTL
-        {
-            return Ok(Arc::clone(object));
-        }
-        let Some(client) = &self.client else {
-            let message = "the kubelet has no API server".to_owned();
-            return Err(Missing { not_found: false, message });
-        };
-        let api: Api<K> = Api::namespaced(client.clone(), namespace);
-        match api.get(name).await {
-            Ok(object) => {
-                let object = Arc::new(object);
-                let mut recent = recent.lock();
-                if recent.len() >= OBJECT_LIMIT {
-                    recent.clear();
-                }
-                recent.insert(key, (Instant::now(), Arc::clone(&object)));
-                Ok(object)
-            }
-            Err(kube::Error::Api(status)) => {
-                let not_found = status.code == 404;
-                let kind = K::kind(&()).to_lowercase();
-                let message = match not_found {
-                    // The words of upstream's cache of objects.
-                    true => format!("{kind} {name:?} not found"),
-                    false => status.message.clone(),
-                };
-                Err(Missing { not_found, message })
-            }
-            Err(error) => Err(Missing { not_found: false, message: error.to_string() }),
-        }
+    fn object_ttl(&self, fresh: bool) -> Duration {
+        let nodes = || self.node.as_ref().map(Cache::list).unwrap_or_default();
+        if fresh { Duration::ZERO } else { references::ttl(nodes().first().map(|node| &**node)) }
     }
 }

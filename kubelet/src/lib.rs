@@ -35,6 +35,7 @@ mod pressure;
 mod probe;
 mod quantity;
 mod rate;
+mod references;
 mod run;
 mod runtime;
 mod server;

@@ -212,6 +212,7 @@ impl Manager {
     /// Directories and cgroups of pods that nobody knows, and the shares of classes.
     fn tidy(&mut self) {
         self.k.images.collect();
+        self.k.references.tidy(&self.k.config);
         self.k.crash_backoff.collect(tokio::time::Instant::now());
         let burstable: i64 = {
             let pods = self.k.pods.read();

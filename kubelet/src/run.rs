@@ -28,6 +28,7 @@ use crate::node::machine::Machine;
 use crate::node::register::{Beginning, taints};
 use crate::quantity::{millis, value};
 use crate::rate::Bucket;
+use crate::references::References;
 use crate::runtime::Cri;
 use crate::runtime::views::Views;
 use crate::static_pods::{Known, StaticPods};
@@ -294,8 +295,7 @@ fn build(
         host_ips: watch::channel(node::addresses::find(&options.node_ip)).0,
         pods: RwLock::default(),
         relisted: parking_lot::Mutex::default(),
-        config_maps: parking_lot::Mutex::default(),
-        secrets: parking_lot::Mutex::default(),
+        references: References::new(config.strategy()?, client.as_ref(), &shutdown),
         started: now,
         config,
         root,

@@ -101,11 +101,29 @@ impl<K: Cacheable> Cache<K> {
         K::DynamicType: Default,
     {
         let resource = ApiResource::erase::<K>(&K::DynamicType::default());
+        Self::fed(Api::all_with(client, &resource), config, shutdown)
+    }
+
+    /// As [`Cache::start`], of one namespace.
+    pub fn start_in(
+        client: kube::Client,
+        namespace: &str,
+        config: watcher::Config,
+        shutdown: CancellationToken,
+    ) -> Self
+    where
+        K::DynamicType: Default,
+    {
+        let resource = ApiResource::erase::<K>(&K::DynamicType::default());
+        Self::fed(Api::namespaced_with(client, namespace, &resource), config, shutdown)
+    }
+
+    fn fed(api: Api<Raw>, config: watcher::Config, shutdown: CancellationToken) -> Self {
         let cache = Self::detached();
         let feed = Feed { cache: cache.clone(), fresh: BTreeMap::new() };
         tokio::spawn(async move {
             tokio::select! {
-                () = follow(Api::all_with(client, &resource), config, Box::new(feed)) => {}
+                () = follow(api, config, Box::new(feed)) => {}
                 () = shutdown.cancelled() => {}
             }
         });
@@ -345,5 +363,54 @@ impl Caches {
             Some(cache) => cache.clone(),
             None => unreachable!("entries are keyed by their type"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::api::core::v1::ConfigMap;
+    use kube::client::Body;
+    use serde_json::json;
+    use tokio::sync::mpsc;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn one_object_of_a_namespace_is_followed_until_the_end() -> anyhow::Result<()> {
+        let (asked, mut questions) = mpsc::unbounded_channel();
+        let answer = move |request: http::Request<Body>| {
+            let uri = request.uri().to_string();
+            let watches = uri.contains("watch=true");
+            let told = asked.send(uri);
+            async move {
+                told?;
+                if watches {
+                    std::future::pending::<()>().await;
+                }
+                let list = json!({"kind": "ConfigMapList", "apiVersion": "v1",
+                    "metadata": {"resourceVersion": "7"},
+                    "items": [{"metadata": {"namespace": "ns", "name": "x"}, "data": {"k": "v"}}]});
+                Ok::<_, tower::BoxError>(http::Response::new(Body::from(
+                    list.to_string().into_bytes(),
+                )))
+            }
+        };
+        let client = kube::Client::new(tower::service_fn(answer), "default");
+        let (one, until) =
+            (watcher::Config::default().fields("metadata.name=x"), CancellationToken::new());
+        let cache = Cache::<ConfigMap>::start_in(client, "ns", one, until.clone());
+        cache.synced().await;
+        let data = cache.get(&Key::new("ns", "x")).and_then(|map| map.data.clone());
+        assert_eq!(data.map(|data| data["k"].clone()).as_deref(), Some("v"));
+        for kind in ["list", "watch"] {
+            let uri = questions.recv().await.unwrap_or_default();
+            assert!(uri.starts_with("/api/v1/namespaces/ns/configmaps?"), "{kind} {uri}");
+            assert!(uri.contains("fieldSelector=metadata.name%3Dx"), "{kind} {uri}");
+            assert_eq!(uri.contains("watch=true"), kind == "watch", "{uri}");
+        }
+        until.cancel();
+        // Nobody holds the client any longer.
+        assert_eq!(questions.recv().await, None);
+        Ok(())
     }
 }

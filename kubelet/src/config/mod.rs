@@ -11,6 +11,7 @@ use serde_json::{Map, Value};
 
 use crate::duration::GoDuration;
 use crate::pressure::{self, Threshold};
+use crate::references::Strategy;
 
 /// Fields of which upstream takes an empty value for the default.
 const EMPTY_IS_DEFAULT: &[&str] = &[
@@ -20,6 +21,7 @@ const EMPTY_IS_DEFAULT: &[&str] = &[
     "authorization.webhook.cacheAuthorizedTTL",
     "authorization.webhook.cacheUnauthorizedTTL",
     "cgroupDriver",
+    "configMapAndSecretChangeDetectionStrategy",
     "containerLogMaxSize",
     "containerRuntimeEndpoint",
     "eventBurst",
@@ -170,6 +172,7 @@ pub struct KubeletConfiguration {
     pub container_log_max_size: String,
     pub container_log_max_files: i32,
     pub container_log_monitor_interval: GoDuration,
+    pub config_map_and_secret_change_detection_strategy: String,
     pub system_reserved: BTreeMap<String, String>,
     pub kube_reserved: BTreeMap<String, String>,
     pub seccomp_default: bool,
@@ -254,6 +257,7 @@ impl Default for KubeletConfiguration {
             container_log_max_size: "10Mi".into(),
             container_log_max_files: 5,
             container_log_monitor_interval: GoDuration::secs(10),
+            config_map_and_secret_change_detection_strategy: "Watch".into(),
             system_reserved: BTreeMap::new(),
             kube_reserved: BTreeMap::new(),
             seccomp_default: false,
@@ -364,6 +368,7 @@ impl KubeletConfiguration {
             );
         }
         self.container_log_max_bytes()?;
+        self.strategy()?;
         self.thresholds().map_err(|error| anyhow::anyhow!("invalid configuration: {error}"))?;
         self.validate_numbers()?;
         for level in &self.enforce_node_allocatable {
@@ -432,6 +437,16 @@ impl KubeletConfiguration {
             (Some(true), _) | (None, None) => Some(1),
             (None, most) => most,
         }
+    }
+
+    /// How changes of config maps and secrets are found.
+    ///
+    /// # Errors
+    /// There is no such way.
+    pub fn strategy(&self) -> anyhow::Result<Strategy> {
+        let name = &self.config_map_and_secret_change_detection_strategy;
+        Strategy::named(name)
+            .with_context(|| format!("unknown configmap and secret manager mode: {name}"))
     }
 
     /// What of the node must stay free.
@@ -577,6 +592,22 @@ volumeStatsAggPeriod: 0s
         assert!(!config.cpu_cfs_quota && !config.cgroups_per_qos);
         assert_eq!((config.pod_cidr.as_str(), config.provider_id.as_str()), ("10.0.0.0/24", "x"));
         assert_eq!(config.node_status_report_frequency, GoDuration::secs(4));
+    }
+
+    #[test]
+    fn changes_are_found_as_the_file_says() {
+        for (text, want) in [
+            ("", Some(Strategy::Watch)),
+            ("\"\"", Some(Strategy::Watch)),
+            ("Watch", Some(Strategy::Watch)),
+            ("Cache", Some(Strategy::Cache)),
+            ("Get", Some(Strategy::Get)),
+            ("get", None),
+        ] {
+            let field = format!("configMapAndSecretChangeDetectionStrategy: {text}\n");
+            let config = KubeletConfiguration::parse(&format!("{HEAD}{field}")).unwrap();
+            assert_eq!(config.validate().and_then(|()| config.strategy()).ok(), want, "{text}");
+        }
     }
 
     #[test]

@@ -20,11 +20,6 @@ const EITHER: &[&str] = &["true", "false"];
 
 /// All fields without effect.
 pub const UNSUPPORTED: &[Row] = &[
-    (
-        "configMapAndSecretChangeDetectionStrategy",
-        // What is read is kept for a short while, which is what `Cache` asks for.
-        &["\"Watch\"", "\"\"", "\"Cache\""],
-    ),
     ("containerLogMaxWorkers", &["1"]),
     ("contentType", &["\"application/vnd.kubernetes.protobuf\"", "\"\"", "\"application/json\""]),
     ("cpuManagerPolicy", &["\"none\"", "\"\""]),

@@ -263,6 +263,7 @@ impl Worker {
         if over {
             return self.finish(desired, pod, &view).await;
         }
+        self.k.references.register(pod);
         let reported = self.report(desired, now).await;
         let next = self.act(pod, &view).await;
         let idle = match next {
@@ -553,6 +554,7 @@ impl Worker {
     fn give_back(&self) -> Result<(), Duration> {
         self.k.prober.forget(&self.uid);
         self.k.tokens.forget(&self.uid);
+        self.k.references.forget(&self.uid);
         // There may be room now for those that want more.
         for uid in self.k.allocations.waiting() {
             self.k.wake(&uid);
