@@ -7,7 +7,7 @@ use apimachinery::Value;
 use apimachinery::gvk::api_version;
 use parking_lot::Mutex;
 use serde_json::json;
-use sha2::{Digest as _, Sha256};
+use sha2::{Digest as _, Sha256, Sha512};
 
 use crate::registry::catalog::{Catalog, Served, subresource_verbs};
 use crate::registry::{Action, Subresource, Verbs};
@@ -15,7 +15,7 @@ use crate::registry::{Action, Subresource, Verbs};
 /// Documents that are made once for each catalog.
 #[derive(Default)]
 pub(crate) struct Documents {
-    aggregated: Mutex<Vec<(u64, &'static str, bool, Aggregated)>>,
+    aggregated: Mutex<Vec<(u64, bool, Aggregated)>>,
 }
 
 /// An aggregated document and its ETag.
@@ -26,32 +26,25 @@ pub(crate) struct Aggregated {
 }
 
 impl Documents {
-    /// The aggregated document of `/api` (`core`) or `/apis` in `v2`.
-    pub(crate) fn aggregated(
-        &self,
-        catalog: &Arc<Catalog>,
-        version: &'static str,
-        core: bool,
-    ) -> Aggregated {
+    /// The aggregated document of `/api` (`core`) or `/apis`.
+    pub(crate) fn aggregated(&self, catalog: &Arc<Catalog>, core: bool) -> Aggregated {
         let id = catalog.id();
         let mut known = self.aggregated.lock();
-        if let Some((.., found)) =
-            known.iter().find(|(i, v, c, _)| *i == id && *v == version && *c == core)
-        {
+        if let Some((.., found)) = known.iter().find(|(i, c, _)| *i == id && *c == core) {
             return found.clone();
         }
-        let object = aggregated(catalog, version, core);
+        let object = aggregated(catalog, core);
         let made = Aggregated { etag: etag(&object), object: Arc::new(object) };
         // Of catalogs that are gone nothing is kept.
         known.retain(|(i, ..)| *i == id);
-        known.push((id, version, core, made.clone()));
+        known.push((id, core, made.clone()));
         made
     }
 }
 
 /// The hash that clients ask again with.
 pub(crate) fn etag(object: &Value) -> String {
-    hex(&Sha256::digest(object.to_string())).to_uppercase()
+    hex(&Sha512::digest(object.to_string())).to_uppercase()
 }
 
 /// Lower-case hexadecimal digits.
@@ -201,7 +194,7 @@ fn storage_version_hash(served: &Served) -> String {
     base64::engine::general_purpose::STANDARD.encode(hash.get(..8).unwrap_or_default())
 }
 
-fn aggregated(catalog: &Catalog, version: &str, core: bool) -> Value {
+fn aggregated(catalog: &Catalog, core: bool) -> Value {
     let groups = catalog.groups();
     let items: Vec<Value> = groups
         .iter()
@@ -224,7 +217,7 @@ fn aggregated(catalog: &Catalog, version: &str, core: bool) -> Value {
         .collect();
     json!({
         "kind": "APIGroupDiscoveryList",
-        "apiVersion": format!("apidiscovery.k8s.io/{version}"),
+        "apiVersion": "apidiscovery.k8s.io/v2",
         "metadata": {}, "items": items,
     })
 }

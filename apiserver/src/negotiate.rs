@@ -100,6 +100,24 @@ pub(crate) struct Clause<'a> {
     quality: f32,
 }
 
+impl Clause<'_> {
+    fn param(&self, name: &str) -> Option<&str> {
+        self.params.iter().find(|(key, _)| *key == name).map(|(_, value)| *value)
+    }
+
+    /// What objects are encoded in for it.
+    fn encoding(&self) -> Option<Encoding> {
+        match (self.main, self.sub) {
+            ("*" | "application", "*") => Some(Encoding::Json),
+            (main, sub) => Encoding::of(&format!("{main}/{sub}")),
+        }
+    }
+
+    fn asks_pretty(&self) -> bool {
+        self.param("pretty") == Some("1")
+    }
+}
+
 /// The ranges of an Accept header, what is liked best first.
 pub(crate) fn clauses(accept: &str) -> Vec<Clause<'_>> {
     let mut found: Vec<Clause<'_>> = accept
@@ -152,21 +170,14 @@ pub fn choose(
         return Ok(plain);
     }
     for clause in clauses(accept) {
-        let encodings: &[Encoding] = match (clause.main, clause.sub) {
-            ("*", "*") | ("application", "*") => &[Encoding::Json],
-            (main, sub) => match Encoding::of(&format!("{main}/{sub}")) {
-                Some(Encoding::Json) => &[Encoding::Json],
-                // Upstream does not stream YAML.
-                Some(Encoding::Yaml) if offer != Offer::Watch => &[Encoding::Yaml],
-                Some(Encoding::Protobuf) => &[Encoding::Protobuf],
-                _ => continue,
-            },
-        };
-        for &encoding in encodings {
-            if let Some(shape) = shape(&clause, encoding, offer) {
-                let pretty = plain.pretty || clause.params.contains(&("pretty", "1"));
-                return Ok(Wanted { encoding, shape, pretty });
-            }
+        let Some(encoding) = clause.encoding() else { continue };
+        // Upstream does not stream YAML.
+        if encoding == Encoding::Yaml && offer == Offer::Watch {
+            continue;
+        }
+        if let Some(shape) = shape(&clause, encoding, offer) {
+            let pretty = plain.pretty || clause.asks_pretty();
+            return Ok(Wanted { encoding, shape, pretty });
         }
     }
     let accepted = match offer {
@@ -176,11 +187,25 @@ pub fn choose(
     Err(ApiError::NotAcceptable { accepted: accepted.iter().map(|m| (*m).to_owned()).collect() })
 }
 
+/// How a client gets the aggregated document of discovery; `None`: no range asks for that. A range
+/// that asks for it goes before those that do not, whichever is liked best.
+pub fn choose_discovery(accept: &str, user_agent: &str, pretty: Option<&str>) -> Option<Wanted> {
+    let kind = [("as", "APIGroupDiscoveryList"), ("g", "apidiscovery.k8s.io"), ("v", "v2")];
+    clauses(accept).iter().find_map(|clause| {
+        let encoding = clause.encoding()?;
+        let asks = kind.iter().all(|(name, value)| clause.param(name) == Some(*value));
+        asks.then(|| Wanted {
+            encoding,
+            shape: Shape::Itself,
+            pretty: is_pretty(pretty, user_agent) || clause.asks_pretty(),
+        })
+    })
+}
+
 /// The shape that a clause asks for; `None`: it cannot be had.
 fn shape(clause: &Clause<'_>, encoding: Encoding, offer: Offer) -> Option<Shape> {
-    let param = |name| clause.params.iter().find(|(k, _)| *k == name).map(|(_, v)| *v);
-    let Some(kind) = param("as") else { return Some(Shape::Itself) };
-    let version = match (param("g"), param("v")) {
+    let Some(kind) = clause.param("as") else { return Some(Shape::Itself) };
+    let version = match (clause.param("g"), clause.param("v")) {
         (Some("meta.k8s.io"), Some("v1")) => "v1",
         (Some("meta.k8s.io"), Some("v1beta1")) => "v1beta1",
         _ => return None,
@@ -258,6 +283,32 @@ mod tests {
             assert_eq!(got, want, "{accept}");
         }
         assert_eq!(choose("text/html", "", None, Offer::Object).map_err(|e| e.code()), Err(406));
+    }
+
+    #[test]
+    fn aggregated_discovery_is_for_those_who_ask() {
+        let kind = "g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList";
+        let old = "g=apidiscovery.k8s.io;v=v2beta1;as=APIGroupDiscoveryList";
+        let cases = [
+            (String::new(), None),
+            ("*/*".to_owned(), None),
+            ("application/json".to_owned(), None),
+            (format!("application/json;{kind}"), Some(Encoding::Json)),
+            (format!("application/json;{old}"), None),
+            (format!("application/json;{old},application/json;{kind}"), Some(Encoding::Json)),
+            (format!("application/json,application/json;{kind}"), Some(Encoding::Json)),
+            (format!("*/*;{kind}"), Some(Encoding::Json)),
+            (format!("application/yaml;{kind}"), Some(Encoding::Yaml)),
+            (
+                format!("application/vnd.kubernetes.protobuf;{kind},application/json;{kind}"),
+                Some(Encoding::Protobuf),
+            ),
+            (format!("text/html;{kind}"), None),
+        ];
+        for (accept, want) in cases {
+            let got = choose_discovery(&accept, "", None).map(|w| w.encoding);
+            assert_eq!(got, want, "{accept}");
+        }
     }
 
     #[test]

@@ -39,6 +39,13 @@ pub fn answer(code: u16, content_type: &str, data: impl Into<Bytes>) -> Response
     response
 }
 
+/// The client has what it asks for already. Nothing is said of a content that is not there.
+pub fn not_modified() -> Response<Body> {
+    let mut response = Response::new(body(Bytes::new()));
+    *response.status_mut() = StatusCode::NOT_MODIFIED;
+    response
+}
+
 /// Plain text. That of an error must not be taken for anything else, as Go's `http.Error` says too.
 pub fn text(code: u16, text: impl Into<String>) -> Response<Body> {
     let mut response = answer(code, "text/plain; charset=utf-8", text.into());

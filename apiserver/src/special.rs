@@ -2,7 +2,6 @@
 
 use apimachinery::Value;
 use apimachinery::status::ApiError;
-use bytes::Bytes;
 use http::header::{self, HeaderValue};
 use http::{Method, Response};
 use serde_json::json;
@@ -63,11 +62,11 @@ pub(crate) async fn handle(call: Call, body: RequestBody) -> Result<Response<Bod
             return Ok(respond::answer(200, "application/json", text));
         }
         ["metrics"] => return metrics(&call).await,
-        ["api"] => match aggregated(&call, true)? {
+        ["api"] => match aggregated(&call, true).await? {
             Some(answer) => return Ok(answer),
             None => Some(discovery::core_versions(call.header("host"))),
         },
-        ["apis"] => match aggregated(&call, false)? {
+        ["apis"] => match aggregated(&call, false).await? {
             Some(answer) => return Ok(answer),
             None => {
                 let mut list = discovery::group_list(&catalog);
@@ -157,27 +156,16 @@ fn index(call: &Call) -> Response<Body> {
     respond::answer(200, "application/json", text)
 }
 
-/// The aggregated discovery document, for clients that ask for it.
-fn aggregated(call: &Call, core: bool) -> Result<Option<Response<Body>>, ApiError> {
-    let accept: String = call
-        .parts
-        .headers
-        .get_all(header::ACCEPT)
-        .iter()
-        .filter_map(|v| v.to_str().ok())
-        .collect::<Vec<_>>()
-        .join(",");
-    // The first range that can be served wins, as clients put what they like best first.
-    let version = accept.split(',').map(str::trim).find_map(|range| {
-        let has = |piece: &str| range.split(';').any(|p| p.trim() == piece);
-        let json = range.starts_with("application/json");
-        if json && has("as=APIGroupDiscoveryList") && has("g=apidiscovery.k8s.io") {
-            return has("v=v2").then_some(Some("v2"));
-        }
-        (range == "application/json" || range.starts_with("*/*")).then_some(None)
-    });
-    let Some(Some(version)) = version else { return Ok(None) };
-    let mut made = call.api.discovery.aggregated(&call.api.catalog(), version, core);
+/// The aggregated discovery document, for clients that ask for it. Its tag is the same in all
+/// encodings.
+async fn aggregated(call: &Call, core: bool) -> Result<Option<Response<Body>>, ApiError> {
+    let accepts = call.parts.headers.get_all(header::ACCEPT).iter();
+    let accept: Vec<&str> = accepts.filter_map(|v| v.to_str().ok()).collect();
+    let (agent, pretty) = (call.header("user-agent"), call.query.get("pretty"));
+    let Some(wanted) = negotiate::choose_discovery(&accept.join(","), agent, pretty) else {
+        return Ok(None);
+    };
+    let mut made = call.api.discovery.aggregated(&call.api.catalog(), core);
     let theirs = if core { None } else { call.api.aggregation.add_to_aggregated(&made.object) };
     if let Some(document) = theirs {
         made = discovery::Aggregated {
@@ -186,16 +174,16 @@ fn aggregated(call: &Call, core: bool) -> Result<Option<Response<Body>>, ApiErro
         };
     }
     let quoted = format!("\"{}\"", made.etag);
-    let media_type =
-        format!("application/json;g=apidiscovery.k8s.io;v={version};as=APIGroupDiscoveryList");
     let mut response = if call.header("if-none-match") == quoted {
-        respond::answer(304, &media_type, Bytes::new())
+        respond::not_modified()
     } else {
-        let text = serde_json::to_vec(&*made.object);
-        respond::answer(200, &media_type, text.map_err(|e| ApiError::Internal(e.to_string()))?)
+        let (media_type, data) = respond::encode(&wanted, &made.object)?;
+        let kind = "g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList";
+        call.send(200, &format!("{media_type};{kind}"), data).await
     };
     let headers = response.headers_mut();
-    headers.insert(header::VARY, HeaderValue::from_static("Accept"));
+    // What compression has to say of the answer is said already.
+    headers.append(header::VARY, HeaderValue::from_static("Accept"));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("public"));
     if let Ok(etag) = HeaderValue::from_str(&quoted) {
         headers.insert(header::ETAG, etag);

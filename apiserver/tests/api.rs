@@ -255,11 +255,35 @@ async fn the_api_describes_itself() {
     let aggregated = f.get_as("/apis", accept).await;
     let etag = aggregated.header("etag").to_owned();
     assert_eq!(aggregated.expect(200)["kind"], "APIGroupDiscoveryList");
+    assert_eq!(etag.len(), 130, "{etag}");
     let headers = [("accept", accept), ("if-none-match", etag.as_str())];
-    assert_eq!(f.send("GET", "/apis", &headers, "").await.code, 304);
+    let same = f.send("GET", "/apis", &headers, "").await;
+    assert_eq!((same.code, same.header("etag")), (304, etag.as_str()));
+    assert_eq!((same.header("content-type"), same.header("vary")), ("", "Accept"));
+    assert_eq!(same.header("cache-control"), "public");
+    let protobuf =
+        format!("application/json,{}", accept.replace("json;", "vnd.kubernetes.protobuf;"));
+    let protobuf = f.get_as("/apis", &protobuf).await;
+    assert_eq!(protobuf.header("etag"), etag);
+    assert!(protobuf.header("content-type").starts_with("application/vnd.kubernetes.protobuf;g="));
+    assert!(protobuf.body.starts_with(b"k8s\0"));
+    let plain = f.get("/apis").await;
+    assert_eq!(
+        (plain.header("etag"), plain.expect(200)["kind"].as_str()),
+        ("", Some("APIGroupList"))
+    );
     let index = f.get("/openapi/v3").await.expect(200);
     let url = index["paths"]["api/v1"]["serverRelativeURL"].as_str().expect("a path").to_owned();
-    let document = f.get(&url).await.expect(200);
+    let document = f.get(&url).await;
+    assert_eq!(document.header("cache-control"), "public, immutable");
+    assert!(document.header("expires").ends_with(" UTC"));
+    let tag = document.header("etag").to_owned();
+    let path = url.split('?').next().unwrap_or_default();
+    let moved = f.get(&format!("{path}?hash=OLD")).await;
+    assert_eq!((moved.code, moved.header("location")), (301, url.as_str()));
+    let known = f.send("GET", path, &[("if-none-match", tag.as_str())], "").await;
+    assert_eq!((known.code, known.header("vary")), (304, "Accept"));
+    let document = document.expect(200);
     let pod = &document["components"]["schemas"]["io.k8s.api.core.v1.Pod"];
     assert_eq!(pod["x-kubernetes-group-version-kind"][0]["kind"], "Pod");
     assert!(pod["description"].as_str().is_some_and(|d| d.starts_with("Pod is a collection")));

@@ -30,6 +30,7 @@ use document::{Document, Segment, internal};
 use paths::SchemaOf;
 use schemas::{Edition, Schemas};
 
+const JSON: &str = "application/json";
 /// What the second edition as protobuf is called in answers.
 const PROTOBUF: &str = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
 /// What clients call the forms of the second edition, and whether it is protobuf.
@@ -289,7 +290,7 @@ pub(crate) async fn answer(call: &Call, rest: &[&str]) -> Result<Response<Body>,
                 .thirds()
                 .into_iter()
                 .map(|(path, document)| {
-                    let url = format!("/openapi/v3/{path}?hash={}", document.hash);
+                    let url = url_of_third(path, document);
                     (path.to_owned(), json!({"serverRelativeURL": url}))
                 })
                 .collect();
@@ -299,24 +300,57 @@ pub(crate) async fn answer(call: &Call, rest: &[&str]) -> Result<Response<Body>,
             }
             let index = serde_json::to_vec(&json!({"paths": paths}));
             let index = index.map_err(|e| ApiError::Internal(e.to_string()))?;
-            Ok(call.send(200, "application/json", index.into()).await)
+            // Upstream leaves it to Go to guess what this is.
+            Ok(call.send(200, "text/plain; charset=utf-8", index.into()).await)
         }
-        ["v3", path @ ..] => match built.third(&path.join("/")) {
-            Some(document) => {
-                let mut response = send(call, document).await?;
-                if call.query.get("hash") == Some(document.hash.as_str()) {
-                    // What a hash names never changes.
-                    response.headers_mut().insert(
-                        header::CACHE_CONTROL,
-                        HeaderValue::from_static("public, immutable"),
-                    );
-                }
-                Ok(response)
+        ["v3", path @ ..] => {
+            let path = path.join("/");
+            match built.third(&path) {
+                Some(document) => of_third(call, &path, document).await,
+                None => Ok(respond::text(404, "404 page not found\n")),
             }
-            None => Ok(respond::text(404, "404 page not found\n")),
-        },
+        }
         _ => Ok(respond::text(404, "404 page not found\n")),
     }
+}
+
+fn url_of_third(path: &str, document: &Document) -> String {
+    format!("/openapi/v3/{path}?hash={}", document.hash)
+}
+
+/// Answers with a document of the third edition. What a hash names never changes, so who asks by
+/// one may keep it; who asks by one of a document that was is sent to the one that is.
+async fn of_third(
+    call: &Call,
+    path: &str,
+    document: &Document,
+) -> Result<Response<Body>, ApiError> {
+    let hash = call.query.get("hash").filter(|hash| !hash.is_empty());
+    let mut response = match hash {
+        Some(hash) if hash != document.hash => {
+            let mut response = tagged(respond::answer(301, JSON, Bytes::new()), document);
+            let url = HeaderValue::from_str(&url_of_third(path, document)).map_err(internal)?;
+            response.headers_mut().insert(header::LOCATION, url);
+            response
+        }
+        _ => send(call, document).await?,
+    };
+    let headers = response.headers_mut();
+    headers.append(header::VARY, HeaderValue::from_static("Accept"));
+    if hash == Some(document.hash.as_str()) {
+        let keep = HeaderValue::from_static("public, immutable");
+        headers.insert(header::CACHE_CONTROL, keep);
+        let expires = HeaderValue::from_str(&in_a_year(call.api.now())).map_err(internal)?;
+        headers.insert(header::EXPIRES, expires);
+    }
+    Ok(response)
+}
+
+/// The time in a year, as Go's RFC 1123 writes it.
+fn in_a_year(now: jiff::Timestamp) -> String {
+    let now = now.to_zoned(jiff::tz::TimeZone::UTC);
+    let then = now.checked_add(jiff::Span::new().years(1)).unwrap_or(now);
+    then.strftime("%a, %d %b %Y %H:%M:%S UTC").to_string()
 }
 
 /// Whether a client wants the second edition as protobuf; `None`: in no form that there is.
@@ -342,7 +376,7 @@ async fn second(call: &Call, built: &Arc<Built>) -> Result<Response<Body>, ApiEr
             response
         }
         Some(false) => send(call, &built.v2).await?,
-        Some(true) if is_known(call, &built.v2) => tagged(not_modified(PROTOBUF), &built.v2),
+        Some(true) if is_known(call, &built.v2) => tagged(respond::not_modified(), &built.v2),
         Some(true) => {
             let built_too = built.clone();
             let made = tokio::task::spawn_blocking(move || {
@@ -362,11 +396,14 @@ fn tag(document: &Document) -> String {
 
 /// Whether the client has the document already.
 fn is_known(call: &Call, document: &Document) -> bool {
-    call.header("if-none-match") == tag(document)
+    names_tag(call.header("if-none-match"), &tag(document))
 }
 
-fn not_modified(media_type: &str) -> Response<Body> {
-    respond::answer(304, media_type, Bytes::new())
+/// Whether an `If-None-Match` names a tag; what is said of weakness does not count (RFC 9110,
+/// section 13.1.2).
+fn names_tag(header: &str, tag: &str) -> bool {
+    let names = |one: &str| one == "*" || one.strip_prefix("W/").unwrap_or(one) == tag;
+    header.split(',').map(str::trim).any(names)
 }
 
 fn tagged(mut response: Response<Body>, document: &Document) -> Response<Body> {
@@ -377,9 +414,8 @@ fn tagged(mut response: Response<Body>, document: &Document) -> Response<Body> {
 }
 
 async fn send(call: &Call, document: &Document) -> Result<Response<Body>, ApiError> {
-    const JSON: &str = "application/json";
     if is_known(call, document) {
-        return Ok(tagged(not_modified(JSON), document));
+        return Ok(tagged(respond::not_modified(), document));
     }
     if respond::accepts_gzip(&call.parts.headers) {
         let mut response = respond::answer(200, JSON, document.gzip.clone());
@@ -391,4 +427,30 @@ async fn send(call: &Call, document: &Document) -> Result<Response<Body>, ApiErr
     let mut data = Vec::new();
     document.read().read_to_end(&mut data).map_err(internal)?;
     Ok(tagged(respond::answer(200, JSON, data), document))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tags_are_found_in_lists() {
+        for (header, want) in [
+            ("", false),
+            ("\"a\"", true),
+            ("W/\"a\"", true),
+            ("\"b\", \"a\"", true),
+            ("*", true),
+            ("a", false),
+            ("\"b\"", false),
+        ] {
+            assert_eq!(names_tag(header, "\"a\""), want, "{header}");
+        }
+    }
+
+    #[test]
+    fn a_year_later_is_written_as_go_does() {
+        let now = "2026-11-30T01:02:03Z".parse().expect("a time");
+        assert_eq!(in_a_year(now), "Tue, 30 Nov 2027 01:02:03 UTC");
+    }
 }
