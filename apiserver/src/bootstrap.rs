@@ -18,6 +18,7 @@ use serde_json::json;
 
 use crate::api::Api;
 use crate::authorization::bootstrap as policy;
+use crate::health::Step;
 use crate::masterleases::Leases;
 use crate::options::Config;
 use crate::pipeline::local;
@@ -98,11 +99,7 @@ pub(crate) async fn run(api: Arc<Api>, settings: &Settings) {
     loop {
         let result = keep(&api, settings, !ready).await;
         match result {
-            Ok(()) if !ready => {
-                ready = true;
-                api.health.set_bootstrapped();
-            }
-            Ok(()) => {}
+            Ok(()) => ready = true,
             Err(error) => {
                 tracing::warn!(%error, "cannot make the objects that a cluster starts with");
                 if !ready {
@@ -121,27 +118,37 @@ async fn keep(api: &Arc<Api>, settings: &Settings, first: bool) -> Result<(), Ap
             json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}});
         ensure(api, "/api/v1/namespaces", namespace).await?;
     }
+    api.health.set_done(Step::Namespaces);
     if first && settings.rbac {
         keep_policy(api).await?;
+        api.health.set_done(Step::Roles);
     }
     flow::keep(api).await?;
+    api.health.set_done(Step::Flow);
     for (name, value, description) in PRIORITIES {
         let class = json!({"apiVersion": "scheduling.k8s.io/v1", "kind": "PriorityClass",
             "metadata": {"name": name}, "value": value, "description": description});
         ensure(api, "/apis/scheduling.k8s.io/v1/priorityclasses", class).await?;
     }
+    api.health.set_done(Step::PriorityClasses);
     keep_trust(api, settings).await?;
+    api.health.set_done(Step::Trust);
+    keep_range(api, settings).await?;
+    api.health.set_done(Step::ServiceRange);
     keep_service(api, settings).await?;
-    let Some(leases) = leases(api, settings) else { return Ok(()) };
-    // First of all, so that the others know of this server whatever fails after.
-    leases.renew().await?;
-    let addresses = leases.addresses().await?;
-    if addresses.is_empty() {
-        let text = "no API server IP addresses were listed in storage, refusing to erase all \
-            endpoints for the kubernetes Service";
-        return Err(ApiError::Internal(text.to_owned()));
+    if let Some(leases) = leases(api, settings) {
+        // First of all, so that the others know of this server whatever fails after.
+        leases.renew().await?;
+        let addresses = leases.addresses().await?;
+        if addresses.is_empty() {
+            let text = "no API server IP addresses were listed in storage, refusing to erase all \
+                endpoints for the kubernetes Service";
+            return Err(ApiError::Internal(text.to_owned()));
+        }
+        keep_endpoints(api, &addresses, settings.advertised.port()).await?;
     }
-    keep_endpoints(api, &addresses, settings.advertised.port()).await
+    api.health.set_done(Step::Service);
+    Ok(())
 }
 
 /// Takes this server out of the endpoints of the Service `kubernetes`. Nothing may keep them any
@@ -272,15 +279,20 @@ async fn keep_trust(api: &Arc<Api>, settings: &Settings) -> Result<(), ApiError>
     keep_object(api, "/api/v1/namespaces/kube-system/configmaps", wanted, &[&["data"]]).await
 }
 
+/// The ServiceCIDR that the addresses of Services are from.
+async fn keep_range(api: &Arc<Api>, settings: &Settings) -> Result<(), ApiError> {
+    if settings.ranges.is_empty() || !serves(api, "networking.k8s.io", "servicecidrs") {
+        return Ok(());
+    }
+    let cidrs: Vec<String> = settings.ranges.iter().map(IpNet::to_string).collect();
+    let wanted = json!({"apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR",
+        "metadata": {"name": "kubernetes"}, "spec": {"cidrs": cidrs}});
+    ensure(api, "/apis/networking.k8s.io/v1/servicecidrs", wanted).await
+}
+
 /// The Service `kubernetes`, which leads to this server.
 async fn keep_service(api: &Arc<Api>, settings: &Settings) -> Result<(), ApiError> {
     let Some(range) = settings.ranges.first() else { return Ok(()) };
-    if serves(api, "networking.k8s.io", "servicecidrs") {
-        let cidrs: Vec<String> = settings.ranges.iter().map(IpNet::to_string).collect();
-        let wanted = json!({"apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR",
-            "metadata": {"name": "kubernetes"}, "spec": {"cidrs": cidrs}});
-        ensure(api, "/apis/networking.k8s.io/v1/servicecidrs", wanted).await?;
-    }
     let port = settings.advertised.port();
     if serves(api, "", "services") {
         let ip = AddressRange::new(*range).first();

@@ -35,6 +35,7 @@ use crate::authorization::{self, Authorizer, escalation};
 use crate::bootstrap;
 use crate::compaction;
 use crate::drain::Drained;
+use crate::health::Health;
 use crate::options::{Config, StoreConfig};
 use crate::reader::{Caches, Reader};
 use crate::registry::allocate::{AddressRange, PortRange, ServiceAllocator, StoreLedger};
@@ -161,7 +162,7 @@ impl Server {
             discovery: Default::default(),
             openapi: Default::default(),
             metrics: Default::default(),
-            health: Default::default(),
+            health: Health::new(modes.contains(&"RBAC")),
             extensions: Default::default(),
             draining: CancellationToken::new(),
         };

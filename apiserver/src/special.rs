@@ -147,9 +147,9 @@ fn index(call: &Call) -> Response<Body> {
         paths.push(format!("/apis/{group}"));
         paths.extend(versions.iter().map(|v| format!("/apis/{group}/{v}")));
     }
-    let others =
-        ["/healthz", "/livez", "/metrics", "/openapi/v2", "/openapi/v3", "/readyz", "/version"];
+    let others = ["/metrics", "/openapi/v2", "/openapi/v3", "/openapi/v3/", "/version"];
     paths.extend(others.map(str::to_owned));
+    paths.extend(health::paths(&call.api));
     paths.extend(call.api.documents.iter().map(|(p, ..)| (*p).to_owned()));
     paths.sort();
     let text = serde_json::to_vec_pretty(&json!({"paths": paths})).unwrap_or_default();

@@ -311,3 +311,31 @@ async fn the_second_edition_comes_as_protobuf() {
     assert_eq!(f.get_as("/openapi/v2", "text/html").await.code, 406);
     assert_eq!(f.get_as("/openapi/v2", "*/*").await.header("content-type"), "application/json");
 }
+
+#[tokio::test]
+async fn health_is_told_check_by_check() {
+    let f = Fixture::new().await;
+    let all = f.get("/readyz?verbose").await;
+    assert_eq!((all.code, all.header("content-type")), (200, "text/plain; charset=utf-8"));
+    let text = String::from_utf8_lossy(&all.body).into_owned();
+    let begin = "[+]ping ok\n[+]log ok\n[+]etcd ok\n[+]etcd-readiness ok\n[+]informer-sync ok\n\
+                 [+]poststarthook/start-apiserver-admission-initializer ok\n";
+    assert!(text.starts_with(begin), "{text}");
+    assert!(text.ends_with("[+]shutdown ok\nreadyz check passed\n"), "{text}");
+    let paths = f.get("/").await.expect(200);
+    let paths: Vec<&str> =
+        paths["paths"].as_array().expect("paths").iter().filter_map(Value::as_str).collect();
+    for line in text.lines() {
+        let Some(name) = line.strip_prefix("[+]").and_then(|l| l.strip_suffix(" ok")) else {
+            continue;
+        };
+        let path = format!("/readyz/{name}");
+        let one = f.get(&path).await;
+        assert_eq!((one.code, &*one.body), (200, &b"ok"[..]), "{path}");
+        assert!(paths.contains(&path.as_str()), "{path}");
+        // What is of readiness alone is nowhere else.
+        let of_life = f.get(&format!("/livez/{name}")).await.code;
+        let alone = ["etcd-readiness", "informer-sync", "shutdown"].contains(&name);
+        assert_eq!(of_life, if alone { 404 } else { 200 }, "{name}");
+    }
+}

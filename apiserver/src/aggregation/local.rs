@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use apimachinery::status::ApiError;
 use apimachinery::{Value, object};
+use futures::StreamExt as _;
 use http::Method;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
@@ -16,9 +17,12 @@ use crate::api::Api;
 use crate::pipeline::local;
 use crate::reader::Reader as _;
 use crate::registry::catalog::group_priority;
+use crate::registry::kinds::apiregistration::condition;
 
 /// After a write that failed, all is looked at again.
 const RETRY: Duration = Duration::from_millis(500);
+/// Writes under way at the same time: they share commits, and at the start many wait for them.
+const AT_ONCE: usize = 16;
 /// The label of those that we made, and its value for what is compiled in and for what is not.
 const MANAGED: &str = "kube-aggregator.kubernetes.io/automanaged";
 const COMPILED: &str = "onstart";
@@ -53,7 +57,7 @@ fn wanted(group: &str, version: &str, managed: &str) -> Value {
     }
     json!({
         "apiVersion": "apiregistration.k8s.io/v1", "kind": "APIService",
-        "metadata": {"name": format!("{version}.{group}"), "labels": {MANAGED: managed}},
+        "metadata": {"name": name(group, version), "labels": {MANAGED: managed}},
         "spec": spec,
     })
 }
@@ -111,6 +115,27 @@ fn served(api: &Api) -> BTreeSet<(String, String)> {
     pairs.filter(|(group, _)| group != "apiregistration.k8s.io").collect()
 }
 
+fn name(group: &str, version: &str) -> String {
+    format!("{version}.{group}")
+}
+
+/// The APIServices of what is compiled in.
+pub(super) fn compiled_names(api: &Api) -> BTreeSet<String> {
+    let catalog = api.catalog();
+    let compiled = served(api).into_iter().filter(|(group, _)| catalog.is_compiled(group));
+    compiled.map(|(group, version)| name(&group, &version)).collect()
+}
+
+/// Takes those out of names that are available.
+pub(super) fn strike_out(names: &mut BTreeSet<String>, found: &[Arc<Value>]) {
+    let available = |s: &&Arc<Value>| {
+        condition(s, "Available").is_some_and(|condition| condition["status"] == "True")
+    };
+    for service in found.iter().filter(available) {
+        names.remove(object::name(service));
+    }
+}
+
 async fn carry_out(api: &Arc<Api>, step: Step) -> Result<(), ApiError> {
     let made = match step {
         Step::Create(object) => local(api, Method::POST, PATH, Some(object)).await,
@@ -133,9 +158,12 @@ async fn carry_out(api: &Arc<Api>, step: Step) -> Result<(), ApiError> {
 
 /// Does what is to be done; false: something of it failed.
 async fn keep(api: &Arc<Api>, compiled: &BTreeSet<(String, String)>) -> bool {
+    let steps = plan(compiled, &served(api), &api.caches.list(&resource(), ""));
+    let mut carried_out =
+        futures::stream::iter(steps).map(|step| carry_out(api, step)).buffer_unordered(AT_ONCE);
     let mut kept = true;
-    for step in plan(compiled, &served(api), &api.caches.list(&resource(), "")) {
-        if let Err(error) = carry_out(api, step).await {
+    while let Some(result) = carried_out.next().await {
+        if let Err(error) = result {
             tracing::debug!(%error, "an APIService could not be kept");
             kept = false;
         }
@@ -196,5 +224,18 @@ mod tests {
         found.push(Arc::new(theirs));
         let steps = plan(&compiled, &compiled, &found);
         assert_eq!(steps, [Step::Delete("v1.example.com".to_owned())]);
+    }
+
+    #[test]
+    fn what_was_available_once_is_not_missing() {
+        let service = |name: &str, status: &str| {
+            Arc::new(json!({"metadata": {"name": name},
+                "status": {"conditions": [{"type": "Available", "status": status}]}}))
+        };
+        let mut names: BTreeSet<String> = ["v1.", "v1.apps"].map(str::to_owned).into();
+        strike_out(&mut names, &[service("v1.", "True"), service("v1.apps", "False")]);
+        assert_eq!(names.iter().collect::<Vec<_>>(), ["v1.apps"]);
+        strike_out(&mut names, &[service("v1.", "False"), service("v1.apps", "True")]);
+        assert!(names.is_empty());
     }
 }

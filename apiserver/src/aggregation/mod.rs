@@ -6,7 +6,7 @@ mod available;
 pub(crate) mod discovery;
 mod local;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -107,6 +107,9 @@ pub struct Aggregation {
     known: Mutex<Option<(u64, Arc<Remotes>)>>,
     /// What was found of each server's resources.
     pub(crate) documents: discovery::Found,
+    /// Those of our own APIServices that were never seen to be available; before the first look,
+    /// it is not known which there are.
+    pending: Mutex<Option<BTreeSet<String>>>,
 }
 
 impl Aggregation {
@@ -123,6 +126,7 @@ impl Aggregation {
             identity,
             known: Mutex::default(),
             documents: discovery::Found::default(),
+            pending: Mutex::default(),
         };
         // What is wrong with the files is told at start.
         made.tls("", true).map_err(anyhow::Error::msg).context("--proxy-client-cert-file")?;
@@ -194,6 +198,16 @@ impl Aggregation {
             tls,
             value,
         })
+    }
+
+    /// The APIServices of what is compiled in that were never available yet.
+    pub(crate) fn missing(&self, api: &Api) -> Vec<String> {
+        let mut pending = self.pending.lock();
+        let pending = pending.get_or_insert_with(|| local::compiled_names(api));
+        if !pending.is_empty() {
+            local::strike_out(pending, &self.reader.list(&resource(), ""));
+        }
+        pending.iter().cloned().collect()
     }
 
     /// The server that a request's path belongs to, if it is another.
