@@ -262,12 +262,11 @@ impl Authorizer for Rbac {
 
     fn grants(&self, user: &User, namespace: &str) -> Grants {
         let (rules, errors) = self.rules_for(user, namespace);
-        let mut texts = Vec::new();
-        if !errors.is_empty() {
-            let all: Vec<String> = errors.iter().map(ToString::to_string).collect();
-            texts.push(aggregate(&all));
+        Grants {
+            rules,
+            incomplete: false,
+            errors: errors.iter().map(ToString::to_string).collect(),
         }
-        Grants { rules, incomplete: false, errors: texts }
     }
 }
 

@@ -431,8 +431,10 @@ fn label_term(key: &str, operator: &str, values: &[&str]) -> Option<String> {
 mod tests {
     use super::*;
     use crate::authentication::{Authenticated, Rejected};
-    use crate::authorization::{AlwaysAllow, AlwaysDeny, testing};
+    use crate::authorization::{AlwaysAllow, AlwaysDeny, RBAC_GROUP, testing};
+    use crate::reader::Reader;
     use async_trait::async_trait;
+    use std::sync::Arc;
 
     fn review(spec: Value) -> Value {
         json!({"kind": "SubjectAccessReview", "apiVersion": "authorization.k8s.io/v1",
@@ -536,6 +538,46 @@ mod tests {
         let got = self_subject_review(&user, &json!({}), now);
         assert_eq!(got["status"]["userInfo"], json!({"username": "bob", "groups": ["g"]}));
         assert_eq!(got["metadata"]["creationTimestamp"], "1970-01-01T00:00:00Z");
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_told_of_rules_is_said_once() {
+        let memory = Arc::new(testing::Memory::default());
+        let subject = json!([{"kind": "Group", "name": "system:nodes"}]);
+        let bind = |namespace: &str, name: &str, kind: &str, role: &str| {
+            let resource =
+                if namespace.is_empty() { "clusterrolebindings" } else { "rolebindings" };
+            let binding = json!({"metadata": {"name": name, "namespace": namespace},
+                "subjects": subject, "roleRef": {"kind": kind, "name": role}});
+            memory.put(RBAC_GROUP, resource, binding);
+        };
+        let role = json!({"metadata": {"name": "mixed"}, "rules": [
+            {"verbs": ["get"], "apiGroups": [""], "resources": ["pods"], "resourceNames": ["p"],
+                "nonResourceURLs": ["/x"]}]});
+        memory.put(RBAC_GROUP, "clusterroles", role);
+        bind("", "a", "ClusterRole", "gone");
+        bind("", "b", "ClusterRole", "mixed");
+        bind("n", "c", "Role", "lost");
+        bind("n", "d", "ClusterRole", "gone");
+        bind("n", "e", "ClusterRole", "mixed");
+        let reader: Arc<dyn Reader> = memory.clone();
+        let (chain, _) = super::super::chain(&["Node", "RBAC"], &reader).expect("a chain");
+        let node = testing::user("system:node:a", &["system:nodes"]);
+        let ask = json!({"spec": {"namespace": "n"}});
+        let got = self_subject_rules_review(&node, &chain, ask).await.expect("an answer");
+        let rule = json!({"verbs": ["get"], "apiGroups": [""], "resources": ["pods"],
+            "resourceNames": ["p"]});
+        let path = json!({"verbs": ["get"], "nonResourceURLs": ["/x"]});
+        assert_eq!(
+            got["status"],
+            json!({
+                "resourceRules": [rule, rule], "nonResourceRules": [path, path],
+                "incomplete": true,
+                "evaluationError": "[node authorizer does not support user rule resolution, \
+                    clusterrole.rbac.authorization.k8s.io \"gone\" not found, \
+                    role.rbac.authorization.k8s.io \"lost\" not found]",
+            })
+        );
     }
 
     struct Tokens;
