@@ -289,6 +289,22 @@ async fn the_api_describes_itself() {
     assert!(pod["description"].as_str().is_some_and(|d| d.starts_with("Pod is a collection")));
     let v2 = f.get("/openapi/v2").await.expect(200);
     assert!(v2["definitions"]["io.k8s.api.apps.v1.Deployment"].is_object());
+    for (path, id, action) in [
+        ("pods", "watchCoreV1PodListForAllNamespaces", "watchlist"),
+        ("namespaces/{namespace}/pods", "watchCoreV1NamespacedPodList", "watchlist"),
+        ("namespaces/{namespace}/pods/{name}", "watchCoreV1NamespacedPod", "watch"),
+        ("nodes", "watchCoreV1NodeList", "watchlist"),
+        ("nodes/{name}", "watchCoreV1Node", "watch"),
+    ] {
+        let path = format!("/api/v1/watch/{path}");
+        for document in [&v2, &document] {
+            let get = &document["paths"][&path]["get"];
+            let got = (get["operationId"].as_str(), get["x-kubernetes-action"].as_str());
+            assert_eq!(got, (Some(id), Some(action)), "{path}");
+        }
+    }
+    let watched = "/apis/authorization.k8s.io/v1/watch/subjectaccessreviews";
+    assert!(v2["paths"][watched].is_null(), "what is only created is not watched");
     let compressed = f.send("GET", "/openapi/v2", &[("accept-encoding", "gzip")], "").await;
     assert_eq!(compressed.header("content-encoding"), "gzip");
 }

@@ -182,6 +182,17 @@ func field(b *strings.Builder, src *source, f reflect.StructField, doc markers, 
 	if name := goText(t); name != "" {
 		fmt.Fprint(b, " go=", name)
 	}
+	of := t
+	if t.Kind() == reflect.Slice || t.Kind() == reflect.Map {
+		of = t.Elem()
+	}
+	values, err := src.enum(of)
+	if err != nil {
+		return err
+	}
+	if len(values) > 0 {
+		fmt.Fprint(b, " enum=", strings.Join(values, ","))
+	}
 	def := doc.get("default")
 	if def == "" && t.Kind() != reflect.Struct {
 		def = typeDoc.markers.get("default")

@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -68,6 +69,8 @@ type typeDoc struct {
 type pkg struct {
 	types     map[string]*typeDoc
 	constants map[string]string
+	// The texts that constants of a type have, by the type.
+	values map[string][]string
 }
 
 // source reads the comments of packages, which reflection does not see.
@@ -92,6 +95,23 @@ func (s *source) of(t reflect.Type) (*typeDoc, error) {
 	return &typeDoc{}, nil
 }
 
+// enum gives the texts that a type marked `+enum` may have, sorted; none for others.
+func (s *source) enum(t reflect.Type) ([]string, error) {
+	doc, err := s.of(t)
+	if err != nil || !doc.markers.has("enum") || t.Kind() != reflect.String {
+		return nil, err
+	}
+	values := slices.Clone(s.pkgs[t.PkgPath()].values[t.Name()])
+	slices.Sort(values)
+	for i, v := range values {
+		if strings.ContainsAny(v, "%,\n") {
+			return nil, fmt.Errorf("value %q of %s does not fit into the facts", v, t)
+		}
+		values[i] = strings.ReplaceAll(v, " ", "%20")
+	}
+	return slices.Compact(values), nil
+}
+
 func (s *source) load(path string) (*pkg, error) {
 	if p, ok := s.pkgs[path]; ok {
 		return p, nil
@@ -100,7 +120,7 @@ func (s *source) load(path string) (*pkg, error) {
 	if err != nil {
 		return nil, fmt.Errorf("go list %s: %w", path, err)
 	}
-	p := &pkg{types: map[string]*typeDoc{}, constants: map[string]string{}}
+	p := &pkg{types: map[string]*typeDoc{}, constants: map[string]string{}, values: map[string][]string{}}
 	s.pkgs[path] = p
 	root := strings.TrimSpace(string(dir))
 	entries, err := os.ReadDir(root)
@@ -118,12 +138,14 @@ func (s *source) load(path string) (*pkg, error) {
 		if err != nil {
 			return nil, err
 		}
-		p.read(fset, file)
+		if err := s.read(p, fset, file); err != nil {
+			return nil, err
+		}
 	}
 	return p, nil
 }
 
-func (p *pkg) read(fset *token.FileSet, file *ast.File) {
+func (s *source) read(p *pkg, fset *token.FileSet, file *ast.File) error {
 	// A comment may be parted from its type by one empty line.
 	ends := map[int]*ast.CommentGroup{}
 	for _, g := range file.Comments {
@@ -137,7 +159,9 @@ func (p *pkg) read(fset *token.FileSet, file *ast.File) {
 		for _, spec := range gen.Specs {
 			switch spec := spec.(type) {
 			case *ast.ValueSpec:
-				p.constant(spec)
+				if err := s.keep(p, file, spec); err != nil {
+					return err
+				}
 			case *ast.TypeSpec:
 				first := gen.Pos()
 				if gen.Doc != nil {
@@ -156,18 +180,61 @@ func (p *pkg) read(fset *token.FileSet, file *ast.File) {
 			}
 		}
 	}
+	return nil
 }
 
-func (p *pkg) constant(spec *ast.ValueSpec) {
+// keep takes constants that are texts: `A = "a"`, `A T = "a"`, `A = T("a")` and `A = T(other.B)`.
+func (s *source) keep(p *pkg, file *ast.File, spec *ast.ValueSpec) error {
 	for i, name := range spec.Names {
-		if i < len(spec.Values) {
-			if lit, ok := spec.Values[i].(*ast.BasicLit); ok && lit.Kind == token.STRING {
-				if s, err := strconv.Unquote(lit.Value); err == nil {
-					p.constants[name.Name] = s
-				}
-			}
+		if i >= len(spec.Values) {
+			continue
+		}
+		typ, value := spec.Type, spec.Values[i]
+		if call, ok := value.(*ast.CallExpr); ok && len(call.Args) == 1 {
+			typ, value = call.Fun, call.Args[0]
+		}
+		text, ok, err := s.text(file, value)
+		if err != nil {
+			return err
+		}
+		if !ok {
+			continue
+		}
+		p.constants[name.Name] = text
+		if typ, ok := typ.(*ast.Ident); ok {
+			p.values[typ.Name] = append(p.values[typ.Name], text)
 		}
 	}
+	return nil
+}
+
+// text is a literal, or a constant of a package that the file imports.
+func (s *source) text(file *ast.File, value ast.Expr) (string, bool, error) {
+	switch value := value.(type) {
+	case *ast.BasicLit:
+		if value.Kind == token.STRING {
+			text, err := strconv.Unquote(value.Value)
+			return text, err == nil, nil
+		}
+	case *ast.SelectorExpr:
+		from, ok := value.X.(*ast.Ident)
+		if !ok {
+			break
+		}
+		for _, imported := range file.Imports {
+			path, err := strconv.Unquote(imported.Path.Value)
+			if err != nil || imported.Name == nil || imported.Name.Name != from.Name || !strings.HasPrefix(path, "k8s.io/") {
+				continue
+			}
+			other, err := s.load(path)
+			if err != nil {
+				return "", false, err
+			}
+			text, ok := other.constants[value.Sel.Name]
+			return text, ok, nil
+		}
+	}
+	return "", false, nil
 }
 
 func fieldNames(f *ast.Field) (names []string) {

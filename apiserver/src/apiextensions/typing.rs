@@ -53,6 +53,7 @@ fn field(json: &str, ty: Type) -> Field {
         wrapped: false,
         shows: None,
         go: None,
+        values: Box::default(),
     }
 }
 

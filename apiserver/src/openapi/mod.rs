@@ -270,6 +270,7 @@ fn describe(
             patch: meta("Patch"),
             status: meta("Status"),
             delete_options: meta("DeleteOptions"),
+            event: meta("WatchEvent"),
             kind: &|gvk| registry.kind(gvk),
         };
         context.paths(served, &mut paths);

@@ -28,6 +28,7 @@ pub(super) struct Context<'a> {
     pub(super) patch: Option<SchemaOf>,
     pub(super) status: Option<SchemaOf>,
     pub(super) delete_options: Option<SchemaOf>,
+    pub(super) event: Option<SchemaOf>,
     /// The type of a kind.
     pub(super) kind: &'a dyn Fn(&GroupVersionKind) -> Option<MessageId>,
 }
@@ -43,6 +44,8 @@ const PATCHES: [&str; 4] = [
     "application/apply-patch+yaml",
 ];
 
+const NAMESPACE: (&str, &str, &str) =
+    ("namespace", "string", "object name and auth scope, such as for teams and projects");
 const PRETTY: (&str, &str, &str) = (
     "pretty",
     "string",
@@ -270,8 +273,7 @@ impl Context<'_> {
         };
         let mut common = vec![self.parameter(PRETTY, "query")];
         if namespaced {
-            let text = "object name and auth scope, such as for teams and projects";
-            common.insert(0, self.parameter(("namespace", "string", text), "path"));
+            common.insert(0, self.parameter(NAMESPACE, "path"));
         }
         let mut at_collection = self.collection(served, namespaced);
         at_collection.insert("parameters".to_owned(), common.clone().into());
@@ -284,10 +286,7 @@ impl Context<'_> {
             let parameters = self.query(&[&[PRETTY]]);
             out.insert(format!("{base}/{plural}"), json!({"get": list, "parameters": parameters}));
         }
-        let text = format!("name of the {}", row.kind);
-        let mut name = self.parameter(("name", "string", ""), "path");
-        name["description"] = text.into();
-        common.insert(0, name);
+        common.insert(0, self.name(served));
         let mut at_object = self.object(served, namespaced);
         at_object.insert("parameters".to_owned(), common.clone().into());
         out.insert(format!("{collection}/{{name}}"), at_object.into());
@@ -296,6 +295,66 @@ impl Context<'_> {
             at_sub.insert("parameters".to_owned(), common.clone().into());
             out.insert(format!("{collection}/{{name}}/{}", sub.name), at_sub.into());
         }
+        // Custom resources never had them.
+        if row.custom.is_none() {
+            self.watches(served, &base, out);
+        }
+    }
+
+    /// The old paths of watches.
+    fn watches(&mut self, served: &Served, base: &str, out: &mut Map<String, Value>) {
+        let plural = &served.row.plural;
+        let all = format!("{base}/watch/{plural}");
+        let within = format!("{base}/watch/namespaces/{{namespace}}/{plural}");
+        // The path, whether it is of one namespace and of one object, and the end of its name.
+        let places = match served.row.namespaced {
+            true => vec![
+                (all, false, false, "ListForAllNamespaces"),
+                (within.clone(), true, false, "List"),
+                (format!("{within}/{{name}}"), true, true, ""),
+            ],
+            false => {
+                vec![
+                    (all.clone(), false, false, "List"),
+                    (format!("{all}/{{name}}"), false, true, ""),
+                ]
+            }
+        };
+        for (path, namespaced, single, suffix) in places {
+            let kind = &served.row.kind;
+            let (action, text) = if single {
+                let text = format!(
+                    "watch changes to an object of kind {kind}. deprecated: use the 'watch' parameter with a list operation instead, filtered to a single item with the 'fieldSelector' parameter."
+                );
+                ("watch", text)
+            } else {
+                let text = format!(
+                    "watch individual changes to a list of {kind}. deprecated: use the 'watch' parameter with a list operation instead."
+                );
+                ("watchlist", text)
+            };
+            let id = Self::id(served, "watch", namespaced, suffix);
+            let answer = (&["200"][..], self.event.clone(), true);
+            let get =
+                self.operation(served, id, text, action, &served.gvk, Vec::new(), None, answer);
+            // By name.
+            let mut parameters = self.query(&[&LISTS[..5]]);
+            if single {
+                parameters.push(self.name(served));
+            }
+            if namespaced {
+                parameters.push(self.parameter(NAMESPACE, "path"));
+            }
+            parameters.extend(self.query(&[&[PRETTY], &LISTS[5..]]));
+            out.insert(path, json!({"get": get, "parameters": parameters}));
+        }
+    }
+
+    /// The parameter that names an object.
+    fn name(&self, served: &Served) -> Value {
+        let mut name = self.parameter(("name", "string", ""), "path");
+        name["description"] = format!("name of the {}", served.row.kind).into();
+        name
     }
 
     fn id(served: &Served, verb: &str, namespaced: bool, suffix: &str) -> String {

@@ -109,9 +109,10 @@ impl<'a> Schemas<'a> {
         let (mut properties, mut required) = (Map::new(), Vec::new());
         for field in registry.json_fields(id) {
             let mut schema = self.field(field);
-            let text = described.and_then(|d| d.fields.get(&field.json));
-            if let Some(text) = text.filter(|t| !t.is_empty()) {
-                schema["description"] = text.as_str().into();
+            let text = described.and_then(|d| d.fields.get(&field.json)).map_or("", String::as_str);
+            let text = with_values(text, field);
+            if !text.is_empty() {
+                schema["description"] = text.into();
             }
             properties.insert(field.json.clone(), schema);
             if field.required {
@@ -139,6 +140,14 @@ impl<'a> Schemas<'a> {
 
     fn field(&mut self, field: &Field) -> Value {
         let mut schema = self.value(&field.ty);
+        if !field.values.is_empty() {
+            let of = match field.ty {
+                Type::List(_) => &mut schema["items"],
+                Type::Map(_) => &mut schema["additionalProperties"],
+                _ => &mut schema,
+            };
+            of["enum"] = json!(field.values);
+        }
         match &field.list {
             ListType::Atomic => {}
             ListType::Set => schema["x-kubernetes-list-type"] = "set".into(),
@@ -248,7 +257,48 @@ impl<'a> Schemas<'a> {
     }
 }
 
+/// What is said of a field, with the values that there are. (What each means upstream says beside
+/// it; our facts do not have that.)
+fn with_values(text: &str, field: &Field) -> String {
+    // Of lists and maps, upstream tells them at the elements alone.
+    if field.values.is_empty() || field.ty != Type::String {
+        return text.to_owned();
+    }
+    let lines = field.values.iter().map(|value| format!("\n - `\"{value}\"`"));
+    format!("{text}\n\nPossible enum values:{}", lines.collect::<String>())
+}
+
 /// As `x-kubernetes-group-version-kind` writes it.
 pub(super) fn gvk(gvk: &GroupVersionKind) -> Value {
     json!({"group": gvk.group, "version": gvk.version, "kind": gvk.kind})
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_are_told() {
+        let registry = Registry::builtin();
+        let (words, kinds) = (HashMap::new(), HashMap::new());
+        for edition in [Edition::V2, Edition::V3] {
+            let mut schemas = Schemas::new(registry, &words, &kinds, edition);
+            for name in ["PodSpec", "PersistentVolumeClaimSpec"] {
+                schemas.of_type(&format!("io.k8s.api.core.v1.{name}"));
+            }
+            let made = schemas.finish();
+            let policy = &made["io.k8s.api.core.v1.PodSpec"]["properties"]["restartPolicy"];
+            assert_eq!(policy["enum"], json!(["Always", "Never", "OnFailure"]));
+            let text =
+                "\n\nPossible enum values:\n - `\"Always\"`\n - `\"Never\"`\n - `\"OnFailure\"`";
+            assert_eq!(policy["description"], text);
+            let modes =
+                &made["io.k8s.api.core.v1.PersistentVolumeClaimSpec"]["properties"]["accessModes"];
+            assert_eq!(
+                modes["items"]["enum"],
+                json!(["ReadOnlyMany", "ReadWriteMany", "ReadWriteOnce", "ReadWriteOncePod"])
+            );
+            assert!(modes["enum"].is_null() && modes["description"].is_null());
+        }
+    }
 }

@@ -118,6 +118,7 @@ impl<'a> Loader<'a> {
             wrapped: flags.contains('w'),
             shows: None,
             go: None,
+            values: Box::default(),
         };
         for option in words {
             match option.split_once('=').ok_or("option without value")? {
@@ -136,6 +137,10 @@ impl<'a> Loader<'a> {
                 }
                 // Words hold no spaces.
                 ("go", name) => field.go = Some(name.replace("interface{}", "interface {}").into()),
+                ("enum", values) => {
+                    let values = values.split(',').map(|value| value.replace("%20", " ").into());
+                    field.values = values.collect();
+                }
                 (other, _) => return Err(format!("unknown option {other}")),
             }
         }

@@ -76,6 +76,9 @@ pub struct Field {
     /// Go's name of the type where it does not follow from `ty` (`v1.DNSPolicy`), for the text of
     /// type errors. A named list or map has its own type after a `=`.
     pub go: Option<Box<str>>,
+    /// The texts that it, or each item of the list or value of the map, may be, as OpenAPI
+    /// documents tell them; none: any.
+    pub values: Box<[Box<str>]>,
 }
 
 /// What a field holds.
