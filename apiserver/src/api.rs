@@ -34,15 +34,21 @@ pub enum Identity {
 }
 
 impl Identity {
+    /// Headers that say who asks are for this server alone: they go.
+    ///
     /// # Errors
     /// The credentials are wrong.
     pub async fn user(
         &self,
         credentials: &Credentials<'_>,
-        headers: &http::HeaderMap,
+        headers: &mut http::HeaderMap,
     ) -> Result<Option<User>, Rejected> {
         match self {
-            Self::Chain(chain) => chain.authenticate_request(credentials, Some(headers)).await,
+            Self::Chain(chain) => {
+                let user = chain.authenticate_request(credentials, Some(&*headers)).await;
+                chain.trust.clear(headers);
+                user
+            }
             Self::Other(other) => other.authenticate(credentials).await,
         }
     }

@@ -1,15 +1,20 @@
-//! Counters of requests, in Prometheus' text format, under upstream's names.
+//! What `/metrics` shows, under upstream's names: counts of requests, and what is read when it is
+//! asked for.
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
 use std::time::Duration;
 
+use component::metrics::{Histogram, Kind, Page};
 use parking_lot::Mutex;
 
+use crate::api::Api;
 use crate::request::RequestInfo;
 
-/// Upper bounds of the histogram, in seconds (some of upstream's).
-const BOUNDS: [f64; 12] = [0.005, 0.025, 0.05, 0.1, 0.2, 0.4, 0.6, 1.0, 2.0, 5.0, 15.0, 60.0];
+/// Upper bounds of the histogram, in seconds.
+const BOUNDS: [f64; 23] = [
+    0.005, 0.025, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0, 1.25, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0,
+    10.0, 15.0, 20.0, 30.0, 45.0, 60.0,
+];
 /// Distinct label sets, at most: paths that clients invent must not fill the memory.
 const MAX_SERIES: usize = 4096;
 
@@ -41,20 +46,29 @@ impl Labels {
         }
     }
 
-    fn text(&self) -> String {
-        format!(
-            "group={:?},resource={:?},scope={:?},subresource={:?},verb={:?},version={:?}",
-            self.group, self.resource, self.scope, self.subresource, self.verb, self.version
-        )
+    fn all(&self) -> [(&'static str, &str); 8] {
+        [
+            ("component", "apiserver"),
+            ("dry_run", ""),
+            ("group", &self.group),
+            ("resource", &self.resource),
+            ("scope", self.scope),
+            ("subresource", &self.subresource),
+            ("verb", &self.verb),
+            ("version", &self.version),
+        ]
     }
 }
 
-#[derive(Default)]
 struct Series {
     codes: BTreeMap<u16, u64>,
-    buckets: [u64; BOUNDS.len()],
-    count: u64,
-    sum: f64,
+    took: Histogram,
+}
+
+impl Default for Series {
+    fn default() -> Self {
+        Self { codes: BTreeMap::new(), took: Histogram::new(&BOUNDS) }
+    }
 }
 
 /// What was counted.
@@ -79,58 +93,118 @@ impl Metrics {
         }
         let series = all.entry(labels).or_default();
         *series.codes.entry(code).or_default() += 1;
-        if let Some(took) = took.map(|t| t.as_secs_f64()) {
-            series.count += 1;
-            series.sum += took;
-            for (bucket, bound) in series.buckets.iter_mut().zip(BOUNDS) {
-                *bucket += u64::from(took <= bound);
-            }
+        if let Some(took) = took {
+            series.took.observe(took.as_secs_f64());
         }
     }
 
-    /// The text of `/metrics`, with gauges that are read now.
-    pub(crate) fn text(&self, gauges: &[(&str, &str, f64)]) -> String {
-        let mut out = String::new();
-        for (name, labels, value) in gauges {
-            let _ = writeln!(out, "{name}{{{labels}}} {value}");
-        }
+    /// Puts them on a page.
+    fn write(&self, page: &mut Page) {
         let all = self.series.lock();
-        out.push_str("# HELP apiserver_request_total Counter of apiserver requests broken out for each verb, dry run value, group, version, resource, scope, component, and HTTP response code.\n# TYPE apiserver_request_total counter\n");
+        let family = "apiserver_request_total";
+        page.family(family, Kind::Counter, "Counter of apiserver requests broken out for each verb, dry run value, group, version, resource, scope, component, and HTTP response code.");
         for (labels, series) in all.iter() {
             for (code, count) in &series.codes {
-                let _ = writeln!(
-                    out,
-                    "apiserver_request_total{{code=\"{code}\",component=\"apiserver\",dry_run=\"\",{}}} {count}",
-                    labels.text()
-                );
+                let code = code.to_string();
+                let labels = [&[("code", code.as_str())][..], &labels.all()].concat();
+                page.sample(family, &labels, *count as f64);
             }
         }
-        out.push_str("# HELP apiserver_request_duration_seconds Response latency distribution in seconds for each verb, dry run value, group, version, resource, subresource, scope and component.\n# TYPE apiserver_request_duration_seconds histogram\n");
-        for (labels, series) in all.iter().filter(|(_, s)| s.count > 0) {
-            let text = labels.text();
-            let base = "apiserver_request_duration_seconds";
-            for (bucket, bound) in series.buckets.iter().zip(BOUNDS) {
-                let _ = writeln!(
-                    out,
-                    "{base}_bucket{{component=\"apiserver\",dry_run=\"\",{text},le=\"{bound}\"}} {bucket}"
-                );
-            }
-            let _ = writeln!(
-                out,
-                "{base}_bucket{{component=\"apiserver\",dry_run=\"\",{text},le=\"+Inf\"}} {}",
-                series.count
-            );
-            let _ = writeln!(
-                out,
-                "{base}_sum{{component=\"apiserver\",dry_run=\"\",{text}}} {}",
-                series.sum
-            );
-            let _ = writeln!(
-                out,
-                "{base}_count{{component=\"apiserver\",dry_run=\"\",{text}}} {}",
-                series.count
-            );
+        let family = "apiserver_request_duration_seconds";
+        page.family(family, Kind::Histogram, "Response latency distribution in seconds for each verb, dry run value, group, version, resource, subresource, scope and component.");
+        for (labels, series) in all.iter().filter(|(_, s)| s.took.count() > 0) {
+            page.histogram(family, &labels.all(), &series.took);
         }
-        out
+    }
+}
+
+/// The text of `/metrics`.
+pub(crate) async fn text(api: &Api) -> String {
+    let mut page = Page::default();
+    page.process();
+    let size = api.store.size().await.unwrap_or(0);
+    let family = "apiserver_storage_size_bytes";
+    let help = "Size of the storage database file physically allocated in bytes.";
+    page.family(family, Kind::Gauge, help);
+    page.sample(family, &[("storage_cluster_id", "etcd-0")], size as f64);
+    write_caches(api, &mut page);
+    api.metrics.write(&mut page);
+    page.text()
+}
+
+/// What the caches tell of their resources, a family after the other.
+fn write_caches(api: &Api, page: &mut Page) {
+    let catalog = api.catalog();
+    let cached =
+        || catalog.rows().iter().filter_map(|s| Some((s.gr.to_string(), s.cache.as_ref()?, s)));
+    let family = "apiserver_storage_objects";
+    page.family(family, Kind::Gauge, "[DEPRECATED, consider using apiserver_resource_objects instead] Number of stored objects at the time of last check split by kind. In case of a fetching error, the value will be -1.");
+    for (resource, cache, _) in cached() {
+        page.sample(family, &[("resource", &resource)], cache.cut().objects.len() as f64);
+    }
+    let family = "apiserver_resource_objects";
+    page.family(family, Kind::Gauge, "Number of stored objects at the time of last check split by kind. In case of a fetching error, the value will be -1.");
+    for (_, cache, served) in cached() {
+        let labels = [("group", served.gr.group.as_str()), ("resource", &served.gr.resource)];
+        page.sample(family, &labels, cache.cut().objects.len() as f64);
+    }
+    let family = "apiserver_longrunning_requests";
+    page.family(family, Kind::Gauge, "Gauge of all active long-running apiserver requests broken out by verb, group, version, resource, scope and component. Not all requests are tracked this way.");
+    for (resource, cache, _) in cached() {
+        page.sample(family, &[("resource", &resource)], cache.watchers() as f64);
+    }
+    let family = "apiserver_storage_consistency_checks_total";
+    let help = "Counter for status of consistency checks between etcd and watch cache";
+    page.family(family, Kind::Counter, help);
+    for (_, cache, served) in cached() {
+        let (group, resource) = (served.gr.group.as_str(), served.gr.resource.as_str());
+        for (status, count) in cache.checks().counts() {
+            let labels = [("group", group), ("resource", resource), ("status", status)];
+            page.sample(family, &labels, count as f64);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_are_counted_by_what_they_ask() {
+        let metrics = Metrics::default();
+        let info = RequestInfo {
+            is_resource: true,
+            verb: "list".to_owned(),
+            version: "v1".to_owned(),
+            resource: "pods".to_owned(),
+            ..RequestInfo::default()
+        };
+        metrics.answered(&info, 200, Some(Duration::from_millis(300)));
+        metrics.answered(&info, 200, None);
+        // Paths that nobody serves are counted together.
+        let nowhere =
+            RequestInfo { path: "/a\"b".to_owned(), verb: "get".to_owned(), ..<_>::default() };
+        metrics.answered(&nowhere, 404, None);
+        let mut page = Page::default();
+        metrics.write(&mut page);
+        let text = page.text();
+        let of = |verb: &str, rest: [&str; 3]| {
+            let [resource, scope, version] = rest;
+            format!(
+                "component=\"apiserver\",dry_run=\"\",group=\"\",resource=\"{resource}\",\
+                 scope=\"{scope}\",subresource=\"\",verb=\"{verb}\",version=\"{version}\""
+            )
+        };
+        let (list, get) = (of("LIST", ["pods", "cluster", "v1"]), of("GET", ["", "", ""]));
+        for line in [
+            format!("apiserver_request_total{{code=\"200\",{list}}} 2\n"),
+            format!("apiserver_request_total{{code=\"404\",{get}}} 1\n"),
+            format!("apiserver_request_duration_seconds_bucket{{{list},le=\"0.2\"}} 0\n"),
+            format!("apiserver_request_duration_seconds_bucket{{{list},le=\"0.4\"}} 1\n"),
+            format!("apiserver_request_duration_seconds_count{{{list}}} 1\n"),
+        ] {
+            assert!(text.contains(&line), "{line}: {text}");
+        }
+        assert!(!text.contains(&format!("apiserver_request_duration_seconds_count{{{get}}}")));
     }
 }

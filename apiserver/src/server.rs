@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
 use apimachinery::schema::Registry;
+use component::callers::{Authorities, FrontProxy, Headers, Trust};
 use component::keys::{SigningKey, VerifyingKey};
 use component::serving::{self, Peer};
 use http::Request;
@@ -24,12 +25,10 @@ use crate::aggregation::Aggregation;
 use crate::api::{Api, Identity, InFlight};
 use crate::authentication::bootstrap_token::BootstrapTokens;
 use crate::authentication::openid;
-use crate::authentication::request_header::{Headers, RequestHeader};
 use crate::authentication::service_account::ServiceAccounts;
 use crate::authentication::token_file::TokenFile;
 use crate::authentication::tokens::{TokenIssuer, TokenOptions};
 use crate::authentication::union::{Tokens, Union};
-use crate::authentication::x509::{ChainVerifier, X509};
 use crate::authentication::{Authenticator, Clock, TokenAuthenticator};
 use crate::authorization::{self, Authorizer, escalation};
 use crate::bootstrap;
@@ -400,11 +399,12 @@ fn token_kinds(
 }
 
 fn union(config: &Config, tokens: Tokens, clock: &Clock) -> anyhow::Result<Union> {
+    let authorities = |path: &Path, flag: &'static str| -> anyhow::Result<Authorities> {
+        Authorities::new(&read(path)?).context(flag)
+    };
     let front = &config.request_header;
-    let request_header = match &front.client_ca_file {
+    let proxy = match &front.client_ca_file {
         Some(path) => {
-            let verifier = ChainVerifier::new(&read(path)?, clock.clone())
-                .context("--requestheader-client-ca-file")?;
             let headers = Headers {
                 allowed_names: front.allowed_names.clone(),
                 username: front.username.clone(),
@@ -412,15 +412,21 @@ fn union(config: &Config, tokens: Tokens, clock: &Clock) -> anyhow::Result<Union
                 group: front.group.clone(),
                 extra_prefix: front.extra_prefixes.clone(),
             };
-            Some(RequestHeader::new(verifier, headers))
+            let authorities = authorities(path, "--requestheader-client-ca-file")?;
+            Some(FrontProxy { authorities, headers })
         }
         None => None,
     };
-    let client_ca = match &config.client_ca_file {
-        Some(path) => Some(X509::new(&read(path)?, clock.clone()).context("--client-ca-file")?),
+    let clients = match &config.client_ca_file {
+        Some(path) => Some(authorities(path, "--client-ca-file")?),
         None => None,
     };
-    Ok(Union { request_header, client_ca, tokens: Some(tokens), anonymous: config.anonymous_auth })
+    Ok(Union {
+        trust: Trust { proxy, clients },
+        clock: clock.clone(),
+        tokens: Some(tokens),
+        anonymous: config.anonymous_auth,
+    })
 }
 
 /// What lets others verify service account tokens.

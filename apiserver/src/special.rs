@@ -10,7 +10,7 @@ use crate::discovery;
 use crate::negotiate::{self, Offer};
 use crate::respond::{self, Body};
 use crate::verbs::{self, Call, RequestBody};
-use crate::{aggregation, health, openapi};
+use crate::{aggregation, health, metrics, openapi};
 
 /// `version.Info` of upstream's release that this server is compatible with.
 pub fn version() -> Value {
@@ -61,7 +61,12 @@ pub(crate) async fn handle(call: Call, body: RequestBody) -> Result<Response<Bod
             let text = text.map_err(|e| ApiError::Internal(e.to_string()))?;
             return Ok(respond::answer(200, "application/json", text));
         }
-        ["metrics"] => return metrics(&call).await,
+        ["metrics"] => {
+            let text = metrics::text(&call.api).await;
+            return Ok(call
+                .send(200, "text/plain; version=0.0.4; charset=utf-8", text.into())
+                .await);
+        }
         ["api"] => match aggregated(&call, true).await? {
             Some(answer) => return Ok(answer),
             None => Some(discovery::core_versions(call.header("host"))),
@@ -189,34 +194,4 @@ async fn aggregated(call: &Call, core: bool) -> Result<Option<Response<Body>>, A
         headers.insert(header::ETAG, etag);
     }
     Ok(Some(response))
-}
-
-async fn metrics(call: &Call) -> Result<Response<Body>, ApiError> {
-    let api = &call.api;
-    let mut counts: Vec<(String, f64, f64)> = Vec::new();
-    let mut checks: Vec<(String, f64)> = Vec::new();
-    for served in api.catalog().rows() {
-        if let Some(cache) = &served.cache {
-            let label = format!("resource={:?}", served.gr.to_string());
-            let objects = cache.cut().objects.len();
-            counts.push((label, objects as f64, cache.watchers() as f64));
-            let (group, resource) = (&served.gr.group, &served.gr.resource);
-            for (status, count) in cache.checks().counts() {
-                let label = format!("group={group:?},resource={resource:?},status={status:?}");
-                checks.push((label, count as f64));
-            }
-        }
-    }
-    let size = api.store.size().await.unwrap_or(0);
-    let mut gauges: Vec<(&str, &str, f64)> =
-        vec![("apiserver_storage_size_bytes", "storage_cluster_id=\"etcd-0\"", size as f64)];
-    for (label, objects, watchers) in &counts {
-        gauges.push(("apiserver_storage_objects", label, *objects));
-        gauges.push(("apiserver_longrunning_requests", label, *watchers));
-    }
-    for (label, count) in &checks {
-        gauges.push(("apiserver_storage_consistency_checks_total", label, *count));
-    }
-    let text = api.metrics.text(&gauges);
-    Ok(call.send(200, "text/plain; version=0.0.4; charset=utf-8", text.into()).await)
 }

@@ -124,7 +124,7 @@ impl TokenAuthenticator for BootstrapTokens {
 
 #[cfg(test)]
 mod tests {
-    use super::super::x509::tests::clock;
+    use super::super::testing::clock;
     use super::*;
     use crate::authorization::testing::Memory;
     use serde_json::json;

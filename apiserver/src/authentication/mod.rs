@@ -2,35 +2,20 @@
 
 pub mod bootstrap_token;
 pub mod openid;
-pub mod request_header;
 pub mod service_account;
+#[cfg(test)]
+mod testing;
 pub mod token_file;
 pub mod tokens;
 pub mod union;
-pub mod x509;
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+pub use component::callers::{
+    ANONYMOUS, AUTHENTICATED, CREDENTIAL_ID, MASTERS, UNAUTHENTICATED, User,
+};
 use rustls::pki_types::CertificateDer;
-
-/// An authenticated user.
-#[derive(Clone, Debug, PartialEq, Eq, Default)]
-pub struct User {
-    pub name: String,
-    pub uid: String,
-    pub groups: Vec<String>,
-    pub extra: BTreeMap<String, Vec<String>>,
-}
-
-pub const ANONYMOUS: &str = "system:anonymous";
-pub const UNAUTHENTICATED: &str = "system:unauthenticated";
-pub const AUTHENTICATED: &str = "system:authenticated";
-pub const MASTERS: &str = "system:masters";
-
-/// Key of [`User::extra`] that says which credential was shown.
-pub const CREDENTIAL_ID: &str = "authentication.kubernetes.io/credential-id";
 
 /// The present time; tests give their own.
 pub type Clock = Arc<dyn Fn() -> jiff::Timestamp + Send + Sync>;
@@ -73,9 +58,4 @@ pub trait TokenAuthenticator: Send + Sync + 'static {
         token: &str,
         audiences: &[String],
     ) -> Result<Option<Authenticated>, Rejected>;
-}
-
-/// The user of requests without credentials.
-pub fn anonymous() -> User {
-    User { name: ANONYMOUS.to_owned(), groups: vec![UNAUTHENTICATED.to_owned()], ..User::default() }
 }

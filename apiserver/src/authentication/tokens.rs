@@ -289,7 +289,7 @@ pub(super) mod tests {
     use std::sync::Arc;
 
     use super::super::service_account::ServiceAccounts;
-    use super::super::x509::tests::clock;
+    use super::super::testing::clock;
     use super::super::{CREDENTIAL_ID, TokenAuthenticator};
     use super::*;
     use crate::authorization::testing::Memory;

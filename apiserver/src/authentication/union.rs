@@ -3,19 +3,17 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
+use component::callers::Trust;
 use http::HeaderMap;
 use jiff::{SignedDuration, Timestamp};
 use parking_lot::Mutex;
+use rustls::pki_types::UnixTime;
 use sha2::{Digest, Sha256};
 
-use super::request_header::RequestHeader;
-use super::x509::X509;
-use super::{
-    AUTHENTICATED, Authenticated, Authenticator, Clock, Credentials, Rejected, TokenAuthenticator,
-    UNAUTHENTICATED, User, anonymous,
-};
+use super::{Authenticated, Authenticator, Clock, Credentials, Rejected, TokenAuthenticator, User};
 use crate::authorization::aggregate;
 
 /// How long an accepted token is not looked at again.
@@ -123,10 +121,9 @@ impl TokenAuthenticator for Tokens {
 }
 
 /// The authenticator of the server.
-#[derive(Default)]
 pub struct Union {
-    pub request_header: Option<RequestHeader>,
-    pub client_ca: Option<X509>,
+    pub trust: Trust,
+    pub clock: Clock,
     pub tokens: Option<Tokens>,
     /// `--anonymous-auth`
     pub anonymous: bool,
@@ -146,12 +143,12 @@ impl Union {
         let mut errors = Vec::new();
         let found = self.find(credentials, headers, &mut errors).await;
         if let Some(user) = found {
-            return Ok(Some(with_group(user)));
+            return Ok(Some(user.known()));
         }
         if !errors.is_empty() {
             return Err(Rejected(aggregate(&errors)));
         }
-        Ok(self.anonymous.then(anonymous))
+        Ok(self.anonymous.then(User::anonymous))
     }
 
     async fn find(
@@ -160,20 +157,10 @@ impl Union {
         headers: Option<&HeaderMap>,
         errors: &mut Vec<String>,
     ) -> Option<User> {
-        let chain = credentials.certificates;
-        if let (Some(proxy), Some(headers)) = (&self.request_header, headers) {
-            match proxy.user(chain, headers) {
-                Ok(Some(user)) => return Some(user),
-                Ok(None) => {}
-                Err(e) => errors.push(e.0),
-            }
-        }
-        if let Some(x509) = &self.client_ca {
-            match x509.user(chain) {
-                Ok(Some(user)) => return Some(user),
-                Ok(None) => {}
-                Err(e) => errors.push(e.0),
-            }
+        let seconds = u64::try_from((self.clock)().as_second()).unwrap_or(0);
+        let now = UnixTime::since_unix_epoch(Duration::from_secs(seconds));
+        if let Some(user) = self.trust.who(credentials.certificates, headers, now, errors) {
+            return Some(user);
         }
         if let (Some(tokens), Some(token)) = (&self.tokens, credentials.bearer)
             && !token.is_empty()
@@ -186,15 +173,6 @@ impl Union {
         }
         None
     }
-}
-
-/// Adds `system:authenticated`, unless the user has been given its like.
-fn with_group(mut user: User) -> User {
-    let known = user.groups.iter().any(|g| g == AUTHENTICATED || g == UNAUTHENTICATED);
-    if user.name != super::ANONYMOUS && !known {
-        user.groups.push(AUTHENTICATED.to_owned());
-    }
-    user
 }
 
 #[async_trait]
@@ -214,7 +192,7 @@ impl TokenAuthenticator for Union {
     ) -> Result<Option<Authenticated>, Rejected> {
         let Some(tokens) = &self.tokens else { return Err(Rejected(INVALID.to_owned())) };
         match tokens.authenticate_token(token, audiences).await {
-            Ok(Some(found)) => Ok(Some(Authenticated { user: with_group(found.user), ..found })),
+            Ok(Some(found)) => Ok(Some(Authenticated { user: found.user.known(), ..found })),
             Ok(None) => Err(Rejected(INVALID.to_owned())),
             Err(e) => Err(Rejected(aggregate(&[INVALID.to_owned(), e.0]))),
         }
@@ -225,7 +203,10 @@ impl TokenAuthenticator for Union {
 mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
-    use super::super::x509::tests::{Authority, Leaf, clock};
+    use component::callers::Authorities;
+
+    use super::super::testing::{Authority, clock};
+    use super::super::{AUTHENTICATED, UNAUTHENTICATED};
     use super::*;
 
     /// Accepts `good`, is unsure of anything but `bad`.
@@ -256,26 +237,30 @@ mod tests {
         const AT: i64 = 150_000_000;
         let authority = Authority::new("ours");
         let other = Authority::new("other");
-        let good = [authority.sign(&Leaf { name: "cert", ..Leaf::default() })];
-        let bad = [other.sign(&Leaf::default())];
-        // certificate, token, anonymous allowed, user ("": none; "!": rejected)
+        let good = [authority.sign("cert")];
+        let bad = [other.sign("bob")];
+        // time, certificate, token, anonymous allowed, user ("": none; "!": rejected)
         let none: &[_] = &[];
         let cases = [
-            (none, None, true, "system:anonymous"),
-            (none, None, false, ""),
-            (&good[..], None, true, "cert"),
-            (&good[..], Some("bad"), true, "cert"),
-            (&bad[..], None, true, "!"),
-            (&bad[..], Some("good"), true, "tok"),
-            (none, Some("good"), true, "tok"),
-            (none, Some("unknown"), true, "!invalid bearer token"),
-            (none, Some("bad"), true, "!bad"),
-            (none, Some(""), true, "system:anonymous"),
+            (AT, none, None, true, "system:anonymous"),
+            (AT, none, None, false, ""),
+            (AT, &good[..], None, true, "cert"),
+            (AT, &good[..], Some("bad"), true, "cert"),
+            (3 * AT, &good[..], None, true, "!"),
+            (AT, &bad[..], None, true, "!"),
+            (AT, &bad[..], Some("good"), true, "tok"),
+            (AT, none, Some("good"), true, "tok"),
+            (AT, none, Some("unknown"), true, "!invalid bearer token"),
+            (AT, none, Some("bad"), true, "!bad"),
+            (AT, none, Some(""), true, "system:anonymous"),
         ];
-        for (certificates, bearer, anonymous, want) in cases {
+        for (at, certificates, bearer, anonymous, want) in cases {
             let union = Union {
-                request_header: None,
-                client_ca: X509::new(authority.pem().as_bytes(), clock(AT)).ok(),
+                trust: Trust {
+                    clients: Authorities::new(authority.pem().as_bytes()).ok(),
+                    proxy: None,
+                },
+                clock: clock(at),
                 tokens: Some(Tokens::new(
                     vec![Arc::new(Fixed::default())],
                     vec!["a".into()],

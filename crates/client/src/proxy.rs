@@ -8,18 +8,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use component::callers::{Authorities, FrontProxy, Headers, Trust, User};
 use component::serving::Peer;
-use component::trust::Authorities;
 use http::HeaderMap;
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::{Api, Client};
-use percent_encoding::percent_decode_str;
 use rustls::pki_types::UnixTime;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::error::line;
-use crate::reviews::User;
 
 /// Where API servers publish it.
 const PUBLISHED: (&str, &str) = ("kube-system", "extension-apiserver-authentication");
@@ -50,23 +48,6 @@ pub struct TrustFlags {
     #[arg(long, num_args = 0..=1, require_equals = true, default_value_t = false,
           default_missing_value = "true", action = clap::ArgAction::Set)]
     pub authentication_skip_lookup: bool,
-}
-
-/// What a front proxy may be called, and how it says who asks.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-struct Headers {
-    allowed_names: Vec<String>,
-    username: Vec<String>,
-    uid: Vec<String>,
-    group: Vec<String>,
-    extra_prefix: Vec<String>,
-}
-
-/// Whom certificates are believed from.
-#[derive(Default)]
-struct Trust {
-    clients: Option<Authorities>,
-    proxy: Option<(Authorities, Headers)>,
 }
 
 /// What flags say.
@@ -122,13 +103,12 @@ impl Given {
             }
             (None, None) => None,
         };
+        let proxy = proxy.map(|(bundle, headers)| {
+            Authorities::new(&bundle).map(|authorities| FrontProxy { authorities, headers })
+        });
         Ok(Trust {
+            proxy: proxy.transpose()?,
             clients: clients.map(|bundle| Authorities::new(&bundle)).transpose()?,
-            proxy: proxy
-                .map(|(bundle, headers)| {
-                    Ok::<_, anyhow::Error>((Authorities::new(&bundle)?, headers))
-                })
-                .transpose()?,
         })
     }
 }
@@ -175,66 +155,11 @@ impl Certificates {
     ) -> Result<Option<User>, String> {
         let trust = Arc::clone(&self.0.borrow());
         let chain = peer.map(|peer| peer.certificates.as_slice()).unwrap_or_default();
-        let Some(leaf) = chain.first() else { return Ok(None) };
-        let mut refused = None;
-        if let Some((authorities, names)) = &trust.proxy {
-            let user = User::of_certificate(leaf);
-            let name = user.map(|user| user.name).unwrap_or_default();
-            match authorities.verify(chain, now) {
-                Ok(()) if names.allows(&name) => {
-                    if let Some(user) = names.read(headers) {
-                        return Ok(Some(user));
-                    }
-                }
-                Ok(()) => {
-                    refused =
-                        Some(format!("x509: subject with cn={name} is not in the allowed list"));
-                }
-                Err(why) => refused = Some(why),
-            }
+        let mut refusals = Vec::new();
+        match trust.who(chain, Some(headers), now, &mut refusals) {
+            Some(user) => Ok(Some(user.known())),
+            None => refusals.pop().map_or(Ok(None), Err),
         }
-        if let Some(authorities) = &trust.clients {
-            match authorities.verify(chain, now) {
-                Ok(()) => return Ok(User::of_certificate(leaf)),
-                Err(why) => refused = Some(why),
-            }
-        }
-        refused.map_or(Ok(None), Err)
-    }
-}
-
-impl Headers {
-    fn allows(&self, name: &str) -> bool {
-        self.allowed_names.is_empty() || self.allowed_names.iter().any(|allowed| allowed == name)
-    }
-
-    /// Whom the headers name.
-    fn read(&self, headers: &HeaderMap) -> Option<User> {
-        let values = |names: &[String]| -> Vec<String> {
-            let all = names.iter().flat_map(|name| headers.get_all(name));
-            let texts = all.filter_map(|value| value.to_str().ok()).filter(|text| !text.is_empty());
-            texts.map(str::to_owned).collect()
-        };
-        let name = values(&self.username).into_iter().next()?;
-        let uid = values(&self.uid).into_iter().next().unwrap_or_default();
-        let mut groups = values(&self.group);
-        // As for whoever is known.
-        let known = "system:authenticated";
-        if !groups.iter().any(|group| group == known) {
-            groups.push(known.to_owned());
-        }
-        let mut extra: BTreeMap<String, Vec<String>> = BTreeMap::new();
-        let prefixes: Vec<String> =
-            self.extra_prefix.iter().map(|p| p.to_ascii_lowercase()).collect();
-        for (header, value) in headers {
-            let key = prefixes.iter().find_map(|prefix| header.as_str().strip_prefix(prefix));
-            if let (Some(key), Ok(value)) = (key, value.to_str()) {
-                let decoded = percent_decode_str(key).decode_utf8();
-                let key = decoded.map_or_else(|_| key.to_owned(), |key| key.into_owned());
-                extra.entry(key).or_default().push(value.to_owned());
-            }
-        }
-        Some(User { name, uid, groups, extra })
     }
 }
 
@@ -333,15 +258,6 @@ mod tests {
             assert_eq!(got, want.map(|name| name.map(str::to_owned)), "{name}");
             assert_eq!(certificates.who(None, headers, UnixTime::now()), Ok(None));
         }
-        let rules = Headers {
-            username: vec!["X-Remote-User".to_owned()],
-            group: vec!["X-Remote-Group".to_owned()],
-            extra_prefix: vec!["X-Remote-Extra-".to_owned()],
-            ..Headers::default()
-        };
-        let user = rules.read(&headers).unwrap_or_default();
-        assert_eq!(user.groups, ["a", "system:authenticated"]);
-        assert_eq!(user.extra, BTreeMap::from([("k/1".to_owned(), vec!["v".to_owned()])]));
         Ok(())
     }
 
@@ -360,8 +276,8 @@ mod tests {
         let now = UnixTime::now();
         let chain = [certificate(&ours, "x")?];
         let trust = given.with(&published)?;
-        assert!(trust.clients.is_some_and(|c| c.verify(&chain, now).is_ok()));
-        let proxy = trust.proxy.map(|(c, headers)| (c.verify(&chain, now).is_ok(), headers));
+        assert!(trust.clients.is_some_and(|c| c.user(&chain, now).is_ok()));
+        let proxy = trust.proxy.map(|p| (p.authorities.user(&chain, now).is_ok(), p.headers));
         assert_eq!(proxy, Some((true, Headers::default())));
         let bad = BTreeMap::from([
             ("requestheader-client-ca-file".to_owned(), theirs.pem()),

@@ -117,7 +117,8 @@ mod tests {
         let tls = serving::tls(&cert_file, &key_file, Some(&ca_file))?;
         let handler = |request: http::Request<hyper::body::Incoming>| async move {
             let peer = request.extensions().get::<Peer>();
-            let shown = peer.and_then(|peer| User::of_certificate(peer.certificates.first()?));
+            let shown =
+                peer.and_then(|peer| User::of_certificate(peer.certificates.first()?).ok()?);
             let token = request.headers().contains_key(http::header::AUTHORIZATION);
             serving::text(200, format!("{} {token}", shown.unwrap_or_default().name))
         };

@@ -1,11 +1,12 @@
-//! Who calls a component, and what they may do there: client certificates, and what the API server
-//! says of tokens and rights (TokenReview and SubjectAccessReview; k8s.io/apiserver
+//! Who calls a component by a token, and what callers may do there: what the API server says of tokens
+//! and rights (TokenReview and SubjectAccessReview; k8s.io/apiserver
 //! `authentication/authenticatorfactory/delegating.go`).
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::hash::Hash;
 use std::time::Duration;
 
+pub use component::callers::User;
 use http::HeaderMap;
 use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec};
 use k8s_openapi::api::authorization::v1::{
@@ -20,35 +21,6 @@ use tokio::time::Instant;
 const LIMIT: usize = 4096;
 /// A refused token may be about to become known.
 const REFUSED: Duration = Duration::from_secs(5);
-
-/// A user.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
-pub struct User {
-    pub name: String,
-    pub uid: String,
-    pub groups: Vec<String>,
-    pub extra: BTreeMap<String, Vec<String>>,
-}
-
-impl User {
-    /// Who did not say who he is.
-    pub fn anonymous() -> Self {
-        let groups = vec!["system:unauthenticated".to_owned()];
-        Self { name: "system:anonymous".to_owned(), groups, ..Self::default() }
-    }
-
-    /// The user that a verified client certificate (DER) names.
-    pub fn of_certificate(der: &[u8]) -> Option<Self> {
-        let (_, certificate) = x509_parser::parse_x509_certificate(der).ok()?;
-        let text =
-            |a: &x509_parser::x509::AttributeTypeAndValue<'_>| a.as_str().ok().map(str::to_owned);
-        let subject = certificate.subject();
-        let name = subject.iter_common_name().next().and_then(text)?;
-        let groups = subject.iter_organization().filter_map(text);
-        let groups = groups.chain(["system:authenticated".to_owned()]).collect();
-        Some(Self { name, groups, ..Self::default() })
-    }
-}
 
 /// The token of a request.
 pub fn bearer(headers: &HeaderMap) -> Option<&str> {

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::bail;
+use component::callers::MASTERS;
 use component::cli::duration;
 use component::serving::{self, Body, Peer, body};
 use component::shutdown::Scope;
@@ -21,9 +22,6 @@ use tokio_util::sync::CancellationToken;
 use crate::connect;
 use crate::proxy::{Certificates, TrustFlags};
 use crate::reviews::{Access, Lifetimes, Reviews, User, bearer};
-
-/// Its members may do everything.
-const MASTERS: &str = "system:masters";
 
 /// Flags, but for the port, whose default is the component's.
 #[derive(Clone, Debug, clap::Args)]

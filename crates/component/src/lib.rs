@@ -1,6 +1,7 @@
 //! What every binary shares: the command line, config files, TLS serving, health, logs, keys
 //! of tokens and shutdown. A component is Config → build (binds) → run → drain.
 
+pub mod callers;
 pub mod cli;
 pub mod config;
 pub mod files;

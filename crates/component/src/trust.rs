@@ -6,11 +6,9 @@ use std::sync::Arc;
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::CryptoProvider;
-use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
-use rustls::{DigitallySignedStruct, DistinguishedName, RootCertStore, SignatureScheme};
+use rustls::{DigitallySignedStruct, DistinguishedName, SignatureScheme};
 
 /// Accepts any certificate whose key the other end has.
 #[derive(Debug)]
@@ -79,35 +77,6 @@ impl ClientCertVerifier for Anyone {
     }
 
     signatures!();
-}
-
-/// CAs that client certificates are held to after the handshake.
-pub struct Authorities(Arc<dyn ClientCertVerifier>);
-
-impl Authorities {
-    /// # Errors
-    /// The bundle is no PEM, or has no certificate.
-    pub fn new(bundle: &[u8]) -> anyhow::Result<Self> {
-        let mut roots = RootCertStore::empty();
-        for certificate in CertificateDer::pem_slice_iter(bundle) {
-            roots.add(certificate?)?;
-        }
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let builder = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
-        Ok(Self(builder.build()?))
-    }
-
-    /// Whether a chain leads to one of them: signatures, validity and extended key usage.
-    ///
-    /// # Errors
-    /// Why not.
-    pub fn verify(&self, chain: &[CertificateDer<'_>], now: UnixTime) -> Result<(), String> {
-        let Some((leaf, others)) = chain.split_first() else {
-            return Err("no certificate".to_owned());
-        };
-        let verified = self.0.verify_client_cert(leaf, others, now);
-        verified.map(|_| ()).map_err(|error| error.to_string())
-    }
 }
 
 /// A verifier for clients that do not verify.

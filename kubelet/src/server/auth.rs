@@ -104,9 +104,9 @@ impl Auth {
         let config = &k.config.authentication;
         let certificate = peer.and_then(|peer| peer.certificates.first());
         if let Some(certificate) = certificate.filter(|_| !config.x509.client_ca_file.is_empty())
-            && let Some(user) = User::of_certificate(certificate)
+            && let Ok(Some(user)) = User::of_certificate(certificate)
         {
-            return Ok(user);
+            return Ok(user.known());
         }
         if let Some(token) = bearer(headers) {
             let client = k.client.as_ref().filter(|_| config.webhook.enabled);
