@@ -113,7 +113,7 @@ impl Strategy for Definitions {
 
     fn validate_update(&self, _: &Context<'_>, object: &Value, old: &Value) -> ErrorList {
         let mut errors = ErrorList::new();
-        let options = spec::Options::of(old);
+        let options = spec::Options::of(object, old);
         whole(object, Some(old), &options, &mut errors);
         if conditions::is_true(old, "Established") {
             for path in [&["spec", "scope"][..], &["spec", "names", "kind"]] {

@@ -9,8 +9,11 @@ use crate::apiextensions::rules::{self, field_path};
 use crate::apiextensions::schema::{Rule, Schema, map, strings};
 use crate::apiextensions::{formats, sizes, structural};
 
-/// What one expression may be estimated to cost.
+/// What one expression may be estimated to cost, and all of a schema together.
 const COST_LIMIT: u64 = 10_000_000;
+const TOTAL_LIMIT: u64 = 100_000_000;
+/// So many expressions are named when all cost too much together: the dearest.
+const NAMED: usize = 4;
 const TYPES: [&str; 6] = ["array", "boolean", "integer", "number", "object", "string"];
 const REASONS: [&str; 4] =
     ["FieldValueDuplicate", "FieldValueForbidden", "FieldValueInvalid", "FieldValueRequired"];
@@ -118,10 +121,51 @@ pub fn unknown_formats(crd: &Value) -> Vec<String> {
     found
 }
 
-/// The rules of `schema` of a version, which stands at `at`.
+/// What expressions of a schema may cost together.
+#[derive(Debug, Default)]
+struct Total {
+    sum: u64,
+    /// Those that count, the dearest first.
+    dearest: Vec<(Path, u64)>,
+}
+
+impl Total {
+    fn add(&mut self, at: Path, cost: u64) {
+        self.sum = self.sum.saturating_add(cost);
+        // A hundredth of all is little.
+        if cost >= TOTAL_LIMIT / 100 {
+            self.dearest.push((at, cost));
+            self.dearest.sort_by_key(|(_, cost)| std::cmp::Reverse(*cost));
+            self.dearest.truncate(NAMED);
+        }
+    }
+
+    /// What is said when it is too much. `path`: of the schema.
+    fn errors(&self, path: &Path) -> ErrorList {
+        if self.sum <= TOTAL_LIMIT {
+            return ErrorList::new();
+        }
+        let part = "contributed to estimated rule cost total exceeding cost limit for entire OpenAPIv3 schema";
+        let parts = self.dearest.iter().map(|(at, _)| FieldError::forbidden(at, part));
+        let whole =
+            "x-kubernetes-validations estimated rule cost total for entire OpenAPIv3 schema";
+        let whole = FieldError::forbidden(path, over_budget(whole, self.sum, TOTAL_LIMIT));
+        parts.chain([whole]).collect()
+    }
+}
+
+/// What is found of the rules in CEL.
+#[derive(Default)]
+struct OfRules {
+    errors: ErrorList,
+    total: Total,
+}
+
+/// The rules of `schema` of a version, which stands at `at`. `version`: its name, and whether it
+/// has a status.
 pub fn check(
     validation: Option<&Value>,
-    status: bool,
+    (version, status): (&str, bool),
     options: &Options,
     at: &Path,
     errors: &mut ErrorList,
@@ -157,17 +201,19 @@ pub fn check(
         in_meta: false,
         no_defaults: None,
         rules,
+        costs: !options.unchanged.contains(version),
         fixed: None,
         times: Some(1),
     };
-    let mut of_rules = ErrorList::new();
+    let mut of_rules = OfRules::default();
     walk.check(props, &path, errors, &mut of_rules);
-    errors.extend(of_rules);
+    errors.extend(of_rules.errors);
     if errors.len() == before
         && let Some(error) = unread
     {
         errors.push(FieldError::invalid(&path, "", error));
     }
+    errors.extend(of_rules.total.errors(&path));
 }
 
 fn at_root(props: &Value, path: &Path, errors: &mut ErrorList) {
@@ -204,6 +250,8 @@ struct Walk<'a> {
     no_defaults: Option<String>,
     /// Rules in CEL are to be compiled.
     rules: bool,
+    /// What one of them may cost is limited.
+    costs: bool,
     /// Where it is that values cannot be told from their older selves.
     fixed: Option<Path>,
     /// How often the values here may be there; `None`: as often as a request holds them.
@@ -211,7 +259,7 @@ struct Walk<'a> {
 }
 
 impl Walk<'_> {
-    fn check(&self, props: &Value, path: &Path, errors: &mut ErrorList, of_rules: &mut ErrorList) {
+    fn check(&self, props: &Value, path: &Path, errors: &mut ErrorList, of_rules: &mut OfRules) {
         let before = errors.len();
         self.standard(props, path, errors);
         if bool_at(props, &["uniqueItems"]) {
@@ -319,7 +367,7 @@ impl Walk<'_> {
         path: &Path,
         sound: bool,
         errors: &mut ErrorList,
-        of_rules: &mut ErrorList,
+        of_rules: &mut OfRules,
     ) {
         let list = list_at(props, &["x-kubernetes-validations"]);
         if list.is_empty() {
@@ -336,19 +384,23 @@ impl Walk<'_> {
         }
         let (wrong, uses_old, costs) = rules::compile(&schema, self.root || schema.embedded);
         let times = self.times.unwrap_or_else(|| sizes::in_a_request(&schema));
-        for (i, cost) in costs.iter().enumerate().filter(|_| self.options.costs) {
+        for (i, cost) in costs.iter().enumerate() {
             // A message is made once.
             let parts =
                 [("rule", cost.rule.saturating_mul(times)), ("messageExpression", cost.message)];
-            for (field, cost) in parts.into_iter().filter(|(_, cost)| *cost > COST_LIMIT) {
-                let text = over_budget(&format!("estimated {field} cost"), cost);
-                of_rules.push(FieldError::forbidden(&at.index(i).child(field), text));
+            for (field, cost) in parts {
+                let at = at.index(i).child(field);
+                if self.costs && cost > COST_LIMIT {
+                    let text = over_budget(&format!("estimated {field} cost"), cost, COST_LIMIT);
+                    of_rules.errors.push(FieldError::forbidden(&at, text));
+                }
+                of_rules.total.add(at, cost);
             }
         }
         for wrong in wrong {
             let shown = list.get(wrong.index).map(internal_rule).unwrap_or_default();
             let at = at.index(wrong.index).child(wrong.field);
-            of_rules.push(FieldError::invalid(&at, shown, wrong.detail));
+            of_rules.errors.push(FieldError::invalid(&at, shown, wrong.detail));
         }
         for (i, (rule, uses_old)) in schema.rules.iter().zip(uses_old).enumerate() {
             if uses_old && let Some(fixed) = &self.fixed {
@@ -356,19 +408,19 @@ impl Walk<'_> {
                     "oldSelf cannot be used on the uncorrelatable portion of the schema within {fixed}"
                 );
                 let at = at.index(i).child("rule");
-                of_rules.push(FieldError::invalid(&at, rule.rule.as_str(), text));
+                of_rules.errors.push(FieldError::invalid(&at, rule.rule.as_str(), text));
             } else if !uses_old && let Some(optional) = rule.optional_old_self {
                 let text = "may not be set if oldSelf is not used in rule";
                 let at = at.index(i).child("optionalOldSelf");
-                of_rules.push(FieldError::invalid(&at, optional, text));
+                of_rules.errors.push(FieldError::invalid(&at, optional, text));
             }
         }
     }
 }
 
 /// What is said of a cost that is too high.
-fn over_budget(what: &str, cost: u64) -> String {
-    let factor = cost as f64 / COST_LIMIT as f64;
+fn over_budget(what: &str, cost: u64, limit: u64) -> String {
+    let factor = cost as f64 / limit as f64;
     let shown = match factor {
         f if f > 100.0 => "more than 100x".to_owned(),
         f if f < 1.5 => format!("{f:.6}x"),
@@ -544,5 +596,56 @@ fn loose_keys(props: &Value, path: &Path, errors: &mut ErrorList) {
             let text = "this property is in x-kubernetes-list-map-keys, so it cannot be nullable";
             errors.push(FieldError::forbidden(&at.child("nullable"), text));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    /// What is said of a list of texts with so many rules and items.
+    fn said(rules: usize, items: u64, options: &Options) -> Vec<String> {
+        let rule = json!({"rule": "self.all(x, x == 'a')"});
+        let validation = json!({"openAPIV3Schema": {"type": "object", "properties": {"spec": {
+            "type": "array", "maxItems": items, "items": {"type": "string"},
+            "x-kubernetes-validations": vec![rule; rules]}}}});
+        let mut errors = ErrorList::new();
+        let at = Path::new("spec.validation");
+        check(Some(&validation), ("v1", false), options, &at, &mut errors);
+        errors.iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn rules_may_cost_so_much_together() {
+        let advice = "(try simplifying the rule, or adding maxItems, maxProperties, and maxLength where arrays, maps, and strings are declared)";
+        let at = |i: usize| {
+            format!(
+                "spec.validation.openAPIV3Schema.properties[spec].x-kubernetes-validations[{i}].rule"
+            )
+        };
+        let part = |i| {
+            let text = "contributed to estimated rule cost total exceeding cost limit for entire OpenAPIv3 schema";
+            format!("{}: Forbidden: {text}", at(i))
+        };
+        let whole = |factor: &str| {
+            format!(
+                "spec.validation.openAPIV3Schema: Forbidden: x-kubernetes-validations estimated rule cost total for entire OpenAPIv3 schema exceeds budget by factor of {factor} {advice}"
+            )
+        };
+        let fresh = Options::default();
+        assert_eq!(said(12, 4_000_000, &fresh), [""; 0]);
+        let many = said(13, 4_000_000, &fresh);
+        assert_eq!(many, [part(0), part(1), part(2), part(3), whole("1.040000x")]);
+        // Of what was there, each may be as dear as it was, but not all together.
+        let kept = Options { unchanged: ["v1".to_owned()].into(), ..Options::default() };
+        assert_eq!(said(1, 6_000_000, &kept), [""; 0]);
+        let alone = format!(
+            "{}: Forbidden: estimated rule cost exceeds budget by factor of 1.200000x {advice}",
+            at(0)
+        );
+        assert_eq!(said(1, 6_000_000, &fresh), [alone]);
+        assert_eq!(said(2, 80_000_000, &kept), [part(0), part(1), whole("3.2x")]);
     }
 }

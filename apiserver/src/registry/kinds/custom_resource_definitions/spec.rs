@@ -36,8 +36,8 @@ pub struct Options {
     pub map_keys: bool,
     /// Bundles of certificates must hold certificates.
     pub ca_bundles: bool,
-    /// What rules may cost is estimated.
-    pub costs: bool,
+    /// Versions whose schemas are as they were: what one of their expressions may cost was let in.
+    pub unchanged: BTreeSet<String>,
     /// Versions that may keep too many selectable fields.
     pub many_fields: BTreeSet<String>,
 }
@@ -52,16 +52,21 @@ impl Default for Options {
             atomic_sets: true,
             map_keys: true,
             ca_bundles: true,
-            costs: true,
+            unchanged: BTreeSet::new(),
             many_fields: BTreeSet::new(),
         }
     }
 }
 
 impl Options {
-    /// Of an update of this object.
-    pub fn of(old: &Value) -> Self {
+    /// Of an update of `old`.
+    pub fn of(new: &Value, old: &Value) -> Self {
         let versions = list_at(old, &["spec", "versions"]);
+        let name = |version: &Value| str_at(version, &["name"]).to_owned();
+        let same = |v: &&Value| {
+            let before = versions.iter().find(|old| name(old) == name(v));
+            before.is_some_and(|before| get(before, &["schema"]) == get(v, &["schema"]))
+        };
         let all: Vec<&Value> =
             versions.iter().filter_map(|v| get(v, &["schema", "openAPIV3Schema"])).collect();
         let any = |is: fn(&Value) -> bool| all.iter().any(|schema| schemas::any(schema, is));
@@ -77,13 +82,8 @@ impl Options {
             map_keys: !any(schemas::has_loose_keys),
             ca_bundles: conditions::is_true(old, "Established")
                 && (bundle.is_empty() || crate::webhook::roots(bundle).is_ok()),
-            // What was let in before may stay.
-            costs: false,
-            many_fields: versions
-                .iter()
-                .filter(many)
-                .map(|v| str_at(v, &["name"]).to_owned())
-                .collect(),
+            unchanged: list_at(new, &["spec", "versions"]).iter().filter(same).map(name).collect(),
+            many_fields: versions.iter().filter(many).map(name).collect(),
         }
     }
 }
@@ -136,7 +136,7 @@ pub fn check(crd: &Value, options: &Options, errors: &mut ErrorList) {
         let status = version.pointer("/subresources/status").is_some_and(|s| !s.is_null());
         if schema.value.is_none() {
             let at = path.child("schema");
-            schemas::check(get(version, &["schema"]), status, options, &at, errors);
+            schemas::check(get(version, &["schema"]), (name, status), options, &at, errors);
         }
         if subresources.value.is_none() {
             scale(get(version, &["subresources"]), &path.child("subresources"), errors);
@@ -172,7 +172,8 @@ pub fn check(crd: &Value, options: &Options, errors: &mut ErrorList) {
     let any_status =
         versions.iter().any(|v| v.pointer("/subresources/status").is_some_and(|s| !s.is_null()));
     if let Some(value) = schema.value {
-        schemas::check(Some(value), any_status, options, &schema.at, errors);
+        let first = versions.first().map_or("", |v| str_at(v, &["name"]));
+        schemas::check(Some(value), (first, any_status), options, &schema.at, errors);
     }
     scale(subresources.value, &subresources.at, errors);
     if let Some(Value::Array(list)) = columns.value {
