@@ -130,16 +130,21 @@ fn check(schema: &Schema, new: &Value, old: Option<&Value>, path: &str, base: &P
     all
 }
 
-/// What JSON calls a value, and whether it is a number without a fraction.
+/// What JSON calls a value, and whether it is a number that counts as an integer.
 fn kind(value: &Value) -> (&'static str, bool) {
+    /// No float beyond it counts as an integer.
+    const EXACT: f64 = 9_007_199_254_740_991.0;
     match value {
         Value::Null => ("null", false),
         Value::Bool(_) => ("boolean", false),
         Value::String(_) => ("string", false),
         Value::Array(_) => ("array", false),
         Value::Object(_) => ("object", false),
-        Value::Number(n) if n.is_i64() || n.is_u64() => ("integer", true),
-        Value::Number(n) => ("number", n.as_f64().is_some_and(|f| f.fract() == 0.0)),
+        Value::Number(n) if n.is_i64() => ("integer", true),
+        Value::Number(n) => {
+            let whole = |f: f64| f.fract() == 0.0 && f.abs() <= EXACT;
+            ("number", n.as_f64().is_some_and(whole))
+        }
     }
 }
 
@@ -400,6 +405,14 @@ mod tests {
                 &int,
                 json!("4"),
                 &[r#"f: Invalid value: "string": f in body must be of type integer: "string""#],
+            ),
+            (
+                &int,
+                json!(9_223_372_036_854_775_808_f64),
+                &[
+                    r#"f: Invalid value: "number": f in body must be of type integer: "number""#,
+                    "f: Invalid value: 9.223372036854776e+18: f in body should be less than or equal to 5",
+                ],
             ),
             (
                 &int,

@@ -27,18 +27,37 @@ pub fn decode(
 /// Decodes one JSON value without a schema, as upstream decodes a custom resource; duplicate
 /// fields are reported as validation asks.
 pub fn decode_untyped(bytes: &[u8], validation: FieldValidation) -> Result<Decoded, DecodeError> {
+    untyped(bytes, validation, Numbers::Go)
+}
+
+/// Any JSON value, for the fields that hold one as it is.
+pub(crate) fn parse(bytes: &[u8]) -> Result<Value, String> {
+    match untyped(bytes, FieldValidation::Ignore, Numbers::AsTheyAre) {
+        Ok(decoded) => Ok(decoded.object),
+        Err(e) => Err(e.to_string()),
+    }
+}
+
+fn untyped(
+    bytes: &[u8],
+    validation: FieldValidation,
+    numbers: Numbers,
+) -> Result<Decoded, DecodeError> {
     let mut decoder = Decoder::new(Registry::builtin(), bytes, validation);
+    decoder.numbers = numbers;
     let report = decoder.report;
     let result = decoder.any(report).and_then(|value| decoder.end().map(|()| value));
     decoder.finish(result, validation)
 }
 
-/// Any JSON value, for the fields that hold one as it is.
-pub(crate) fn parse(bytes: &[u8]) -> Result<Value, String> {
-    match decode_untyped(bytes, FieldValidation::Ignore) {
-        Ok(decoded) => Ok(decoded.object),
-        Err(e) => Err(e.to_string()),
-    }
+/// What numbers without a type become.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Numbers {
+    /// What they say.
+    AsTheyAre,
+    /// As Go decodes and writes them: `int64`, or else `float64`, of which those without a fraction
+    /// are written as integers.
+    Go,
 }
 
 /// Why decoding ends before the end.
@@ -70,6 +89,7 @@ struct Decoder<'a> {
     registry: &'a Registry,
     cursor: Cursor<'a>,
     root: Option<MessageId>,
+    numbers: Numbers,
     /// Unknown and duplicate fields are wanted.
     report: bool,
     reports: Vec<String>,
@@ -90,6 +110,7 @@ impl<'a> Decoder<'a> {
             registry,
             cursor: Cursor::new(bytes),
             root: None,
+            numbers: Numbers::AsTheyAre,
             report: validation != FieldValidation::Ignore,
             reports: Vec::new(),
             mismatch: None,
@@ -485,7 +506,7 @@ impl<'a> Decoder<'a> {
             }
             b'-' | b'0'..=b'9' => {
                 let text = self.cursor.number()?;
-                any_number(text)
+                any_number(text, self.numbers)
                     .ok_or_else(|| Stop::Fatal(self.worded(&format!("number {text}"), "float64")))
             }
             b'[' => self.deeper(|d| {
@@ -649,14 +670,22 @@ fn parse_int(text: &str, narrow: bool) -> Option<i64> {
     if narrow { i32::try_from(n).ok().map(i64::from) } else { Some(n) }
 }
 
-fn any_number(text: &str) -> Option<Value> {
+fn any_number(text: &str, numbers: Numbers) -> Option<Value> {
+    /// Up to here all integers are floats, and no two of them the same.
+    const EXACT: f64 = 9_007_199_254_740_991.0;
     if let Ok(n) = text.parse::<i64>() {
         return Some(n.into());
     }
-    if let Ok(n) = text.parse::<u64>() {
+    if numbers == Numbers::AsTheyAre
+        && let Ok(n) = text.parse::<u64>()
+    {
         return Some(n.into());
     }
     let x: f64 = text.parse().ok()?;
+    let is_integer = x.fract() == 0.0 && x.abs() <= EXACT && !(x == 0.0 && x.is_sign_negative());
+    if numbers == Numbers::Go && is_integer {
+        return Some((x as i64).into());
+    }
     serde_json::Number::from_f64(x).map(Value::Number)
 }
 

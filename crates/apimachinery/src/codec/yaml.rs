@@ -9,7 +9,7 @@ use std::fmt;
 use serde::de::{Deserialize, DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_saphyr::Spanned;
 
-use super::{DecodeError, Decoded, FieldValidation, Schema, json, quote, scalar};
+use super::{DecodeError, Decoded, FieldValidation, Schema, gojson, json, quote, scalar};
 use crate::{Map, Value};
 
 /// How deep a document may nest. Each level costs more of the stack than one of JSON does.
@@ -33,8 +33,9 @@ pub fn decode(
 /// Decodes one YAML document without a schema, as upstream decodes a custom resource.
 pub fn decode_untyped(bytes: &[u8], validation: FieldValidation) -> Result<Decoded, DecodeError> {
     let document = document(bytes)?;
-    let decoded = Decoded { object: document.value, warnings: Vec::new() };
-    with_duplicates(document.duplicates, validation, Ok(decoded))
+    let mut text = Vec::new();
+    gojson::value(&document.value, &mut text)?;
+    with_duplicates(document.duplicates, validation, json::decode_untyped(&text, validation))
 }
 
 /// Encodes as YAML.
@@ -245,7 +246,9 @@ mod tests {
             ("a: &x {b: 1}\nc: *x", r#"{"a":{"b":1},"c":{"b":1}}"#),
             ("a: &x {b: 1}\nc:\n  <<: *x\n  d: 2", r#"{"a":{"b":1},"c":{"b":1,"d":2}}"#),
             ("a: 1\n---\nb: 2", r#"{"a":1}"#),
-            ("a: 18446744073709551615", r#"{"a":18446744073709551615}"#),
+            ("a: 18446744073709551615", r#"{"a":18446744073709551615.0}"#),
+            ("a: 1.0", r#"{"a":1}"#),
+            ("a: 1e17", r#"{"a":100000000000000000}"#),
         ] {
             let expected: Value = serde_json::from_str(json).expect("JSON");
             assert_eq!(any(text), expected, "{text}");

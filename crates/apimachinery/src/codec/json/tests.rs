@@ -1,6 +1,7 @@
 use super::super::golden;
 use super::*;
 use golden::schema;
+use serde_json::json;
 
 #[test]
 fn decides_as_upstream_does_on_changed_objects() {
@@ -229,4 +230,25 @@ fn strings() {
     assert_eq!(decoded(br#""a\u00e9\ud83d\ude00\n""#), "a\u{e9}\u{1f600}\n");
     assert_eq!(decoded(br#""\ud83d!""#), "\u{fffd}!");
     assert_eq!(decoded(b"\"a\xff\xfe\""), "a\u{fffd}\u{fffd}");
+}
+
+#[test]
+fn numbers_of_custom_resources_are_gos() {
+    for (text, want) in [
+        ("1", json!(1)),
+        ("-9223372036854775808", json!(i64::MIN)),
+        ("9223372036854775807", json!(i64::MAX)),
+        ("9223372036854775808", json!(9_223_372_036_854_775_808_f64)),
+        ("18446744073709551615", json!(18_446_744_073_709_551_615_f64)),
+        ("1.0", json!(1)),
+        ("-2e3", json!(-2000)),
+        ("1e16", json!(1e16)),
+        ("0.5", json!(0.5)),
+    ] {
+        let decoded = decode_untyped(text.as_bytes(), FieldValidation::Strict).expect(text);
+        assert_eq!(decoded.object, want, "{text}");
+    }
+    // What stays as it is written keeps what it says.
+    assert_eq!(parse(b"18446744073709551615"), Ok(json!(u64::MAX)));
+    assert!(decode_untyped(b"1e999", FieldValidation::Ignore).is_err());
 }
