@@ -19,6 +19,7 @@ use serde_json::json;
 use crate::api::Api;
 use crate::authorization::bootstrap as policy;
 use crate::health::Step;
+use crate::identity::Identity;
 use crate::masterleases::Leases;
 use crate::options::Config;
 use crate::pipeline::local;
@@ -40,7 +41,8 @@ const PRIORITIES: [(&str, i32, &str); 2] = [
          node if necessary.",
     ),
 ];
-/// How often the objects are looked at.
+const LEASES: (&str, &str) = ("coordination.k8s.io", "leases");
+/// How often the objects are looked at, and this server says that it lives.
 const PERIOD: Duration = Duration::from_secs(10);
 const RETRY: Duration = Duration::from_millis(500);
 /// For how long a server that ends tries to take itself out.
@@ -53,6 +55,8 @@ pub(crate) struct Settings {
     advertised: SocketAddr,
     ranges: Vec<IpNet>,
     rbac: bool,
+    /// What it is known by; `None`: its machine has no name.
+    identity: Option<Identity>,
     /// Data of the ConfigMap `extension-apiserver-authentication`.
     trust: serde_json::Map<String, Value>,
 }
@@ -83,6 +87,7 @@ impl Settings {
             advertised,
             ranges: config.service_cluster_ip_ranges.clone(),
             rbac: config.authorization_modes.iter().any(|m| m == "RBAC"),
+            identity: Identity::here(),
             trust,
         }
     }
@@ -119,6 +124,9 @@ async fn keep(api: &Arc<Api>, settings: &Settings, first: bool) -> Result<(), Ap
         ensure(api, "/api/v1/namespaces", namespace).await?;
     }
     api.health.set_done(Step::Namespaces);
+    if let Some(identity) = settings.identity.as_ref().filter(|_| serves(api, LEASES.0, LEASES.1)) {
+        identity.renew(api).await?;
+    }
     if first && settings.rbac {
         keep_policy(api).await?;
         api.health.set_done(Step::Roles);

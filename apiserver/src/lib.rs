@@ -16,6 +16,7 @@ mod discovery;
 mod drain;
 pub mod gate;
 mod health;
+mod identity;
 mod masterleases;
 mod metrics;
 pub mod negotiate;

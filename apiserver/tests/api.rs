@@ -355,3 +355,17 @@ async fn health_is_told_check_by_check() {
         assert_eq!(of_life, if alone { 404 } else { 200 }, "{name}");
     }
 }
+
+#[tokio::test]
+async fn servers_tell_that_they_are_there() {
+    let f = Fixture::new().await;
+    let all = "/apis/coordination.k8s.io/v1/namespaces/kube-system/leases?labelSelector=apiserver.kubernetes.io%2Fidentity%3Dkube-apiserver";
+    let leases = f.get(all).await.expect(200);
+    let [lease] = leases["items"].as_array().expect("items").as_slice() else {
+        panic!("one server has one lease: {leases}");
+    };
+    let name = lease["metadata"]["name"].as_str().expect("a name");
+    let holder = lease["spec"]["holderIdentity"].as_str().expect("a holder");
+    assert!(name.starts_with("apiserver-") && holder.starts_with(&format!("{name}_")), "{lease}");
+    assert!(lease["spec"]["renewTime"].is_string());
+}
