@@ -44,6 +44,11 @@ pub trait Strategy: Send + Sync + 'static {
         apimachinery::names::name_is_subdomain(name, prefix)
     }
 
+    /// What to say of a new object as it was sent, before `prepare_for_create` changes it.
+    fn early_warnings(&self, _object: &Value) -> Vec<String> {
+        Vec::new()
+    }
+
     fn warnings(&self, _object: &Value, _old: Option<&Value>) -> Vec<String> {
         Vec::new()
     }
@@ -105,6 +110,11 @@ pub trait Strategy: Send + Sync + 'static {
 
     /// The first deletion of an object: what is to hold it.
     fn hold(&self, _object: &mut Value) {}
+
+    /// What a delete is warned of that does not say what becomes of dependents.
+    fn deletion_warning(&self) -> Option<&'static str> {
+        None
+    }
 
     /// A delete answers with the object, where others answer with a `Status`.
     fn returns_deleted(&self) -> bool {

@@ -149,6 +149,7 @@ impl New<'_> {
         };
         let stored = async {
             strategy.created_by(&mut object, call.authorized.user());
+            warnings.extend(strategy.early_warnings(&object));
             strategy.prepare_for_create(&context, &mut object);
             let errors = validate(served, &context, &object);
             if !errors.is_empty() {

@@ -48,6 +48,7 @@ pub(super) async fn delete(
     let data = read_body(body).await?;
     let input = DeleteInput::read(call.header("content-type"), &data, &call.query)?;
     let mut warnings = call.warnings.collect();
+    warnings.extend(unsaid(&served, &input));
     let name = call.name();
     let deleted = one(&call, &served, name, call.namespace(), &input, &mut warnings).await?;
     // Upstream: accepted, when dependents were to be waited for.
@@ -59,6 +60,12 @@ pub(super) async fn delete(
     } else {
         call.send_object(code, &wanted, &success(&served, &deleted)).await
     }
+}
+
+/// The warning of a delete that leaves open what becomes of dependents.
+fn unsaid(served: &Served, input: &DeleteInput) -> Option<String> {
+    let said = input.propagation.is_some() || input.orphan_dependents.is_some();
+    served.row.strategy.deletion_warning().filter(|_| !said).map(str::to_owned)
 }
 
 fn success(served: &Served, deleted: &Deleted) -> Value {
@@ -316,6 +323,8 @@ pub(super) async fn delete_collection(
     let wanted = call.wanted(Offer::Plain)?;
     let data = read_body(body).await?;
     let mut input = DeleteInput::read(call.header("content-type"), &data, &call.query)?;
+    let mut warnings = call.warnings.collect();
+    warnings.extend(unsaid(&served, &input));
     let page = super::list::matching(&call, &served).await?;
     // Preconditions are of one object, not of many.
     (input.uid, input.resource_version) = (None, None);
@@ -334,7 +343,7 @@ pub(super) async fn delete_collection(
         deletions.push(deletion);
     }
     let results: Vec<_> = futures::stream::iter(deletions).buffered(AT_ONCE).collect().await;
-    let (mut items, mut warnings) = (Vec::new(), call.warnings.collect());
+    let mut items = Vec::new();
     for result in results {
         if let Some((cached, said)) = result? {
             warnings.extend(said);

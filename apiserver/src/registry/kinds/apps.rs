@@ -14,6 +14,7 @@ use super::check::{
 use super::pods::spec::{self, Options};
 use super::pods::{self, defaults};
 use super::row::Rows;
+use super::volumes::claim_warnings;
 use super::{
     Deps, STATUS, begin, carry_on, checked, child, default_absent, default_to, keep, label_name,
 };
@@ -160,24 +161,38 @@ impl Strategy for Workload {
     }
 
     fn warnings(&self, object: &Value, old: Option<&Value>) -> Vec<String> {
+        let mut list = Vec::new();
+        if old.is_none() && matches!(self.kind, Kind::ReplicaSet | Kind::Deployment) {
+            pods::pod_names_warning(&mut list, object::name(object));
+        }
+        let changes = |old: &Value| match self.kind {
+            Kind::DaemonSet => template_generation(object) != template_generation(old),
+            _ => object::generation(object) != object::generation(old),
+        };
+        let spec = At::root(object).at("spec");
         // A template that was there before has been warned of.
-        match old {
-            Some(old) if object::generation(object) == object::generation(old) => Vec::new(),
-            _ => {
-                let mut list = Vec::new();
-                let messages = names::dns1123_label(object::name(object));
-                let named = matches!(self.kind, Kind::ReplicaSet | Kind::Deployment);
-                if old.is_none() && named && !messages.is_empty() {
-                    list.push(format!(
-                        "metadata.name: this is used in Pod names and hostnames, which can result \
-                         in surprising behavior; a DNS label is recommended: [{}]",
-                        messages.join(" ")
-                    ));
-                }
-                list.extend(pods::template_warnings(&At::root(object).down(&["spec", "template"])));
-                list
+        if old.is_none_or(changes) {
+            list.extend(pods::template_warnings(&spec.at("template")));
+        }
+        if self.kind == Kind::StatefulSet {
+            for claim in spec.at("volumeClaimTemplates").items() {
+                // Upstream's paths: in the claim's place at first, then in a field of another name.
+                let path = match old {
+                    None => claim.path().clone(),
+                    Some(_) => claim.path().child("Spec"),
+                };
+                let claim = At::new(claim.at("spec").value(), path);
+                claim_warnings(&mut list, &claim);
+            }
+            if spec.at("revisionHistoryLimit").int() < 0 {
+                list.push(
+                    "spec.revisionHistoryLimit: a negative value retains all historical \
+                     revisions; a value >= 0 is recommended"
+                        .to_owned(),
+                );
             }
         }
+        list
     }
 
     fn reset_fields(&self) -> &'static [&'static [&'static str]] {
@@ -540,8 +555,10 @@ impl Strategy for WorkloadStatus {
     fn prepare_for_update(&self, _: &Context<'_>, object: &mut Value, old: &Value) {
         keep(object, old, &["spec"]);
         keep(object, old, &["metadata", "generation"]);
-        if self.0.kind == Kind::Deployment {
-            keep(object, old, &["metadata", "labels"]);
+        match self.0.kind {
+            Kind::Deployment => keep(object, old, &["metadata", "labels"]),
+            Kind::DaemonSet => keep(object, old, &TEMPLATE_GENERATION),
+            _ => {}
         }
     }
 

@@ -11,7 +11,7 @@ use serde_json::json;
 use super::cells::{age_column, column, count, named};
 use super::check::{At, immutable, same};
 use super::row::Rows;
-use super::{checked, default_to, selectable};
+use super::{checked, default_to, key_pairs, selectable};
 use crate::registry::{Context, PostHandler, Strategy};
 
 /// Bytes that the values of a ConfigMap or Secret may have together.
@@ -101,6 +101,9 @@ impl Strategy for ConfigMaps {
     }
 }
 
+/// The type of a secret that holds a certificate and its key.
+const TLS: &str = "kubernetes.io/tls";
+
 struct Secrets;
 
 impl Strategy for Secrets {
@@ -139,6 +142,15 @@ impl Strategy for Secrets {
         errors.extend(self.validate(context, object));
         errors
     }
+
+    fn warnings(&self, object: &Value, _: Option<&Value>) -> Vec<String> {
+        if object::str_at(object, &["type"]) != TLS {
+            return Vec::new();
+        }
+        let entry =
+            |key: &str| STANDARD.decode(object::str_at(object, &["data", key])).unwrap_or_default();
+        key_pairs::problem(&entry("tls.crt"), &entry("tls.key")).into_iter().collect()
+    }
 }
 
 /// What secrets of a known type must hold.
@@ -165,7 +177,7 @@ fn required_keys(errors: &mut ErrorList, root: &At<'_>, data: &At<'_>) {
         "kubernetes.io/ssh-auth" if entry("ssh-privatekey").is_empty() => {
             errors.push(entry("ssh-privatekey").required(""));
         }
-        "kubernetes.io/tls" => {
+        TLS => {
             for key in ["tls.crt", "tls.key"].map(entry).iter().filter(|e| !e.is_set()) {
                 errors.push(key.required(""));
             }
@@ -205,6 +217,18 @@ impl Strategy for ServiceAccounts {
 
     fn prepare_for_update(&self, _: &Context<'_>, object: &mut Value, _: &Value) {
         names_only(object);
+    }
+
+    fn warnings(&self, object: &Value, old: Option<&Value>) -> Vec<String> {
+        const KEY: &str = "kubernetes.io/enforce-mountable-secrets";
+        let has = |o: &Value| object::annotation(o, KEY).is_some();
+        if !has(object) || old.is_some_and(has) {
+            return Vec::new();
+        }
+        vec![format!(
+            "metadata.annotations[{KEY}]: deprecated in v1.32+; prefer separate namespaces to \
+             isolate access to mounted secrets"
+        )]
     }
 }
 

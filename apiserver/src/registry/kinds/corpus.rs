@@ -223,10 +223,9 @@ fn difference(row: &Resource, case: &Value) -> Option<String> {
             for field in ["name", "namespace", "creationTimestamp", "uid"] {
                 object::remove(&mut ours, &["metadata", field]);
             }
-            let missing: Vec<_> =
-                strings(&case["warnings"]).into_iter().filter(|w| !own.contains(w)).collect();
-            if !missing.is_empty() {
-                return Some(format!("  warnings missing {missing:#?} of {own:#?}"));
+            let said = strings(&case["warnings"]);
+            if own != said {
+                return Some(format!("  warns {own:#?}, should warn {said:#?}"));
             }
             let mut theirs = theirs.clone();
             for object in [&mut ours, &mut theirs] {

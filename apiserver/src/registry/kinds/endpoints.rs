@@ -9,9 +9,13 @@ use super::check::{
     self, At, check_legacy_ip, immutable, invalid_each, legacy_ip, one_of, same, supported,
 };
 use super::row::Rows;
-use super::{checked, default_absent, default_to, each};
+use super::{checked, default_absent, default_to, each, pods};
 use crate::registry::{Context, Strategy};
 
+/// The controller of Endpoints, and those of slices, as objects name them.
+const ENDPOINTS: &str = "endpoint-controller";
+const SLICES: [&str; 2] =
+    ["endpointslice-controller.k8s.io", "endpointslicemirroring-controller.k8s.io"];
 const PROTOCOLS: [&str; 3] = ["SCTP", "TCP", "UDP"];
 
 pub fn rows(rows: &mut Rows<'_>) {
@@ -59,6 +63,22 @@ impl Strategy for Endpoints {
             true => ErrorList::new(),
             false => self.validate(context, object),
         }
+    }
+
+    fn warnings(&self, object: &Value, _: Option<&Value>) -> Vec<String> {
+        let mut warnings = Vec::new();
+        // The controller writes addresses in their canonical form.
+        if object::label(object, "endpoints.kubernetes.io/managed-by") == Some(ENDPOINTS) {
+            return warnings;
+        }
+        for subset in At::root(object).at("subsets").items() {
+            for address in
+                ["addresses", "notReadyAddresses"].iter().flat_map(|f| subset.at(f).items())
+            {
+                pods::ip_warning(&mut warnings, &address.at("ip"));
+            }
+        }
+        warnings
     }
 
     fn allow_create_on_update(&self) -> bool {
@@ -167,6 +187,22 @@ impl Strategy for Slices {
             slice(errors, root, !unchanged);
             immutable(errors, &root.at("addressType"), &old["addressType"]);
         })
+    }
+
+    fn warnings(&self, object: &Value, old: Option<&Value>) -> Vec<String> {
+        let mut warnings = Vec::new();
+        if old.is_none() && object::str_at(object, &["addressType"]) == "FQDN" {
+            warnings.push("spec.addressType: FQDN endpoints are deprecated".to_owned());
+        }
+        // Controllers write addresses in their canonical form.
+        let manager = object::label(object, "endpointslice.kubernetes.io/managed-by");
+        if manager.is_some_and(|manager| SLICES.contains(&manager)) {
+            return warnings;
+        }
+        for endpoint in At::root(object).at("endpoints").items() {
+            endpoint.at("addresses").items().for_each(|at| pods::ip_warning(&mut warnings, &at));
+        }
+        warnings
     }
 }
 

@@ -266,14 +266,7 @@ impl Strategy for IngressStatus {
     }
 
     fn warnings(&self, object: &Value, _: Option<&Value>) -> Vec<String> {
-        let mut warnings = Vec::new();
-        for entry in At::root(object).down(&["status", "loadBalancer", "ingress"]).items() {
-            let ip = entry.at("ip");
-            if !ip.is_empty() {
-                pods::ip_warning(&mut warnings, &At::new(ip.value(), entry.path().clone()));
-            }
-        }
-        warnings
+        pods::load_balancer_warnings(object)
     }
 }
 

@@ -262,10 +262,10 @@ impl Strategy for Quotas {
         }
         let hard = |name: &str| object::get(object, &["spec", "hard", name]).and_then(quantity);
         let mut warnings = Vec::new();
-        for resource in ["cpu", "memory", "ephemeral-storage"] {
+        for resource in ["cpu", "memory", "storage", "ephemeral-storage"] {
             let mut name = format!("requests.{resource}");
             let mut request = hard(&name);
-            if request.is_none() && resource != "ephemeral-storage" {
+            if request.is_none() && matches!(resource, "cpu" | "memory") {
                 name = resource.to_owned();
                 request = hard(&name);
             }

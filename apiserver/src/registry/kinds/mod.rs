@@ -21,9 +21,11 @@ pub mod endpoints;
 pub mod events;
 pub mod flowcontrol;
 pub mod ingress;
+mod key_pairs;
 pub mod limits;
 pub mod namespaces;
 pub mod networking;
+mod node_labels;
 pub mod nodes;
 pub mod pods;
 pub mod policy;
@@ -42,6 +44,8 @@ mod corpus;
 #[cfg(test)]
 pub(crate) use corpus::context as corpus_context;
 pub mod samples;
+#[cfg(test)]
+mod warnings_tests;
 
 use std::sync::Arc;
 

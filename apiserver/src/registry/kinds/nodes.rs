@@ -83,6 +83,20 @@ impl Strategy for Nodes {
         checked(object, |root, errors| validate_update(errors, root, old))
     }
 
+    fn warnings(&self, object: &Value, _: Option<&Value>) -> Vec<String> {
+        let mut warnings = Vec::new();
+        let spec = At::root(object).at("spec");
+        if spec.at("configSource").is_set() {
+            warnings.push("spec.configSource: the feature is removed".to_owned());
+        }
+        if !spec.at("externalID").is_empty() {
+            let text = "spec.externalID: this field is deprecated, and is unused by Kubernetes";
+            warnings.push(text.to_owned());
+        }
+        spec.at("podCIDRs").items().for_each(|at| pods::cidr_warning(&mut warnings, &at));
+        warnings
+    }
+
     fn reset_fields(&self) -> &'static [&'static [&'static str]] {
         STATUS
     }

@@ -72,10 +72,20 @@ impl Strategy for Controllers {
     }
 
     fn warnings(&self, object: &Value, old: Option<&Value>) -> Vec<String> {
+        let mut list = Vec::new();
+        let path = ["spec", "template"];
         match old {
-            Some(old) if object::generation(object) == object::generation(old) => Vec::new(),
-            _ => pods::template_warnings(&At::root(object).down(&["spec", "template"])),
+            None => {
+                pods::pod_names_warning(&mut list, object::name(object));
+                list.extend(pods::template_warnings(&At::root(object).down(&path)));
+            }
+            // Upstream speaks of the old template here, not of the new one.
+            Some(old) if object::generation(object) != object::generation(old) => {
+                list.extend(pods::template_warnings(&At::root(old).down(&path)));
+            }
+            Some(_) => {}
         }
+        list
     }
 
     /// In v1 the pods stay, as they always did.

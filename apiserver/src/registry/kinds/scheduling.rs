@@ -9,7 +9,7 @@ use super::cells::{age_column, column, named};
 use super::check::{At, Seen, immutable, labels, one_of};
 use super::resources::{Of, requirements};
 use super::row::Rows;
-use super::{checked, default_absent, pods};
+use super::{checked, default_absent, node_labels, pods};
 use crate::registry::{Context, Strategy};
 
 pub fn rows(rows: &mut Rows<'_>) {
@@ -144,6 +144,12 @@ impl Strategy for RuntimeClasses {
         checked(object, |root, errors| {
             immutable(errors, &root.at("handler"), old.get("handler").unwrap_or(&Value::Null));
         })
+    }
+
+    fn warnings(&self, object: &Value, _: Option<&Value>) -> Vec<String> {
+        let selector = At::root(object).down(&["scheduling", "nodeSelector"]);
+        let texts = selector.entries().filter_map(|(label, _)| node_labels::deprecated(label));
+        texts.map(|text| format!("{}: {text}", selector.path())).collect()
     }
 
     fn allow_unconditional_update(&self) -> bool {

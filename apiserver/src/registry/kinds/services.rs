@@ -14,7 +14,7 @@ use super::check::{
 use super::endpoints::endpoint_ip;
 use super::row::Rows;
 use super::{
-    Deps, STATUS, checked, child, default_absent, default_to, each, keep, label_1035_name,
+    Deps, STATUS, checked, child, default_absent, default_to, each, keep, label_1035_name, pods,
     selectable,
 };
 use crate::registry::allocate::Allocator;
@@ -316,6 +316,10 @@ impl Strategy for Status {
             }
             ingress.items().for_each(|i| load_balancer_ingress(errors, &i));
         })
+    }
+
+    fn warnings(&self, object: &Value, _: Option<&Value>) -> Vec<String> {
+        pods::load_balancer_warnings(object)
     }
 }
 
@@ -708,6 +712,9 @@ fn warnings(service: &Value) -> Vec<String> {
              instead"
         ));
     }
+    if !matches!(spec.at("clusterIP").str(), "" | "None") {
+        spec.at("clusterIPs").items().for_each(|at| pods::ip_warning(&mut list, &at));
+    }
     if kind(service) == "ClusterIP" && spec.at("clusterIP").str() == "None" {
         if !spec.at("loadBalancerIP").is_empty() {
             list.push("spec.loadBalancerIP is ignored for headless services".to_owned());
@@ -719,6 +726,10 @@ fn warnings(service: &Value) -> Vec<String> {
             list.push("spec.SessionAffinity is ignored for headless services".to_owned());
         }
     }
+    spec.at("externalIPs").items().for_each(|at| pods::ip_warning(&mut list, &at));
+    pods::ip_warning(&mut list, &spec.at("loadBalancerIP"));
+    let ranges = spec.at("loadBalancerSourceRanges");
+    ranges.items().for_each(|at| pods::cidr_warning(&mut list, &at));
     if kind(service) == "ExternalName" && !spec.at("externalIPs").is_empty() {
         list.push("spec.externalIPs is ignored when spec.type is \"ExternalName\"".to_owned());
     }

@@ -13,7 +13,9 @@ use super::check::{
 };
 use super::pods::volumes::csi_driver_name;
 use super::row::Rows;
-use super::{STATUS, checked, child, count_up, default_absent, default_to, keep, volumes};
+use super::{
+    STATUS, checked, child, count_up, default_absent, default_to, keep, node_labels, volumes,
+};
 use crate::registry::{Column, Context, Strategy};
 
 const GROUP: (&str, &str) = ("storage.k8s.io", "v1");
@@ -109,27 +111,13 @@ impl Strategy for Classes {
         for term in At::root(object).at("allowedTopologies").items() {
             for (i, rule) in term.at("matchLabelExpressions").items().enumerate() {
                 let path = term.path().child("matchLabelExpressions").index(i).child("key");
-                if let Some(text) = deprecated_label(rule.at("key").str()) {
+                if let Some(text) = node_labels::deprecated(rule.at("key").str()) {
                     warnings.push(format!("{path}: {text}"));
                 }
             }
         }
         warnings
     }
-}
-
-/// What to say of labels of nodes that have another name now.
-fn deprecated_label(key: &str) -> Option<String> {
-    let new = match key {
-        "beta.kubernetes.io/arch" => "kubernetes.io/arch",
-        "beta.kubernetes.io/os" => "kubernetes.io/os",
-        "failure-domain.beta.kubernetes.io/region" => "topology.kubernetes.io/region",
-        "failure-domain.beta.kubernetes.io/zone" => "topology.kubernetes.io/zone",
-        "beta.kubernetes.io/instance-type" => "node.kubernetes.io/instance-type",
-        _ => return None,
-    };
-    let since = if key.ends_with("arch") || key.ends_with("os") { "v1.14" } else { "v1.17" };
-    Some(format!("deprecated since {since}; use \"{new}\" instead"))
 }
 
 fn provisioner(errors: &mut ErrorList, at: &At<'_>) {
@@ -594,6 +582,12 @@ impl Strategy for Capacities {
             immutable(&mut errors, &At::root(object).at(field), was);
         }
         errors
+    }
+
+    fn warnings(&self, object: &Value, _: Option<&Value>) -> Vec<String> {
+        let mut warnings = Vec::new();
+        node_labels::selector(&mut warnings, &At::root(object).at("nodeTopology"));
+        warnings
     }
 
     fn allow_unconditional_update(&self) -> bool {

@@ -5,9 +5,9 @@ mod job;
 mod schedule;
 mod status;
 
+use apimachinery::Value;
 use apimachinery::field::ErrorList;
 use apimachinery::object::{self, set};
-use apimachinery::{Value, names};
 
 use super::cells::{self, Cell, age_column, column, named, wide};
 use super::check::{At, invalid_each, nonnegative, one_of, same};
@@ -86,6 +86,14 @@ impl Strategy for Jobs {
         })
     }
 
+    fn deletion_warning(&self) -> Option<&'static str> {
+        Some(
+            "child pods are preserved by default when jobs are deleted; set \
+             propagationPolicy=Background to remove them or set propagationPolicy=Orphan to \
+             suppress this warning",
+        )
+    }
+
     fn warnings(&self, object: &Value, old: Option<&Value>) -> Vec<String> {
         warnings(object, old, &["spec"])
     }
@@ -162,13 +170,8 @@ fn warnings(object: &Value, old: Option<&Value>, path: &[&str]) -> Vec<String> {
         return Vec::new();
     }
     let mut list = Vec::new();
-    let messages = names::dns1123_label(object::name(object));
-    if old.is_none() && !messages.is_empty() {
-        list.push(format!(
-            "metadata.name: this is used in Pod names and hostnames, which can result in \
-             surprising behavior; a DNS label is recommended: [{}]",
-            messages.join(" ")
-        ));
+    if old.is_none() {
+        pods::pod_names_warning(&mut list, object::name(object));
     }
     let spec = At::root(object).down(path);
     let large = |field: &str, limit: i64| spec.at(field).int() > limit;

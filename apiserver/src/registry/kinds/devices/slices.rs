@@ -31,6 +31,16 @@ impl Strategy for Slices {
     fn validate_update(&self, _: &Context<'_>, object: &Value, old: &Value) -> ErrorList {
         checked(object, |root, errors| slice(errors, &root.at("spec"), Some(&old["spec"])))
     }
+
+    fn warnings(&self, object: &Value, _: Option<&Value>) -> Vec<String> {
+        let driver = object::str_at(object, &["spec", "driver"]);
+        if driver.to_lowercase() == driver {
+            return Vec::new();
+        }
+        vec![format!(
+            "spec.driver: driver names should be lowercase; \"{driver}\" contains uppercase characters"
+        )]
+    }
 }
 
 fn drop_from_slice(object: &mut Value) {

@@ -1,8 +1,10 @@
 //! Pods, pod templates and bindings.
 
+mod app_armor;
 mod columns;
 mod containers;
 pub mod defaults;
+mod overlaps;
 mod placement;
 mod probes;
 mod security;
@@ -22,7 +24,10 @@ use serde_json::{Map, json};
 pub use columns::first_ip;
 pub use placement::{effect as taint_effect, node_selector, tolerations};
 pub use update::difference;
-pub use warnings::{cidr as cidr_warning, ip as ip_warning};
+pub use warnings::{
+    cidr as cidr_warning, fractional as fractional_warning, ip as ip_warning,
+    pod_names as pod_names_warning,
+};
 
 use super::check::At;
 use super::row::Rows;
@@ -148,7 +153,7 @@ impl Strategy for Pods {
             );
         }
         merge_label_keys(object);
-        app_armor_fields(object);
+        app_armor::fill(object);
     }
 
     fn prepare_for_update(&self, _: &Context<'_>, object: &mut Value, old: &Value) {
@@ -179,6 +184,10 @@ impl Strategy for Pods {
 
     fn validate_name(&self, name: &str, prefix: bool) -> Vec<String> {
         subdomain_name(name, prefix)
+    }
+
+    fn early_warnings(&self, object: &Value) -> Vec<String> {
+        app_armor::warnings(object)
     }
 
     fn warnings(&self, object: &Value, old: Option<&Value>) -> Vec<String> {
@@ -290,45 +299,6 @@ fn add_requirements(term: &mut Value, labels: &Map<String, Value>) {
     match selector.entry("matchExpressions").or_insert_with(|| json!([])) {
         Value::Array(list) => list.extend(added),
         other => *other = Value::Array(added),
-    }
-}
-
-/// AppArmor profiles in annotations, as they were given before there were fields for them.
-fn app_armor_fields(pod: &mut Value) {
-    if object::str_at(pod, &["spec", "os", "name"]) == "windows" {
-        return;
-    }
-    let Some(annotations) = object::map_at(pod, &["metadata", "annotations"]).cloned() else {
-        return;
-    };
-    let of_pod = object::get(pod, &["spec", "securityContext", "appArmorProfile"]).cloned();
-    let Some(spec) = pod.get_mut("spec") else { return };
-    for container in defaults::CONTAINERS {
-        for container in each(spec, container) {
-            app_armor_field(container, &annotations, of_pod.as_ref());
-        }
-    }
-}
-
-fn app_armor_field(
-    container: &mut Value,
-    annotations: &Map<String, Value>,
-    of_pod: Option<&Value>,
-) {
-    const PREFIX: &str = "container.apparmor.security.beta.kubernetes.io/";
-    let key = format!("{PREFIX}{}", object::str_at(container, &["name"]));
-    let profile = match annotations.get(&key).and_then(Value::as_str) {
-        Some("unconfined") => json!({"type": "Unconfined"}),
-        Some("runtime/default") => json!({"type": "RuntimeDefault"}),
-        Some(text) => match text.strip_prefix("localhost/").filter(|p| !p.trim().is_empty()) {
-            Some(name) => json!({"type": "Localhost", "localhostProfile": name}),
-            None => return,
-        },
-        None => return,
-    };
-    let own = ["securityContext", "appArmorProfile"];
-    if object::get(container, &own).is_none() && of_pod != Some(&profile) {
-        set(container, &own, profile);
     }
 }
 
@@ -530,9 +500,23 @@ impl Strategy for PodTemplates {
         })
     }
 
-    fn warnings(&self, object: &Value, _: Option<&Value>) -> Vec<String> {
-        template_warnings(&At::root(object).at("template"))
+    fn warnings(&self, object: &Value, old: Option<&Value>) -> Vec<String> {
+        match old {
+            Some(old) if object::generation(object) == object::generation(old) => Vec::new(),
+            _ => template_warnings(&At::root(object).at("template")),
+        }
     }
+}
+
+/// Warnings about the addresses of a load balancer in an object's status.
+pub fn load_balancer_warnings(object: &Value) -> Vec<String> {
+    let mut warnings = Vec::new();
+    for entry in At::root(object).down(&["status", "loadBalancer", "ingress"]).items() {
+        // Upstream names the entry, not its field.
+        let ip = At::new(entry.at("ip").value(), entry.path().clone());
+        warnings::ip(&mut warnings, &ip);
+    }
+    warnings
 }
 
 /// Warnings about the template of a workload.

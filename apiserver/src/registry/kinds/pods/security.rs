@@ -132,7 +132,8 @@ fn seccomp(errors: &mut ErrorList, at: &At<'_>) {
     }
 }
 
-fn app_armor(errors: &mut ErrorList, at: &At<'_>) {
+/// A profile of AppArmor, of a pod or a container.
+pub fn app_armor(errors: &mut ErrorList, at: &At<'_>) {
     if !at.is_set() {
         return;
     }

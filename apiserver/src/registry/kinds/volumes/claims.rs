@@ -9,7 +9,7 @@ use serde_json::json;
 
 use super::super::cells::{age_column, column, named, wide};
 use super::super::check::{At, immutable, same};
-use super::super::pods::volumes as sources;
+use super::super::pods::{fractional_warning, volumes as sources};
 use super::super::resources::{compare, resource_value};
 use super::super::{STATUS, checked, child, default_absent, default_to, keep, pods};
 use super::persistent::basic_amount;
@@ -59,20 +59,19 @@ impl Strategy for Claims {
                  attribute instead"
             ));
         }
-        for field in ["requests", "limits"] {
-            let amount = object::get(object, &["spec", "resources", field, "storage"]);
-            if let Some(q) = amount.and_then(quantity).filter(|q| q.milli_value() % 1000 != 0) {
-                warnings.push(format!(
-                    "spec.resources.{field}[storage]: fractional byte value \"{q}\" is invalid, \
-                     must be an integer"
-                ));
-            }
-        }
+        claim_warnings(&mut warnings, &At::root(object).at("spec"));
         warnings
     }
 
     fn reset_fields(&self) -> &'static [&'static [&'static str]] {
         STATUS
+    }
+}
+
+/// Warnings about the spec of a claim, wherever it stands.
+pub fn claim_warnings(warnings: &mut Vec<String>, spec: &At<'_>) {
+    for field in ["requests", "limits"] {
+        fractional_warning(warnings, &spec.at("resources").at(field), "storage");
     }
 }
 

@@ -8,6 +8,7 @@ use apimachinery::{Value, names, object};
 
 use super::check::{At, invalid_each};
 use super::row::Rows;
+pub(super) use claims::claim_warnings;
 use claims::{ClaimStatus, Claims, claim_columns};
 use persistent::{VolumeStatus, Volumes, volume_columns};
 pub(super) use persistent::{default_sources, inline_volume};

@@ -8,7 +8,7 @@ use serde_json::json;
 use super::super::cells::{age_column, column, named, wide};
 use super::super::check::{At, immutable, invalid_each, same, supported, supported_if_set};
 use super::super::pods::volumes as sources;
-use super::super::{STATUS, checked, child, default_absent, default_to, keep, pods};
+use super::super::{STATUS, checked, child, default_absent, default_to, keep, node_labels, pods};
 use super::claims::storage;
 use super::{
     CLASS, MOUNT_OPTIONS, access_modes, class_name, class_of, or_unset, phase, short_modes,
@@ -396,6 +396,10 @@ fn volume_warnings(object: &Value) -> Vec<String> {
              Instead, the recommended approach is to use dynamic provisioning."
                 .to_owned(),
         );
+    }
+    let required = At::root(object).down(&["spec", "nodeAffinity", "required"]);
+    for term in required.at("nodeSelectorTerms").items() {
+        node_labels::term(&mut warnings, &term, false);
     }
     for (field, shown, since, gone) in [
         ("cephfs", "cephfs", "v1.28", "v1.31"),
