@@ -348,7 +348,7 @@ fn decisions_stay(errors: &mut ErrorList, root: &At<'_>, old: &Value, may_decide
             errors
                 .push(at.forbidden(format!("updates may not add a condition of type \"{kind}\"")));
         } else if new.len() == before.len() && !same(&json!(new), &json!(before)) {
-            let difference = super::pods::difference(&json!(before), &json!(new));
+            let difference = super::difference::difference(&json!(before), &json!(new));
             errors.push(at.forbidden(format!(
                 "updates may not modify a condition of type \"{kind}\"\n{difference}"
             )));

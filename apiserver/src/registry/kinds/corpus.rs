@@ -191,7 +191,7 @@ fn update_difference(row: &Resource, case: &Value) -> Option<String> {
             for object in [&mut ours, &mut theirs] {
                 object::remove(object, &["metadata", "resourceVersion"]);
             }
-            (!same(&ours, &theirs)).then(|| super::pods::difference(&theirs, &ours))
+            (!same(&ours, &theirs)).then(|| super::difference::difference(&theirs, &ours))
         }
     }
 }
@@ -233,7 +233,7 @@ fn difference(row: &Resource, case: &Value) -> Option<String> {
                     object::remove(condition, &["lastTransitionTime"]);
                 }
             }
-            (!same(&ours, &theirs)).then(|| super::pods::difference(&theirs, &ours))
+            (!same(&ours, &theirs)).then(|| super::difference::difference(&theirs, &ours))
         }
     }
 }

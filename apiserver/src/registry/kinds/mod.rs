@@ -17,6 +17,7 @@ pub mod config;
 pub mod coordination;
 pub mod custom_resource_definitions;
 pub mod devices;
+mod difference;
 pub mod endpoints;
 pub mod events;
 pub mod flowcontrol;

@@ -23,7 +23,6 @@ use serde_json::{Map, json};
 
 pub use columns::first_ip;
 pub use placement::{effect as taint_effect, node_selector, tolerations};
-pub use update::difference;
 pub use warnings::{
     cidr as cidr_warning, fractional as fractional_warning, ip as ip_warning,
     pod_names as pod_names_warning,

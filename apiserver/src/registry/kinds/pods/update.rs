@@ -9,6 +9,7 @@ use apimachinery::{Value, names, object};
 use serde_json::json;
 
 use super::super::check::{self, At, invalid_each, legacy_ip, range_message, same};
+use super::super::difference::difference;
 use super::spec::{self, Options};
 use super::{MIRROR, placement};
 
@@ -205,45 +206,6 @@ fn node_affinity_change(errors: &mut ErrorList, new: &At<'_>, old: &At<'_>) {
             errors.push(new.invalid("only additions are allowed (no mutations or deletions)"));
         }
     }
-}
-
-/// Where two values differ: a line for what was, and one for what is, per field.
-pub fn difference(old: &Value, new: &Value) -> String {
-    fn walk(path: &str, old: &Value, new: &Value, lines: &mut Vec<String>) {
-        if same(old, new) || lines.len() > 40 {
-            return;
-        }
-        match (old, new) {
-            (Value::Object(a), Value::Object(b)) => {
-                let mut keys: Vec<&String> = a.keys().chain(b.keys()).collect();
-                keys.sort_unstable();
-                keys.dedup();
-                for key in keys {
-                    walk(
-                        &format!("{path}.{key}"),
-                        a.get(key).unwrap_or(&Value::Null),
-                        b.get(key).unwrap_or(&Value::Null),
-                        lines,
-                    );
-                }
-            }
-            (Value::Array(a), Value::Array(b)) if a.len() == b.len() => {
-                for (i, (a, b)) in a.iter().zip(b).enumerate() {
-                    walk(&format!("{path}[{i}]"), a, b, lines);
-                }
-            }
-            (old, new) => {
-                for (sign, value) in [('-', old), ('+', new)] {
-                    if !value.is_null() {
-                        lines.push(format!("{sign} {}: {value}", path.trim_start_matches('.')));
-                    }
-                }
-            }
-        }
-    }
-    let mut lines = Vec::new();
-    walk("", old, new, &mut lines);
-    lines.join("\n")
 }
 
 /// An update of `ephemeralcontainers`.

@@ -9,9 +9,10 @@ use serde_json::json;
 
 use super::super::cells::{age_column, column, named, wide};
 use super::super::check::{At, immutable, same};
+use super::super::difference::difference;
 use super::super::pods::{fractional_warning, volumes as sources};
 use super::super::resources::{compare, resource_value};
-use super::super::{STATUS, checked, child, default_absent, default_to, keep, pods};
+use super::super::{STATUS, checked, child, default_absent, default_to, keep};
 use super::persistent::basic_amount;
 use super::{CLASS, class_of, or_unset, phase, short_modes};
 use crate::registry::{Column, Context, Strategy};
@@ -154,7 +155,7 @@ fn claim_update(errors: &mut ErrorList, root: &At<'_>, old: &Value) {
     }
     let (new_spec, old_spec) = (&munged["spec"], &before["spec"]);
     if !same(new_spec, old_spec) {
-        let difference = pods::difference(old_spec, new_spec);
+        let difference = difference(old_spec, new_spec);
         errors.push(root.at("spec").forbidden(format!(
             "spec is immutable after creation except resources.requests and \
              volumeAttributesClassName for bound claims\n{difference}"

@@ -7,6 +7,7 @@ use serde_json::json;
 
 use super::super::cells::{age_column, column, named, wide};
 use super::super::check::{At, immutable, invalid_each, same, supported, supported_if_set};
+use super::super::difference::difference;
 use super::super::pods::volumes as sources;
 use super::super::{STATUS, checked, child, default_absent, default_to, keep, node_labels, pods};
 use super::claims::storage;
@@ -357,7 +358,7 @@ fn volume_update(errors: &mut ErrorList, root: &At<'_>, old: &Value) {
         object::remove(&mut new_source, &["csi", EXPAND]);
     }
     if !same(&new_source, &old_source) {
-        let difference = pods::difference(&old_source, &new_source);
+        let difference = difference(&old_source, &new_source);
         let path = apimachinery::field::Path::new("spec.persistentvolumesource");
         errors.push(FieldError::forbidden(
             &path,
