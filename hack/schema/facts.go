@@ -157,6 +157,9 @@ func field(b *strings.Builder, src *source, f reflect.StructField, doc markers, 
 	if _, ok := reflect.New(t).Interface().(interface{ MarshalToSizedBuffer([]byte) (int, error) }); ok && t.Kind() == reflect.Slice {
 		flags += "w"
 	}
+	if emptyCounts[from+"."+f.Name] {
+		flags += "e"
+	}
 	if flags == "" {
 		flags = "-"
 	}
@@ -224,6 +227,12 @@ func protoTag(tag string) (number, name string) {
 		}
 	}
 	return parts[1], name
+}
+
+// Lists of which upstream's rules ask whether they are nil, not whether they are empty.
+// Read in pkg/apis/autoscaling/v2/defaults.go.
+var emptyCounts = map[string]bool{
+	"io.k8s.api.autoscaling.v2.HPAScalingRules.Policies": true,
 }
 
 // What the API server's conversion, not the type, gives the objects in a list: version and kind.

@@ -42,6 +42,7 @@ fn field(json: &str, ty: Type) -> Field {
         number: 0,
         ty,
         pointer: true,
+        empty_counts: false,
         omitempty: true,
         inline: false,
         required: false,

@@ -288,7 +288,7 @@ impl<'a> Decoder<'a> {
             let value = self.value(&field.ty, field.pointer, prior)?;
             self.path.pop();
             if let Some(value) = value
-                && scalar::shown(field, &value)
+                && (field.empty_counts || scalar::shown(field, &value))
             {
                 map.insert(field.json.clone(), value);
             }

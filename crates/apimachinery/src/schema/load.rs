@@ -107,6 +107,7 @@ impl<'a> Loader<'a> {
             number,
             ty,
             pointer: flags.contains('p'),
+            empty_counts: flags.contains('e'),
             omitempty: flags.contains('o'),
             inline: flags.contains('n'),
             required: flags.contains('r'),

@@ -52,6 +52,8 @@ pub struct Field {
     pub ty: Type,
     /// A Go pointer (or slice or map): absent differs from zero.
     pub pointer: bool,
+    /// A list that upstream's rules tell from none when it is given and empty.
+    pub empty_counts: bool,
     /// JSON leaves the field out when it is zero (`omitempty`, `omitzero`).
     pub omitempty: bool,
     /// The message's fields stand in the parent's JSON object.

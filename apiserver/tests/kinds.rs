@@ -1,0 +1,47 @@
+//! What some kinds do that others do not, and what collections are deleted by.
+
+mod common;
+
+use common::Fixture;
+use serde_json::{Value, json};
+
+#[tokio::test]
+async fn deletes_of_jobs_say_what_becomes_of_pods() {
+    let f = Fixture::new().await;
+    let jobs = "/apis/batch/v1/namespaces/default/jobs";
+    let warning = "299 - \"child pods are preserved by default when jobs are deleted; set \
+                   propagationPolicy=Background to remove them or set propagationPolicy=Orphan to \
+                   suppress this warning\"";
+    for (path, want) in [
+        ("/absent", warning),
+        ("", warning),
+        ("?propagationPolicy=Orphan", ""),
+        ("?orphanDependents=true", ""),
+    ] {
+        let answer = f.delete(&format!("{jobs}{path}")).await;
+        assert_eq!(answer.header("warning"), want, "{path}");
+    }
+}
+
+#[tokio::test]
+async fn policies_that_are_none_are_not_those_by_default() {
+    let f = Fixture::new().await;
+    let path = "/apis/autoscaling/v2/namespaces/default/horizontalpodautoscalers";
+    let scaler = |rules: Value| {
+        json!({"metadata": {"name": "a"}, "spec": {"maxReplicas": 2, "behavior": {"scaleUp": rules},
+            "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": "d"}}})
+    };
+    let none = f.post(path, &scaler(json!({"policies": []}))).await.expect(422);
+    assert_eq!(
+        none["details"]["causes"],
+        json!([{"reason": "FieldValueRequired", "field": "spec.behavior.scaleUp.policies",
+            "message": "Required value: must specify at least one Policy"}])
+    );
+    let made = f.post(path, &scaler(json!({"policies": null}))).await.expect(201);
+    let count =
+        |object: &Value| object["spec"]["behavior"]["scaleUp"]["policies"].as_array().map(Vec::len);
+    assert_eq!(count(&made), Some(2));
+    let patch = json!({"spec": {"behavior": {"scaleUp": {"policies": []}}}});
+    let path = format!("{path}/a");
+    assert_eq!(f.patch(&path, "merge-patch+json", &patch).await.code, 422);
+}
