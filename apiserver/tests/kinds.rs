@@ -5,6 +5,34 @@ mod common;
 use common::Fixture;
 use serde_json::{Value, json};
 
+fn names(list: &Value) -> Vec<&str> {
+    let items = list["items"].as_array().expect("items");
+    items.iter().filter_map(|item| item["metadata"]["name"].as_str()).collect()
+}
+
+#[tokio::test]
+async fn a_page_of_a_collection_is_deleted() {
+    let f = Fixture::new().await;
+    let maps = "/api/v1/namespaces/default/configmaps";
+    for name in ["a", "b", "c", "d"] {
+        f.post(maps, &json!({"metadata": {"name": name, "finalizers": ["x.io/y"]}})).await;
+    }
+    let first = f.delete(&format!("{maps}?limit=2")).await.expect(200);
+    assert_eq!(names(&first), ["a", "b"]);
+    assert_eq!(first["metadata"]["remainingItemCount"], 2);
+    // They are shown as they were before.
+    assert_eq!(first["items"][0]["metadata"].get("deletionTimestamp"), None);
+    let left = f.get(maps).await.expect(200);
+    let marked =
+        |list: &Value, i: usize| list["items"][i]["metadata"]["deletionTimestamp"].is_string();
+    assert_eq!([0, 1, 2, 3].map(|i| marked(&left, i)), [true, true, false, false]);
+    let token = first["metadata"]["continue"].as_str().expect("a token");
+    let second = f.delete(&format!("{maps}?limit=1&continue={token}")).await.expect(200);
+    assert_eq!(names(&second), ["c"]);
+    let rest = f.delete(maps).await.expect(200);
+    assert_eq!((names(&rest).len(), rest["metadata"].get("continue")), (4, None));
+}
+
 #[tokio::test]
 async fn deletes_of_jobs_say_what_becomes_of_pods() {
     let f = Fixture::new().await;

@@ -326,6 +326,21 @@ pub(super) async fn delete_collection(
     let mut warnings = call.warnings.collect();
     warnings.extend(unsaid(&served, &input));
     let page = super::list::matching(&call, &served).await?;
+    // They are answered as they were before.
+    let mut items = Vec::with_capacity(page.objects.len());
+    for cached in &page.objects {
+        let mut item = served.decode(cached).map_err(|e| super::unreadable(&e))?;
+        // As in every list of a compiled kind.
+        if served.row.custom.is_none() {
+            object::remove(&mut item, &["apiVersion"]);
+            object::remove(&mut item, &["kind"]);
+        }
+        items.push(item);
+    }
+    let list = json!({
+        "kind": served.list_kind, "apiVersion": served.api_version,
+        "metadata": page.metadata(), "items": items,
+    });
     // Preconditions are of one object, not of many.
     (input.uid, input.resource_version) = (None, None);
     let (call, input, served) = (&call, &input, &served);
@@ -336,30 +351,16 @@ pub(super) async fn delete_collection(
             let mut said = Vec::new();
             match one(call, served, name, namespace, input, &mut said).await {
                 // Somebody else was faster.
-                Err(ApiError::NotFound { .. }) => Ok(None),
-                result => result.map(|deleted| Some((deleted.cached, said))),
+                Err(ApiError::NotFound { .. }) => Ok(Vec::new()),
+                result => result.map(|_| said),
             }
         };
         deletions.push(deletion);
     }
     let results: Vec<_> = futures::stream::iter(deletions).buffered(AT_ONCE).collect().await;
-    let mut items = Vec::new();
     for result in results {
-        if let Some((cached, said)) = result? {
-            warnings.extend(said);
-            let mut item = served.decode(&cached).map_err(|e| super::unreadable(&e))?;
-            // As in every list of a compiled kind.
-            if served.row.custom.is_none() {
-                object::remove(&mut item, &["apiVersion"]);
-                object::remove(&mut item, &["kind"]);
-            }
-            items.push(item);
-        }
+        warnings.extend(result?);
     }
-    let list = json!({
-        "kind": served.list_kind, "apiVersion": served.api_version,
-        "metadata": {"resourceVersion": page.revision.to_string()}, "items": items,
-    });
     call.send_object(200, &wanted, &list).await
 }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use apimachinery::codec::list::{JsonList, ListMeta, ProtoList};
 use apimachinery::status::ApiError;
+use apimachinery::{Map, Value};
 use bytes::Bytes;
 use http::Response;
 use store::{ListRequest, StoreError};
@@ -28,6 +29,21 @@ pub(super) struct Page {
     pub objects: Vec<Arc<Cached>>,
     continue_token: String,
     remaining: Option<i64>,
+}
+
+impl Page {
+    /// The list's metadata.
+    pub(super) fn metadata(&self) -> Value {
+        let mut metadata = Map::new();
+        metadata.insert("resourceVersion".to_owned(), self.revision.to_string().into());
+        if !self.continue_token.is_empty() {
+            metadata.insert("continue".to_owned(), self.continue_token.as_str().into());
+        }
+        if let Some(remaining) = self.remaining {
+            metadata.insert("remainingItemCount".to_owned(), remaining.into());
+        }
+        metadata.into()
+    }
 }
 
 pub(super) async fn list(call: Call, served: Arc<Served>) -> Result<Response<Body>, ApiError> {
