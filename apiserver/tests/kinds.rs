@@ -73,3 +73,30 @@ async fn policies_that_are_none_are_not_those_by_default() {
     let path = format!("{path}/a");
     assert_eq!(f.patch(&path, "merge-patch+json", &patch).await.code, 422);
 }
+
+#[tokio::test]
+async fn data_of_revisions_stays_to_the_letter() {
+    let f = Fixture::new().await;
+    let path = "/apis/apps/v1/namespaces/default/controllerrevisions";
+    let made = f
+        .post(path, &json!({"metadata": {"name": "r"}, "revision": 1, "data": {"spec": {}}}))
+        .await
+        .expect(201);
+    let path = format!("{path}/r");
+    for data in [json!({}), json!({"spec": null}), json!({"spec": {"a": 1}})] {
+        let mut changed = made.clone();
+        changed["data"] = data.clone();
+        let refused = f.put(&path, &changed).await.expect(422);
+        assert_eq!(
+            refused["message"],
+            format!(
+                "ControllerRevision.apps \"r\" is invalid: data: Invalid value: {data}: field is \
+                 immutable"
+            )
+        );
+    }
+    let labels = json!({"metadata": {"labels": {"a": "b"}}, "revision": 2});
+    for kind in ["strategic-merge-patch+json", "merge-patch+json"] {
+        f.patch(&path, kind, &labels).await.expect(200);
+    }
+}
