@@ -100,3 +100,52 @@ async fn data_of_revisions_stays_to_the_letter() {
         f.patch(&path, kind, &labels).await.expect(200);
     }
 }
+
+#[tokio::test]
+async fn managers_own_what_they_wrote() {
+    let f = Fixture::new().await;
+    let claim = json!({"name": "c", "namespace": "n"});
+    let volume = json!({"metadata": {"name": "v"}, "spec": {"capacity": {"storage": "1Gi"},
+        "accessModes": ["ReadWriteOnce"], "hostPath": {"path": "/x"}, "claimRef": &claim}});
+    let made = f.post("/api/v1/persistentvolumes", &volume).await.expect(201);
+    let fields = |object: &Value| object["metadata"]["managedFields"][0]["fieldsV1"].clone();
+    assert_eq!(
+        fields(&made)["f:spec"]["f:claimRef"],
+        json!({".": {}, "f:name": {}, "f:namespace": {}})
+    );
+    let set = json!({"metadata": {"name": "d"}, "spec": {"selector": {"matchLabels": {"a": "b"}},
+        "template": {"metadata": {"labels": {"a": "b"}},
+            "spec": {"containers": [{"name": "c", "image": "i"}]}}}});
+    let sets = "/apis/apps/v1/namespaces/default/daemonsets";
+    let made = f.post(sets, &set).await.expect(201);
+    let annotation = "deprecated.daemonset.template.generation";
+    assert_eq!(made["metadata"]["annotations"][annotation], "1");
+    assert_eq!(
+        fields(&made)["f:metadata"]["f:annotations"],
+        json!({".": {}, "f:deprecated.daemonset.template.generation": {}})
+    );
+    // A status that comes without it leaves it as it is.
+    let mut status = made.clone();
+    status["metadata"].as_object_mut().expect("metadata").remove("annotations");
+    let kept = f.put(&format!("{sets}/d/status"), &status).await.expect(200);
+    assert_eq!(kept["metadata"]["annotations"][annotation], "1");
+    let mut applied = set.clone();
+    applied["apiVersion"] = "apps/v1".into();
+    applied["kind"] = "DaemonSet".into();
+    applied["metadata"]["name"] = "e".into();
+    let path = format!("{sets}/e?fieldManager=m");
+    let made = f.patch(&path, "apply-patch+yaml", &applied).await.expect(201);
+    assert_eq!(made["metadata"]["annotations"][annotation], "1");
+    assert_eq!(fields(&made).get("f:metadata"), None);
+
+    // What a write of the status leaves alone belongs to nobody by it.
+    let deployments = "/apis/apps/v1/namespaces/default/deployments";
+    f.post(deployments, &set).await.expect(201);
+    let patch = json!({"metadata": {"labels": {"x": "y"}}, "status": {"replicas": 1}});
+    let path = format!("{deployments}/d/status");
+    let made = f.patch(&path, "merge-patch+json", &patch).await.expect(200);
+    let entries = made["metadata"]["managedFields"].as_array().expect("managers").clone();
+    let of_status: Vec<&Value> =
+        entries.iter().filter(|e| e["subresource"] == "status").map(|e| &e["fieldsV1"]).collect();
+    assert_eq!(of_status, [&json!({"f:status": {"f:replicas": {}}})]);
+}

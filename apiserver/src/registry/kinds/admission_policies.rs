@@ -11,7 +11,7 @@ use super::admissionregistration::{
 use super::cells::{age_column, column, count, named, selector};
 use super::check::{At, Seen, label_selector, same, supported};
 use super::row::Rows;
-use super::{STATUS, begin, carry_on, checked, child, default_absent, each, keep};
+use super::{META_AND_SPEC, STATUS, begin, carry_on, checked, child, default_absent, each, keep};
 use crate::admission::policy::environment::{Composition, Declared, compile, environment};
 use crate::cel::Type;
 use crate::registry::{Context, Strategy};
@@ -23,24 +23,25 @@ const MAX_MESSAGE: usize = 32 * 1024;
 
 pub(super) fn rows(rows: &mut Rows<'_>, group: (&'static str, &'static str)) {
     rows.add(group, ("ValidatingAdmissionPolicy", "validatingadmissionpolicies"), |row| {
-        row.cluster().category("api-extensions").strategy(Policies).status(Status).columns(named([
-            column("Validations", "integer", "How many rules there are.", |o, _| {
-                count(object::get(o, &["spec", "validations"])).into()
-            }),
-            column("ParamKind", "string", "The kind of its parameters.", |o, _| match object::get(
-                o,
-                &["spec", "paramKind"],
-            )
-            .filter(|k| k.is_object())
-            {
-                Some(kind) => {
-                    let text = |field| object::str_at(kind, &[field]);
-                    format!("{}/{}", text("apiVersion"), text("kind")).into()
-                }
-                None => "<unset>".into(),
-            }),
-            age_column(),
-        ]))
+        row.cluster()
+            .category("api-extensions")
+            .strategy(Policies)
+            .part("status", Status, META_AND_SPEC)
+            .columns(named([
+                column("Validations", "integer", "How many rules there are.", |o, _| {
+                    count(object::get(o, &["spec", "validations"])).into()
+                }),
+                column("ParamKind", "string", "The kind of its parameters.", |o, _| {
+                    match object::get(o, &["spec", "paramKind"]).filter(|k| k.is_object()) {
+                        Some(kind) => {
+                            let text = |field| object::str_at(kind, &[field]);
+                            format!("{}/{}", text("apiVersion"), text("kind")).into()
+                        }
+                        None => "<unset>".into(),
+                    }
+                }),
+                age_column(),
+            ]))
     });
     let binding = ("ValidatingAdmissionPolicyBinding", "validatingadmissionpolicybindings");
     rows.add(group, binding, |row| {

@@ -8,7 +8,7 @@ use serde_json::json;
 use super::cells::{age_column, column, named};
 use super::check::{At, service_reference, supported};
 use super::row::Rows;
-use super::{STATUS, checked, default_absent, keep};
+use super::{META_AND_SPEC, STATUS, checked, default_absent, keep};
 use crate::registry::{Context, Strategy};
 
 pub fn rows(rows: &mut Rows<'_>) {
@@ -17,7 +17,7 @@ pub fn rows(rows: &mut Rows<'_>) {
             .category("api-extensions")
             .prefix("apiregistration.k8s.io/apiservices")
             .strategy(Services)
-            .status(Status)
+            .part("status", Status, META_AND_SPEC)
             .columns(named([
                 column("Service", "string", "Who serves it.", |o, _| {
                     match object::get(o, &["spec", "service"]).filter(|s| s.is_object()) {

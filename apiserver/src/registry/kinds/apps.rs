@@ -16,7 +16,8 @@ use super::pods::{self, defaults};
 use super::row::Rows;
 use super::volumes::claim_warnings;
 use super::{
-    Deps, STATUS, begin, carry_on, checked, child, default_absent, default_to, keep, label_name,
+    Deps, SPEC, STATUS, begin, carry_on, checked, child, default_absent, default_to, keep,
+    label_name,
 };
 use crate::registry::{Column, Context, SelectableField, Strategy};
 
@@ -37,12 +38,17 @@ pub fn rows(rows: &mut Rows<'_>, deps: &Deps) {
         ),
         (Kind::DaemonSet, ("DaemonSet", "daemonsets"), "ds", "", daemon_sets()),
     ] {
+        // Labels of the object too go their own way from a Deployment's status.
+        let reset: &'static [&'static [&'static str]] = match kind {
+            Kind::Deployment => &[&["spec"], &["metadata", "labels"]],
+            _ => SPEC,
+        };
         rows.add(GROUP, names, |row| {
             let row = row
                 .in_all()
                 .short(&[short])
                 .strategy(of(kind))
-                .status(WorkloadStatus(of(kind)))
+                .part("status", WorkloadStatus(of(kind)), reset)
                 .columns(columns);
             if scale.is_empty() { row } else { row.scale(scale) }
         });
@@ -95,7 +101,12 @@ impl Strategy for Workload {
             Kind::Deployment => default_deployment(spec),
             Kind::ReplicaSet => default_absent(spec, "replicas", 1),
             Kind::StatefulSet => default_stateful_set(spec),
-            Kind::DaemonSet => default_daemon_set(spec),
+            Kind::DaemonSet => {
+                default_daemon_set(spec);
+                // Upstream's conversion shows it always, so that who writes the rest has it too.
+                let number = template_generation(object);
+                set(object, &TEMPLATE_GENERATION, number.to_string());
+            }
         }
     }
 

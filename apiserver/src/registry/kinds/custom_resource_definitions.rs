@@ -15,8 +15,6 @@ use super::row::Rows;
 use crate::apiextensions::conditions::{self, Approval};
 use crate::registry::{Context, Strategy};
 
-const META_AND_SPEC: &[&[&str]] = &[&["metadata"], &["spec"]];
-
 pub fn rows(rows: &mut Rows<'_>) {
     let (version, kind) = (("apiextensions.k8s.io", "v1"), "CustomResourceDefinition");
     rows.add(version, (kind, "customresourcedefinitions"), |row| {
@@ -26,7 +24,7 @@ pub fn rows(rows: &mut Rows<'_>) {
             .short(&["crd", "crds"])
             .category("api-extensions")
             .strategy(Definitions)
-            .part("status", Status, META_AND_SPEC)
+            .part("status", Status, super::META_AND_SPEC)
             .columns(named([column(
                 "Created At",
                 "date",

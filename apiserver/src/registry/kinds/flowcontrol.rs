@@ -10,7 +10,9 @@ use apimachinery::{Value, names};
 use super::cells::{age_column, column, named};
 use super::check::{At, Seen, invalid_each, same, supported};
 use super::row::Rows;
-use super::{STATUS, begin, carry_on, checked, child, default_absent, default_to, keep};
+use super::{
+    META_AND_SPEC, STATUS, begin, carry_on, checked, child, default_absent, default_to, keep,
+};
 use crate::registry::{Column, Context, Strategy};
 
 const GROUP: (&str, &str) = ("flowcontrol.apiserver.k8s.io", "v1");
@@ -41,11 +43,17 @@ fn mandatory<'a>(initial: &'a [Value], name: &str) -> Option<&'a Value> {
 
 pub fn rows(rows: &mut Rows<'_>) {
     rows.add(GROUP, ("FlowSchema", "flowschemas"), |row| {
-        row.cluster().strategy(Schemas).status(Status).columns(schema_columns())
+        row.cluster()
+            .strategy(Schemas)
+            .part("status", Status, META_AND_SPEC)
+            .columns(schema_columns())
     });
     let names = ("PriorityLevelConfiguration", "prioritylevelconfigurations");
     rows.add(GROUP, names, |row| {
-        row.cluster().strategy(Levels).status(Status).columns(level_columns())
+        row.cluster()
+            .strategy(Levels)
+            .part("status", Status, META_AND_SPEC)
+            .columns(level_columns())
     });
 }
 

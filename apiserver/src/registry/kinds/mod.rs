@@ -121,6 +121,8 @@ pub fn all(schemas: &schema::Registry, deps: &Deps) -> Vec<Resource> {
 pub(crate) const STATUS: &[&[&str]] = &[&["status"]];
 /// The same of the `status` subresource.
 pub(crate) const SPEC: &[&[&str]] = &[&["spec"]];
+/// The same for statuses that are written without anything else.
+pub(crate) const META_AND_SPEC: &[&[&str]] = &[&["metadata"], &["spec"]];
 
 /// The strategy of a kind with nothing particular.
 pub struct Plain;

@@ -7,7 +7,7 @@ use apimachinery::{Value, names};
 use super::cells::{age_column, column, named};
 use super::check::{At, immutable, invalid_each, legacy_cidr};
 use super::row::Rows;
-use super::{STATUS, checked, keep};
+use super::{checked, keep};
 use crate::registry::{Context, Strategy};
 
 pub fn rows(rows: &mut Rows<'_>) {
@@ -19,13 +19,16 @@ pub fn rows(rows: &mut Rows<'_>) {
         ]))
     });
     rows.add(GROUP, ("ServiceCIDR", "servicecidrs"), |row| {
-        row.cluster().strategy(ServiceCidrs).status(ServiceCidrStatus).columns(named([
-            column("CIDRs", "string", "Ranges of service addresses.", |o, _| {
-                let cidrs = object::list_at(o, &["spec", "cidrs"]);
-                cidrs.iter().filter_map(Value::as_str).collect::<Vec<_>>().join(",").into()
-            }),
-            age_column(),
-        ]))
+        // Upstream leaves nothing out of who manages these: it does so for a group `networking`.
+        row.cluster().strategy(ServiceCidrs).part("status", ServiceCidrStatus, &[]).columns(named(
+            [
+                column("CIDRs", "string", "Ranges of service addresses.", |o, _| {
+                    let cidrs = object::list_at(o, &["spec", "cidrs"]);
+                    cidrs.iter().filter_map(Value::as_str).collect::<Vec<_>>().join(",").into()
+                }),
+                age_column(),
+            ],
+        ))
     });
 }
 
@@ -108,10 +111,6 @@ impl Strategy for ServiceCidrs {
                 _ => errors.push(new.invalid(TEXT)),
             }
         })
-    }
-
-    fn reset_fields(&self) -> &'static [&'static [&'static str]] {
-        STATUS
     }
 }
 

@@ -14,7 +14,8 @@ use super::check::{
 use super::pods::volumes::csi_driver_name;
 use super::row::Rows;
 use super::{
-    STATUS, checked, child, count_up, default_absent, default_to, keep, node_labels, volumes,
+    META_AND_SPEC, STATUS, checked, child, count_up, default_absent, default_to, keep, node_labels,
+    volumes,
 };
 use crate::registry::{Column, Context, Strategy};
 
@@ -34,7 +35,10 @@ pub fn rows(rows: &mut Rows<'_>) {
         row.cluster().short(&["sc"]).strategy(Classes).columns(class_columns())
     });
     rows.add(GROUP, ("VolumeAttachment", "volumeattachments"), |row| {
-        row.cluster().strategy(Attachments).status(AttachmentStatus).columns(attachment_columns())
+        row.cluster()
+            .strategy(Attachments)
+            .part("status", AttachmentStatus, META_AND_SPEC)
+            .columns(attachment_columns())
     });
     rows.add(GROUP, ("CSINode", "csinodes"), |row| {
         row.cluster().strategy(Nodes).columns(named([

@@ -31,7 +31,7 @@ pub enum TypeRef<'a> {
 
 impl<'a> From<Schema<'a>> for TypeRef<'a> {
     fn from(schema: Schema<'a>) -> Self {
-        Self::Message { registry: schema.registry, id: schema.message, atomic: false }
+        Self::whole(schema.registry, schema.message)
     }
 }
 
@@ -82,6 +82,12 @@ pub enum Kind<'a> {
 }
 
 impl<'a> TypeRef<'a> {
+    /// A message as its own declaration has it.
+    fn whole(registry: &'a Registry, id: MessageId) -> Self {
+        Self::Message { registry, id, atomic: registry.message(id).atomic }
+    }
+
+    /// A field says itself whether it is atomic, whatever its type says.
     fn of_field(registry: &'a Registry, field: &'a Field) -> Self {
         Self::Of { registry, ty: &field.ty, list: &field.list, atomic: field.atomic }
     }
@@ -94,12 +100,14 @@ impl<'a> TypeRef<'a> {
                 let message = registry.message(id);
                 let open = message.open || message.fields.is_empty();
                 let element = open.then_some(Self::Deduced);
-                let atomic = atomic || message.atomic;
                 let map = MapAtom { message: Some((registry, id)), element, atomic };
                 Atom { map: Some(map), ..Atom::default() }
             }
             Self::Of { registry, ty, list, atomic } => {
-                let inner = |ty| Self::Of { registry, ty, list: ATOMIC_LIST, atomic: false };
+                let inner = |ty: &'a Type| match ty {
+                    Type::Message(id) => Self::whole(registry, *id),
+                    ty => Self::Of { registry, ty, list: ATOMIC_LIST, atomic: false },
+                };
                 let scalar = |s| Atom { scalar: Some(s), ..Atom::default() };
                 match ty {
                     Type::Bool => scalar(Scalar::Boolean),

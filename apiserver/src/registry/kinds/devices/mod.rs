@@ -16,7 +16,7 @@ use super::cells::{age_column, column, named};
 use super::check::{At, invalid_each};
 use super::pods::volumes::csi_driver_name;
 use super::row::Rows;
-use super::{checked, count_up, selectable};
+use super::{META_AND_SPEC, checked, count_up, selectable};
 use crate::registry::{Context, Strategy};
 use claims::{Claims, Templates};
 use slices::Slices;
@@ -42,7 +42,7 @@ pub fn rows(rows: &mut Rows<'_>) {
         row.cluster().strategy(Classes).columns(named([age_column()]))
     });
     rows.add(GROUP, ("ResourceClaim", "resourceclaims"), |row| {
-        row.strategy(Claims).status(ClaimStatus).columns(named([
+        row.strategy(Claims).part("status", ClaimStatus, META_AND_SPEC).columns(named([
             column("State", "string", "Whether it has its devices.", |o, _| state(o).into()),
             age_column(),
         ]))
