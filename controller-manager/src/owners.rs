@@ -1,9 +1,9 @@
 //! Owner references: who controls what, adoption and release (upstream's controller ref manager).
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use client::Key;
+use client::matching::selects;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta, OwnerReference};
 use kube::Resource;
 use serde_json::json;
@@ -36,25 +36,6 @@ pub fn controller_key<K: Resource<DynamicType = ()>>(meta: &ObjectMeta) -> Optio
 
 fn group(api_version: &str) -> &str {
     api_version.split_once('/').map_or("", |(group, _)| group)
-}
-
-/// Whether a selector matches labels. An empty selector matches everything here: workloads'
-/// selectors are validated to be non-empty.
-pub fn selects(selector: &LabelSelector, labels: Option<&BTreeMap<String, String>>) -> bool {
-    let get = |key: &str| labels.and_then(|l| l.get(key)).map(String::as_str);
-    let equal = selector.match_labels.iter().flatten().all(|(k, v)| get(k) == Some(v.as_str()));
-    equal
-        && selector.match_expressions.iter().flatten().all(|e| {
-            let value = get(&e.key);
-            let among = || value.is_some_and(|v| e.values.iter().flatten().any(|x| x == v));
-            match e.operator.as_str() {
-                "In" => among(),
-                "NotIn" => !among(),
-                "Exists" => value.is_some(),
-                "DoesNotExist" => value.is_none(),
-                _ => false,
-            }
-        })
 }
 
 /// Sorts a namespace's objects into those that `owner` controls, and the adoptions and releases

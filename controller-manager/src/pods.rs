@@ -1,6 +1,7 @@
 //! What controllers ask of pods.
 
 use client::lean::Pod;
+use client::volumes::claims_of;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{self as core, PersistentVolumeClaim, PodTemplateSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
@@ -74,15 +75,6 @@ pub fn from_template(
         spec: template.spec.clone(),
         status: None,
     }
-}
-/// Names of the claims of a pod, those of its ephemeral volumes marked.
-pub fn claims_of(pod: &Pod) -> impl Iterator<Item = (String, bool)> {
-    let volumes = pod.spec.iter().flat_map(|s| s.volumes.iter().flatten());
-    volumes.filter_map(|volume| match (&volume.persistent_volume_claim, &volume.ephemeral) {
-        (Some(claim), _) => Some((claim.claim_name.clone(), false)),
-        (_, Some(_)) => Some((format!("{}-{}", pod.name_any(), volume.name), true)),
-        _ => None,
-    })
 }
 
 /// Whether a pod on a node uses a claim.

@@ -15,7 +15,6 @@ pub mod profile;
 pub mod queue;
 pub mod resources;
 mod run;
-pub mod selectors;
 pub mod snapshot;
 pub mod topology;
 mod unsupported;

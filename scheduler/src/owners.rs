@@ -5,9 +5,8 @@ use std::collections::{BTreeMap, HashMap};
 
 use client::Key;
 use client::lean::Pod;
+use client::matching::Labels;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
-
-use crate::selectors::Labels;
 
 /// Kinds whose selectors count, beside Services.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -5,13 +5,13 @@ use std::cmp::{Ordering, Reverse};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use client::matching::selects;
 use jiff::Timestamp;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 
 use crate::args::PreemptionArgs;
 use crate::cycle::{Filters, Unschedulable};
 use crate::framework::{Plugin, PostFilter, Reason, Refused};
-use crate::selectors::matches;
 use crate::snapshot::{NodeInfo, PodInfo, Snapshot};
 
 /// What is to be done.
@@ -199,7 +199,7 @@ fn by_budget(
             let about = budget.metadata.namespace.as_deref() == Some(pod.namespace())
                 && !empty
                 && pod.labels().is_some_and(|l| !l.is_empty())
-                && matches(selector, pod.labels());
+                && selector.is_some_and(|s| selects(s, pod.labels()));
             let counted = status(budget).disrupted_pods.unwrap_or_default();
             if about && !counted.contains_key(&pod.key.name) {
                 *left -= 1;

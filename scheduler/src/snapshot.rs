@@ -12,12 +12,13 @@ use std::sync::Arc;
 use apimachinery::amounts::Combine;
 use client::Key;
 use client::lean::Pod;
+use client::matching::Labels;
+use client::volumes::claims_of;
 use k8s_openapi::api::core::v1::Node;
 use parking_lot::Mutex;
 
 use crate::owners::Owners;
 use crate::resources::{PodRequests, Resources, of_pod};
-use crate::selectors::Labels;
 use crate::topology::Topology;
 use crate::volumes::Volumes;
 
@@ -68,7 +69,7 @@ impl PodInfo {
             uid: pod.metadata.uid.clone().unwrap_or_default(),
             requests: of_pod(&pod),
             ports: ports(&pod),
-            claims: claims(&pod),
+            claims: claims_of(&pod).collect(),
             affinity: affinity.is_some_and(|a| a.pod_affinity.is_some()) || anti.is_some(),
             required_anti_affinity: required.is_some_and(|terms| !terms.is_empty()),
             kin: kin(&pod),
@@ -103,17 +104,6 @@ fn kin(pod: &Pod) -> Arc<str> {
     serde_json::to_string(&(&meta.namespace, &meta.labels, ending, affinity))
         .unwrap_or_default()
         .into()
-}
-
-fn claims(pod: &Pod) -> Vec<(String, bool)> {
-    let volumes = pod.spec.iter().flat_map(|s| s.volumes.iter().flatten());
-    let name = pod.metadata.name.as_deref().unwrap_or_default();
-    let claims = volumes.filter_map(|v| match (&v.persistent_volume_claim, &v.ephemeral) {
-        (Some(claim), _) => Some((claim.claim_name.clone(), false)),
-        (None, Some(_)) => Some((format!("{name}-{}", v.name), true)),
-        (None, None) => None,
-    });
-    claims.collect()
 }
 
 fn ports(pod: &Pod) -> Vec<HostPort> {

@@ -7,21 +7,19 @@ use std::sync::Arc;
 
 use apimachinery::quantity::Quantity;
 use client::Key;
+use client::matching::selects;
+use client::volumes::{
+    BIND_COMPLETED, SELECTED_NODE, asked, claim_ref, class_of_claim, has_modes, held, is_delayed,
+    is_for, is_free, reachable, suits, volume_name,
+};
 use k8s_openapi::api::core::v1::{
-    Node, ObjectReference, PersistentVolume, PersistentVolumeClaim, TopologySelectorTerm,
+    Node, PersistentVolume, PersistentVolumeClaim, TopologySelectorTerm,
 };
 use k8s_openapi::api::storage::v1::{CSIDriver, CSINode, CSIStorageCapacity, StorageClass};
-use k8s_openapi::apimachinery::pkg::api::resource::Quantity as Text;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
-use crate::selectors::{matches, term_matches};
-
-/// The node that a provisioner is to make a volume for.
-pub const SELECTED_NODE: &str = "volume.kubernetes.io/selected-node";
 /// Volumes of such a class are made by hand.
 const NO_PROVISIONER: &str = "kubernetes.io/no-provisioner";
-const BIND_COMPLETED: &str = "pv.kubernetes.io/bind-completed";
-const CLASS: &str = "volume.beta.kubernetes.io/storage-class";
 
 /// How a pod's unbound claims get their volumes on a node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -78,26 +76,6 @@ pub struct Volumes {
     assumed: HashMap<String, (String, Decision)>,
 }
 
-/// The class that an object names, by its annotation of old or its field.
-fn class_of<'o>(meta: &'o ObjectMeta, field: Option<&'o String>) -> &'o str {
-    let annotation = meta.annotations.as_ref().and_then(|all| all.get(CLASS));
-    annotation.or(field).map(String::as_str).unwrap_or_default()
-}
-
-pub fn class_of_claim(claim: &PersistentVolumeClaim) -> &str {
-    let field = claim.spec.as_ref().and_then(|s| s.storage_class_name.as_ref());
-    class_of(&claim.metadata, field)
-}
-
-fn class_of_volume(volume: &PersistentVolume) -> &str {
-    let field = volume.spec.as_ref().and_then(|s| s.storage_class_name.as_ref());
-    class_of(&volume.metadata, field)
-}
-
-pub fn volume_of(claim: &PersistentVolumeClaim) -> &str {
-    claim.spec.as_ref().and_then(|s| s.volume_name.as_deref()).unwrap_or_default()
-}
-
 fn annotation<'o>(meta: &'o ObjectMeta, name: &str) -> Option<&'o str> {
     meta.annotations.as_ref()?.get(name).map(String::as_str)
 }
@@ -108,69 +86,7 @@ pub fn selected_node(claim: &PersistentVolumeClaim) -> Option<&str> {
 
 /// Bound on both sides, and the volume controller has said so.
 pub fn is_bound(claim: &PersistentVolumeClaim) -> bool {
-    !volume_of(claim).is_empty() && annotation(&claim.metadata, BIND_COMPLETED).is_some()
-}
-
-pub fn claim_ref(volume: &PersistentVolume) -> Option<&ObjectReference> {
-    volume.spec.as_ref()?.claim_ref.as_ref()
-}
-
-/// Whether a volume is bound to this claim, or reserved for it.
-fn is_for(volume: &PersistentVolume, claim: &PersistentVolumeClaim) -> bool {
-    claim_ref(volume).is_some_and(|r| {
-        let uid = r.uid.as_ref().filter(|uid| !uid.is_empty());
-        r.namespace == claim.metadata.namespace
-            && r.name == claim.metadata.name
-            && uid.is_none_or(|uid| Some(uid) == claim.metadata.uid.as_ref())
-    })
-}
-
-/// What a volume holds or a claim asks for; nothing is zero.
-fn storage(amounts: Option<&BTreeMap<String, Text>>) -> Quantity {
-    let text = amounts.and_then(|all| all.get("storage"));
-    text.and_then(|q| Quantity::from_str(&q.0).ok()).unwrap_or_default()
-}
-
-fn asked(claim: &PersistentVolumeClaim) -> Quantity {
-    let resources = claim.spec.as_ref().and_then(|s| s.resources.as_ref());
-    storage(resources.and_then(|r| r.requests.as_ref()))
-}
-
-fn held(volume: &PersistentVolume) -> Quantity {
-    storage(volume.spec.as_ref().and_then(|s| s.capacity.as_ref()))
-}
-
-/// Whether a volume can be used on a node, by its node affinity.
-pub fn reachable(volume: &PersistentVolume, node: &Node) -> bool {
-    let affinity = volume.spec.as_ref().and_then(|s| s.node_affinity.as_ref());
-    let required = affinity.and_then(|a| a.required.as_ref());
-    required.is_none_or(|s| s.node_selector_terms.iter().any(|term| term_matches(term, node)))
-}
-
-/// Whether a volume is what a claim needs, its class and node apart.
-fn suits(volume: &PersistentVolume, claim: &PersistentVolumeClaim) -> bool {
-    let (Some(given), Some(wanted)) = (&volume.spec, &claim.spec) else { return false };
-    let mode = |m: &Option<String>| m.clone().unwrap_or_else(|| "Filesystem".to_owned());
-    let attributes = |a: &Option<String>| a.clone().unwrap_or_default();
-    held(volume) >= asked(claim)
-        && mode(&given.volume_mode) == mode(&wanted.volume_mode)
-        && attributes(&given.volume_attributes_class_name)
-            == attributes(&wanted.volume_attributes_class_name)
-        && volume.metadata.deletion_timestamp.is_none()
-}
-
-fn is_free(volume: &PersistentVolume, claim: &PersistentVolumeClaim) -> bool {
-    let (Some(given), Some(wanted)) = (&volume.spec, &claim.spec) else { return false };
-    let phase = volume.status.as_ref().and_then(|s| s.phase.as_deref());
-    let has = |mode| given.access_modes.as_ref().is_some_and(|all| all.contains(mode));
-    claim_ref(volume).is_none()
-        && phase == Some("Available")
-        && wanted
-            .selector
-            .as_ref()
-            .is_none_or(|s| matches(Some(s), volume.metadata.labels.as_ref()))
-        && class_of_volume(volume) == class_of_claim(claim)
-        && wanted.access_modes.iter().flatten().all(has)
+    !volume_name(claim).is_empty() && annotation(&claim.metadata, BIND_COMPLETED).is_some()
 }
 
 /// Whether a node is among a class's allowed topologies; no terms allow all.
@@ -181,6 +97,12 @@ fn allowed(terms: &[TopologySelectorTerm], node: &Node) -> bool {
         !all.is_empty() && all.iter().all(|e| label(&e.key).is_some_and(|v| e.values.contains(v)))
     };
     terms.is_empty() || terms.iter().any(matches)
+}
+
+/// The largest volume that there is room for, where a driver tells of it.
+pub fn largest(room: &CSIStorageCapacity) -> Option<Quantity> {
+    let limit = room.maximum_volume_size.as_ref().or(room.capacity.as_ref());
+    limit.and_then(|q| Quantity::from_str(&q.0).ok())
 }
 
 /// The nodes that a volume can be used on, where that is by the value of one label, as it is for local
@@ -251,7 +173,7 @@ impl Look<'_> {
             }
         };
         for claim in &self.bound {
-            match self.all.volumes.get(volume_of(claim)) {
+            match self.all.volumes.get(volume_name(claim)) {
                 None => note(Conflict::VolumeGone),
                 Some(volume) if !reachable(volume, node) => note(Conflict::NodeAffinity),
                 Some(_) => {}
@@ -328,13 +250,12 @@ impl Volumes {
     }
 
     pub fn class(&self, claim: &PersistentVolumeClaim) -> Option<&StorageClass> {
-        self.classes.get(class_of_claim(claim)).map(|c| &**c)
+        self.classes.get(class_of_claim(claim)?).map(|c| &**c)
     }
 
     /// Whether a claim waits for the first pod that uses it.
     pub fn is_delayed(&self, claim: &PersistentVolumeClaim) -> bool {
-        let mode = self.class(claim).and_then(|c| c.volume_binding_mode.as_deref());
-        mode == Some("WaitForFirstConsumer")
+        is_delayed(self.class(claim))
     }
 
     /// The node that was chosen for a claim: by what is written, or by what is decided.
@@ -381,7 +302,7 @@ impl Volumes {
                 wanted.reserved = Some(choice);
                 break;
             }
-            if !is_free(volume, &wanted.claim) {
+            if !is_free(volume, &wanted.claim) || !has_modes(volume, &wanted.claim) {
                 continue;
             }
             match places(volume) {
@@ -410,13 +331,11 @@ impl Volumes {
         if driver.and_then(|d| d.spec.storage_capacity) != Some(true) {
             return None;
         }
-        let size = asked(claim);
+        let (size, labels) = (asked(claim), node.metadata.labels.as_ref());
         let enough = |c: &Arc<CSIStorageCapacity>| {
-            let limit = c.maximum_volume_size.as_ref().or(c.capacity.as_ref());
-            let limit = limit.and_then(|q| Quantity::from_str(&q.0).ok());
-            c.storage_class_name == class_of_claim(claim)
-                && limit.is_some_and(|limit| limit >= size)
-                && matches(c.node_topology.as_ref(), node.metadata.labels.as_ref())
+            Some(c.storage_class_name.as_str()) == class_of_claim(claim)
+                && largest(c).is_some_and(|limit| limit >= size)
+                && c.node_topology.as_ref().is_some_and(|s| selects(s, labels))
         };
         match self.capacities.values().any(enough) {
             true => None,
@@ -475,10 +394,10 @@ impl Volumes {
                 all = false;
                 continue;
             }
-            match self.volumes.get(volume_of(claim)) {
+            match self.volumes.get(volume_name(claim)) {
                 None => all = false,
                 Some(volume) if !reachable(volume, node) => {
-                    let volume = volume_of(claim);
+                    let volume = volume_name(claim);
                     return Err(format!("pv {volume:?} node affinity doesn't match node {name:?}"));
                 }
                 Some(_) => {}

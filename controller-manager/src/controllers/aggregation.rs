@@ -1,11 +1,11 @@
 //! ClusterRoles made of others, by label (clusterrole aggregation).
 
+use client::matching::selects;
 use client::{Cache, Key, Queue};
 use jiff::Timestamp;
 use k8s_openapi::api::rbac::v1::{ClusterRole, PolicyRule};
 
 use crate::action::{Action, Plan};
-use crate::owners::selects;
 use crate::runner::{Context, Controller};
 
 pub struct Aggregation {

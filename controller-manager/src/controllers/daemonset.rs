@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use client::events::EventType;
 use client::lean::Pod;
+use client::matching::{any_term_matches, tolerates};
 use client::{Cache, Key, Queue};
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::{ControllerRevision, DaemonSet, DaemonSetSpec, DaemonSetStatus};
@@ -18,7 +19,6 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::ResourceExt;
 use serde_json::json;
 
-use super::taints::tolerates;
 use crate::action::{Action, Plan};
 use crate::expectations::Expectations;
 use crate::owners::{claim, controller_key, controller_reference, dependent_name, template_hash};
@@ -178,31 +178,8 @@ fn fits_affinity(spec: &PodSpec, node: &Node) -> bool {
         .as_ref()
         .and_then(|a| a.node_affinity.as_ref())
         .and_then(|n| n.required_during_scheduling_ignored_during_execution.as_ref());
-    let check = |r: &NodeSelectorRequirement, value: Option<&str>| {
-        let values = r.values.as_deref().unwrap_or_default();
-        let compare = |f: fn(&i64, &i64) -> bool| {
-            let number = |t: Option<&str>| t.and_then(|t| t.parse::<i64>().ok());
-            let wanted = number(values.first().map(String::as_str));
-            number(value).zip(wanted).is_some_and(|(have, wanted)| f(&have, &wanted))
-        };
-        match r.operator.as_str() {
-            "In" => value.is_some_and(|v| values.iter().any(|x| x == v)),
-            "NotIn" => !value.is_some_and(|v| values.iter().any(|x| x == v)),
-            "Exists" => value.is_some(),
-            "DoesNotExist" => value.is_none(),
-            "Gt" => compare(i64::gt),
-            "Lt" => compare(i64::lt),
-            _ => false,
-        }
-    };
-    let matches = |t: &NodeSelectorTerm| {
-        let expressions = t.match_expressions.as_deref().unwrap_or_default();
-        let fields = t.match_fields.as_deref().unwrap_or_default();
-        !(expressions.is_empty() && fields.is_empty())
-            && expressions.iter().all(|r| check(r, get(&r.key)))
-            && fields.iter().all(|r| check(r, node.metadata.name.as_deref()))
-    };
-    selected && required.is_none_or(|s| s.node_selector_terms.iter().any(matches))
+    let name = node.metadata.name.as_deref();
+    selected && required.is_none_or(|s| any_term_matches(s, labels, name))
 }
 
 fn tolerations(spec: &PodSpec) -> Vec<Toleration> {

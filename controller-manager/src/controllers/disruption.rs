@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use client::events::EventType;
 use client::lean::Pod;
+use client::matching::selects;
 use client::{Cache, Key, Queue};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet, StatefulSet};
@@ -15,7 +16,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use crate::action::{Action, Plan};
-use crate::owners::{controller_of, selects};
+use crate::owners::controller_of;
 use crate::pods::is_ready;
 use crate::runner::{Context, Controller};
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use client::events::EventType;
 use client::lean::Pod;
+use client::matching::selects;
 use client::{Cache, Key, Queue};
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::{ReplicaSet, ReplicaSetCondition, ReplicaSetStatus};
@@ -19,7 +20,7 @@ use serde::Serialize;
 
 use crate::action::{Action, Plan};
 use crate::expectations::Expectations;
-use crate::owners::{claim, controller_key, controller_reference, selects};
+use crate::owners::{claim, controller_key, controller_reference};
 use crate::pods::{self, is_active, is_available, is_ready};
 use crate::runner::{Context, Controller};
 

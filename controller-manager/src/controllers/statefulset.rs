@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use client::events::EventType;
 use client::lean::Pod;
+use client::matching::selects;
 use client::{Cache, Key, Queue};
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::{
@@ -20,9 +21,7 @@ use kube::ResourceExt;
 use serde_json::{Value, json};
 
 use crate::action::{Action, Plan, Target};
-use crate::owners::{
-    claim, controller_key, controller_of, controller_reference, selects, template_hash,
-};
+use crate::owners::{claim, controller_key, controller_of, controller_reference, template_hash};
 use crate::pods::{self, is_available, is_ready};
 use crate::runner::{Context, Controller};
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use client::events::EventType;
 use client::lean::Pod;
+use client::matching::tolerates;
 use client::{Cache, Key, Queue};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Node, Taint, Toleration};
@@ -28,20 +29,6 @@ impl TaintEviction {
 fn no_execute(node: &Node) -> Vec<&Taint> {
     let taints = node.spec.as_ref().and_then(|s| s.taints.as_ref());
     taints.into_iter().flatten().filter(|t| t.effect == "NoExecute").collect()
-}
-
-/// Whether a toleration covers a taint (core/v1 Toleration).
-pub fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
-    let text = |t: &Option<String>| t.clone().unwrap_or_default();
-    let (effect, key) = (text(&toleration.effect), text(&toleration.key));
-    if !effect.is_empty() && effect != taint.effect || !key.is_empty() && key != taint.key {
-        return false;
-    }
-    match text(&toleration.operator).as_str() {
-        "Exists" => true,
-        "" | "Equal" => !key.is_empty() && text(&toleration.value) == text(&taint.value),
-        _ => false,
-    }
 }
 
 /// How long a pod may stay with these taints; `None`: for ever.

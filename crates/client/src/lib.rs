@@ -1,6 +1,6 @@
 //! What every component needs to talk to the apiserver: a client from a kubeconfig, caches fed by
-//! watches, work queues, events and leader election; and its word on who may call them. Each exists
-//! once, here.
+//! watches, work queues, events and leader election; its word on who may call them; and what several
+//! of them have to judge alike: selectors, tolerations, claims. Each exists once, here.
 
 pub mod accounts;
 pub mod cache;
@@ -10,6 +10,7 @@ pub mod error;
 pub mod events;
 pub mod lean;
 pub mod lease;
+pub mod matching;
 pub mod proxy;
 pub mod queue;
 pub mod queues;
@@ -18,6 +19,7 @@ pub mod renewable;
 pub mod retry;
 pub mod reviews;
 pub mod secure;
+pub mod volumes;
 
 pub use cache::{Cache, Caches, Change, Key};
 pub use connect::{connect, connect_to};

@@ -2,13 +2,13 @@
 
 use std::collections::BTreeSet;
 
+use client::matching::{any_term_matches, term_matches};
 use k8s_openapi::api::core::v1::{
     Node, NodeAffinity as Terms, NodeSelector, NodeSelectorTerm, PreferredSchedulingTerm,
 };
 
 use crate::args::NodeAffinityArgs;
 use crate::framework::{ClusterEvent, Filter, Plugin, PreFilter, PreScore, Refusal, Score, scale};
-use crate::selectors::term_matches;
 use crate::snapshot::{NodeInfo, PodInfo, Snapshot};
 
 pub struct NodeAffinity {
@@ -41,8 +41,8 @@ fn preferred(terms: Option<&Terms>) -> impl Iterator<Item = &PreferredScheduling
     all.into_iter().flatten()
 }
 
-fn any_term_matches(selector: &NodeSelector, node: &Node) -> bool {
-    selector.node_selector_terms.iter().any(|term| term_matches(term, node))
+fn any_matches(selector: &NodeSelector, node: &Node) -> bool {
+    any_term_matches(selector, node.metadata.labels.as_ref(), node.metadata.name.as_deref())
 }
 
 /// Whether a node has what the pod demands by nodeSelector and required affinity.
@@ -53,7 +53,7 @@ pub fn required(pod: &PodInfo, node: &Node) -> bool {
         .into_iter()
         .flatten()
         .all(|(key, value)| labels.and_then(|l| l.get(key)) == Some(value));
-    selected && terms(pod).and_then(demanded).is_none_or(|s| any_term_matches(s, node))
+    selected && terms(pod).and_then(demanded).is_none_or(|s| any_matches(s, node))
 }
 
 /// The nodes that a term names, if it does.
@@ -105,7 +105,7 @@ impl Filter for Wants<'_> {
 
     fn filter(&self, node: &NodeInfo) -> Result<(), Refusal> {
         let Some(object) = &node.node else { return Err(Refusal::unresolvable("no such node")) };
-        if self.added.is_some_and(|added| !any_term_matches(added, object)) {
+        if self.added.is_some_and(|added| !any_matches(added, object)) {
             let reason = "node(s) didn't match scheduler-enforced node affinity";
             return Err(Refusal::unresolvable(reason));
         }
@@ -133,7 +133,8 @@ impl PreScore for NodeAffinity {
 impl Score for Prefers<'_> {
     fn score(&self, node: &NodeInfo) -> Option<i64> {
         let node = node.node.as_ref()?;
-        let matching = self.0.iter().filter(|p| term_matches(&p.preference, node));
+        let (labels, name) = (node.metadata.labels.as_ref(), node.metadata.name.as_deref());
+        let matching = self.0.iter().filter(|p| term_matches(&p.preference, labels, name));
         Some(matching.map(|p| i64::from(p.weight)).sum())
     }
 

@@ -2,13 +2,13 @@
 
 use std::collections::HashMap;
 
+use client::matching::{Labels, selects};
 use k8s_openapi::api::core::v1::{Affinity, PodAffinityTerm};
 
 use crate::args::InterPodArgs;
 use crate::framework::{
     ClusterEvent, Filter, MAX_SCORE, Plugin, PreFilter, PreScore, Refusal, Score,
 };
-use crate::selectors::{Labels, matches};
 use crate::snapshot::{NodeInfo, PodInfo, Snapshot};
 use crate::topology::Tally;
 
@@ -100,14 +100,10 @@ fn about(
         (None, []) => other.namespace() == owner.namespace(),
         (selector, named) => {
             named.iter().any(|n| n == other.namespace())
-                || selector.is_some()
-                    && matches(
-                        selector.as_ref(),
-                        namespaces.get(other.namespace()).or(Some(&Labels::new())),
-                    )
+                || selector.as_ref().is_some_and(|s| selects(s, namespaces.get(other.namespace())))
         }
     };
-    in_namespace && matches(term.label_selector.as_ref(), other.labels().or(Some(&Labels::new())))
+    in_namespace && term.label_selector.as_ref().is_some_and(|s| selects(s, other.labels()))
 }
 
 impl<'a> Demands<'a> {

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashSet};
 
+use client::matching::{Labels, selects};
 use k8s_openapi::api::core::v1::TopologySpreadConstraint;
 
 use crate::args::SpreadArgs;
@@ -10,7 +11,6 @@ use crate::framework::{
     ClusterEvent, Filter, MAX_SCORE, Plugin, PreFilter, PreScore, Refusal, Score,
 };
 use crate::plugins::{affinity, taints};
-use crate::selectors::{Labels, matches};
 use crate::snapshot::{Kin, NodeInfo, PodInfo, Snapshot};
 use crate::topology::Tally;
 
@@ -110,7 +110,7 @@ struct Soft<'a> {
 fn counts(constraint: &TopologySpreadConstraint, pod: &PodInfo, other: &PodInfo) -> bool {
     other.namespace() == pod.namespace()
         && other.pod.metadata.deletion_timestamp.is_none()
-        && selects(constraint, pod, other.labels())
+        && is_about(constraint, pod, other.labels())
 }
 
 /// Where the pods are that count for a constraint: slots of nodes, and how many are there.
@@ -175,7 +175,7 @@ impl<'a> Counted<'a> {
             *levels.entry(*n).or_insert(0) += 1;
         }
         let domains = present.iter().filter(|p| **p).count();
-        let own = selects(&constraint, pod, pod.labels());
+        let own = is_about(&constraint, pod, pod.labels());
         Self { constraint, tally, counting, domains, levels, own }
     }
 
@@ -202,13 +202,13 @@ impl<'a> Counted<'a> {
 }
 
 /// Selector and matchLabelKeys: those labels must be the pod's own.
-fn selects(constraint: &TopologySpreadConstraint, pod: &PodInfo, labels: Option<&Labels>) -> bool {
+fn is_about(constraint: &TopologySpreadConstraint, pod: &PodInfo, labels: Option<&Labels>) -> bool {
     let get = |l: Option<&Labels>, key: &String| l.and_then(|l| l.get(key)).cloned();
     let same = constraint.match_label_keys.iter().flatten().all(|key| {
         let own = get(pod.labels(), key);
         own.is_none() || own == get(labels, key)
     });
-    same && matches(constraint.label_selector.as_ref(), labels.or(Some(&Labels::new())))
+    same && constraint.label_selector.as_ref().is_some_and(|s| selects(s, labels))
 }
 
 /// Whether a node's pods count, by nodeAffinityPolicy (Honor) and nodeTaintsPolicy (Ignore).
@@ -456,7 +456,7 @@ mod tests {
             let wanted = usize::try_from(c.min_domains.unwrap_or(1)).expect("not negative");
             let few = domains.len() < wanted;
             let least = if few { 0 } else { domains.values().copied().min().unwrap_or(0) };
-            let own = i64::from(selects(c, pod, pod.labels()));
+            let own = i64::from(is_about(c, pod, pod.labels()));
             domains.get(here).copied().unwrap_or(0) + own - least <= i64::from(c.max_skew)
         })
     }

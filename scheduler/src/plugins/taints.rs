@@ -1,5 +1,6 @@
 //! TaintToleration and NodeUnschedulable.
 
+use client::matching::tolerates;
 use k8s_openapi::api::core::v1::{Taint, Toleration};
 
 use crate::framework::{ClusterEvent, Filter, Plugin, PreFilter, PreScore, Refusal, Score, scale};
@@ -16,20 +17,6 @@ struct Cordoned<'a>(&'a [Toleration]);
 
 fn tolerations(pod: &PodInfo) -> &[Toleration] {
     pod.pod.spec.as_ref().and_then(|s| s.tolerations.as_deref()).unwrap_or_default()
-}
-
-/// Whether a toleration covers a taint (core/v1 Toleration).
-pub fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
-    let text = |t: &Option<String>| t.clone().unwrap_or_default();
-    let (effect, key) = (text(&toleration.effect), text(&toleration.key));
-    if !effect.is_empty() && effect != taint.effect || !key.is_empty() && key != taint.key {
-        return false;
-    }
-    match text(&toleration.operator).as_str() {
-        "Exists" => true,
-        "" | "Equal" => !key.is_empty() && text(&toleration.value) == text(&taint.value),
-        _ => false,
-    }
 }
 
 fn taints(node: &NodeInfo) -> impl Iterator<Item = &Taint> {
@@ -147,32 +134,6 @@ impl Filter for Cordoned<'_> {
         match self.0.iter().any(|t| tolerates(t, &taint)) {
             true => Ok(()),
             false => Err(Refusal::unresolvable("node(s) were unschedulable")),
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use serde_json::json;
-
-    #[test]
-    fn tolerations_cover_taints_by_key_value_and_effect() {
-        let taint: Taint =
-            serde_json::from_value(json!({"key": "a", "value": "1", "effect": "NoSchedule"}))
-                .expect("a taint");
-        for (toleration, wanted) in [
-            (json!({"operator": "Exists"}), true),
-            (json!({"key": "a", "operator": "Exists"}), true),
-            (json!({"key": "b", "operator": "Exists"}), false),
-            (json!({"key": "a", "value": "1"}), true),
-            (json!({"key": "a", "value": "2"}), false),
-            (json!({"key": "a", "operator": "Equal", "value": "1", "effect": "NoSchedule"}), true),
-            (json!({"key": "a", "operator": "Exists", "effect": "NoExecute"}), false),
-        ] {
-            let typed: Toleration =
-                serde_json::from_value(toleration.clone()).expect("a toleration");
-            assert_eq!(tolerates(&typed, &taint), wanted, "{toleration}");
         }
     }
 }

@@ -6,13 +6,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use client::Key;
+use client::volumes::{SELECTED_NODE, class_of_claim, reserve, volume_name};
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
 use serde_json::json;
 
 use crate::args::VolumeBindingArgs;
 use crate::framework::{ClusterEvent, Filter, Plugin, PreBind, PreFilter, Refusal, Reserve, Write};
 use crate::snapshot::{NodeInfo, PodInfo, Snapshot};
-use crate::volumes::{self, Look, Volumes, is_bound, volume_of};
+use crate::volumes::{Look, Volumes, is_bound, selected_node};
 
 pub struct VolumeBinding {
     patience: Duration,
@@ -21,7 +22,6 @@ pub struct VolumeRestrictions;
 pub struct VolumeZone;
 pub struct NodeVolumeLimits;
 
-const BOUND_BY_CONTROLLER: &str = "pv.kubernetes.io/bound-by-controller";
 /// Labels of a volume that say where it is, and what the same of a node is called today.
 const PLACES: [(&str, &str); 4] = [
     ("failure-domain.beta.kubernetes.io/zone", "topology.kubernetes.io/zone"),
@@ -32,6 +32,11 @@ const PLACES: [(&str, &str); 4] = [
 
 fn not_found(kind: &str, name: &str) -> Refusal {
     Refusal::unresolvable(format!("{kind} {name:?} not found"))
+}
+
+/// Claims that a pod names: not those that are made for it.
+fn named(pod: &PodInfo) -> impl Iterator<Item = &String> {
+    pod.claims.iter().filter(|(_, ephemeral)| !ephemeral).map(|(name, _)| name)
 }
 
 /// The pod's claims, all of which can be used.
@@ -49,7 +54,7 @@ fn usable(pod: &PodInfo, all: &Volumes) -> Result<Vec<Arc<PersistentVolumeClaim>
         };
         let phase = claim.status.as_ref().and_then(|s| s.phase.as_deref());
         if phase == Some("Lost") {
-            let volume = volume_of(claim);
+            let volume = volume_name(claim);
             return Err(Refusal::unresolvable(format!(
                 "persistentvolumeclaim {name:?} bound to non-existent persistentvolume {volume:?}"
             )));
@@ -121,7 +126,7 @@ impl PreFilter for VolumeBinding {
         }
         let all = &snapshot.volumes;
         let claims = usable(pod, all)?;
-        let waits = |c: &Arc<PersistentVolumeClaim>| all.is_delayed(c) && volume_of(c).is_empty();
+        let waits = |c: &Arc<PersistentVolumeClaim>| all.is_delayed(c) && volume_name(c).is_empty();
         if claims.iter().any(|c| !is_bound(c) && !waits(c)) {
             let why = "pod has unbound immediate PersistentVolumeClaims";
             return Err(Refusal::unresolvable(why));
@@ -169,17 +174,20 @@ impl PreBind for VolumeBinding {
         let Some((node, decision)) = all.assumed(&pod.uid) else { return Vec::new() };
         let bind = decision.bind.iter().filter_map(|(key, name)| {
             let (claim, volume) = (all.claim(key)?, all.volume(name)?);
-            reserve_for(volume, claim).map(|patch| Write::Volume(name.clone(), patch))
+            let mut patch = reserve(volume, claim)?;
+            patch["metadata"]["uid"] = json!(volume.metadata.uid);
+            patch["metadata"]["resourceVersion"] = json!(volume.metadata.resource_version);
+            Some(Write::Volume(name.clone(), patch))
         });
         let provision = decision.provision.iter().filter_map(|key| {
             let claim = all.claim(key)?;
-            if volumes::selected_node(claim) == Some(node) {
+            if selected_node(claim) == Some(node) {
                 return None;
             }
             let patch = json!({"metadata": {
                 "uid": claim.metadata.uid,
                 "resourceVersion": claim.metadata.resource_version,
-                "annotations": {volumes::SELECTED_NODE: node},
+                "annotations": {SELECTED_NODE: node},
             }});
             Some(Write::Claim(key.clone(), patch))
         });
@@ -198,33 +206,6 @@ impl PreBind for VolumeBinding {
     fn patience(&self) -> (Duration, &'static str) {
         (self.patience, "binding volumes: context deadline exceeded")
     }
-}
-
-/// The change that reserves a volume for a claim; `None`: it is.
-fn reserve_for(
-    volume: &PersistentVolume,
-    claim: &PersistentVolumeClaim,
-) -> Option<serde_json::Value> {
-    let have = volumes::claim_ref(volume);
-    if have.is_some_and(|r| r.uid.is_some() && r.uid == claim.metadata.uid) {
-        return None;
-    }
-    let mut patch = json!({
-        "metadata": {"uid": volume.metadata.uid,
-            "resourceVersion": volume.metadata.resource_version},
-        "spec": {"claimRef": {
-            "apiVersion": "v1",
-            "kind": "PersistentVolumeClaim",
-            "namespace": claim.metadata.namespace,
-            "name": claim.metadata.name,
-            "uid": claim.metadata.uid,
-            "resourceVersion": claim.metadata.resource_version,
-        }},
-    });
-    if have.is_none() {
-        patch["metadata"]["annotations"] = json!({BOUND_BY_CONTROLLER: "yes"});
-    }
-    Some(patch)
 }
 
 /// Claims that one pod alone may use, and the pods that do.
@@ -255,13 +236,9 @@ impl PreFilter for VolumeRestrictions {
         snapshot: &'a Snapshot,
     ) -> Result<Option<Box<dyn Filter + 'a>>, Refusal> {
         let mut alone = Alone { pod, claims: Vec::new(), used: 0 };
-        for (name, ephemeral) in &pod.claims {
+        for name in named(pod) {
             let key = Key::new(pod.namespace(), name);
             let Some(claim) = snapshot.volumes.claim(&key) else {
-                // Of one that is still to be made VolumeBinding has better words.
-                if *ephemeral {
-                    continue;
-                }
                 return Err(not_found("persistentvolumeclaim", name));
             };
             let modes = claim.spec.as_ref().and_then(|s| s.access_modes.as_deref());
@@ -279,8 +256,8 @@ impl Filter for Alone<'_> {
         match self.used {
             0 => Ok(()),
             _ => Err(Refusal::new(
-                "node has pod using PersistentVolumeClaim with the same name and ReadWriteOncePod \
-                 access mode",
+                "node(s) unavailable due to PersistentVolumeClaim with ReadWriteOncePod access mode \
+                 already in-use by another pod",
             )),
         }
     }
@@ -289,14 +266,27 @@ impl Filter for Alone<'_> {
         if other.namespace() != self.pod.namespace() {
             return;
         }
-        let uses = |key: &&Key| other.claims.iter().any(|(name, _)| *name == key.name);
+        let uses = |key: &&Key| named(other).any(|name| *name == key.name);
         let n = self.claims.iter().filter(uses).count();
         self.used = if comes { self.used + n } else { self.used.saturating_sub(n) };
     }
 }
 
-/// Where bound volumes are: for each label of theirs, its values and the label of nodes.
-struct Zones(Vec<(&'static str, &'static str, BTreeSet<String>)>);
+/// A label of a volume that says where it is, the same of a node today, and its values.
+type Zone = (&'static str, &'static str, BTreeSet<String>);
+
+/// Where bound volumes are.
+struct Zones(Vec<Zone>);
+
+/// Where a volume is, by its labels. One that names no place is passed over.
+fn zones_of(volume: &PersistentVolume) -> Vec<Zone> {
+    let zone = |(label, today): (&'static str, &'static str)| {
+        let value = volume.metadata.labels.as_ref()?.get(label)?;
+        let values: BTreeSet<String> = value.split("__").map(|v| v.trim().to_owned()).collect();
+        (!values.contains("")).then_some((label, today, values))
+    };
+    PLACES.into_iter().filter_map(zone).collect()
+}
 
 impl Plugin for VolumeZone {
     fn name(&self) -> &'static str {
@@ -319,11 +309,11 @@ impl PreFilter for VolumeZone {
         snapshot: &'a Snapshot,
     ) -> Result<Option<Box<dyn Filter + 'a>>, Refusal> {
         let (all, mut zones) = (&snapshot.volumes, Vec::new());
-        for (name, _) in pod.claims.iter().filter(|(_, ephemeral)| !ephemeral) {
+        for name in named(pod) {
             let Some(claim) = all.claim(&Key::new(pod.namespace(), name)) else {
                 return Err(not_found("persistentvolumeclaim", name));
             };
-            let volume = volume_of(claim);
+            let volume = volume_name(claim);
             if volume.is_empty() {
                 unbound_zone(all, claim)?;
                 continue;
@@ -331,13 +321,7 @@ impl PreFilter for VolumeZone {
             let Some(volume) = all.volume(volume) else {
                 return Err(not_found("persistentvolume", volume));
             };
-            for (label, today) in PLACES {
-                let value = volume.metadata.labels.as_ref().and_then(|l| l.get(label));
-                if let Some(value) = value {
-                    let values = value.split("__").map(|v| v.trim().to_owned()).collect();
-                    zones.push((label, today, values));
-                }
-            }
+            zones.extend(zones_of(volume));
         }
         Ok((!zones.is_empty()).then(|| Box::new(Zones(zones)) as Box<dyn Filter>))
     }
@@ -345,7 +329,7 @@ impl PreFilter for VolumeZone {
 
 /// A claim without a volume may be anywhere, if its volume comes after the pod's node is known.
 fn unbound_zone(all: &Volumes, claim: &PersistentVolumeClaim) -> Result<(), Refusal> {
-    let name = volumes::class_of_claim(claim);
+    let name = class_of_claim(claim).unwrap_or_default();
     if name.is_empty() {
         let why = "PersistentVolumeClaim had no pv name and storageClass name";
         return Err(Refusal::unresolvable(why));
@@ -362,7 +346,7 @@ impl Filter for Zones {
         if PLACES.iter().all(|(label, _)| node.label(label).is_none()) {
             return Ok(());
         }
-        let there = |(label, today, values): &(&str, &str, BTreeSet<String>)| {
+        let there = |(label, today, values): &Zone| {
             node.label(label).or(node.label(today)).is_some_and(|v| values.contains(v))
         };
         match self.0.iter().all(there) {
@@ -402,13 +386,13 @@ fn attach(pod: &PodInfo, all: &Volumes, attached: &mut Attached) {
     for (name, _) in &pod.claims {
         let key = Key::new(pod.namespace(), name);
         let Some(claim) = all.claim(&key) else { continue };
-        let source = match all.volume(volume_of(claim)) {
+        let source = match all.volume(volume_name(claim)) {
             Some(volume) => volume.spec.as_ref().and_then(|s| s.csi.as_ref()),
             None => None,
         };
         let (driver, id) = match (source, all.class(claim)) {
             (Some(csi), _) => (csi.driver.clone(), csi.volume_handle.clone()),
-            (None, Some(class)) if volume_of(claim).is_empty() => {
+            (None, Some(class)) if volume_name(claim).is_empty() => {
                 (class.provisioner.clone(), format!("claim {key}"))
             }
             _ => continue,
@@ -566,7 +550,7 @@ mod tests {
         let (first, second) = (using("first", &["a"]), using("second", &["a"]));
         assert_eq!(refusal(&VolumeRestrictions, &snapshot, &first), "");
         snapshot.assume(&first, "n1");
-        let wanted = "node has pod using PersistentVolumeClaim with the same name and ReadWriteOncePod access mode";
+        let wanted = "node(s) unavailable due to PersistentVolumeClaim with ReadWriteOncePod access mode already in-use by another pod";
         assert_eq!(refusal(&VolumeRestrictions, &snapshot, &second), wanted);
         {
             let prepared = VolumeRestrictions.prepare(&second, &snapshot);
@@ -595,6 +579,7 @@ mod tests {
         for (zone, labels, wanted) in [
             ("x", json!({"topology.kubernetes.io/zone": "x"}), ""),
             ("w__x", json!({"topology.kubernetes.io/zone": "x"}), ""),
+            ("y__", json!({"topology.kubernetes.io/zone": "x"}), ""),
             ("y", json!({"topology.kubernetes.io/zone": "x"}), conflict),
             ("y", json!({"topology.kubernetes.io/region": "r"}), conflict),
             ("y", json!({}), ""),

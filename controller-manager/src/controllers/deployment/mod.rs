@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use client::events::EventType;
 use client::lean::Pod;
+use client::matching::selects;
 use client::{Cache, Key, Queue};
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::{Deployment, DeploymentSpec, ReplicaSet, ReplicaSetSpec};
@@ -64,7 +65,7 @@ impl Controller for Deployments {
                         for d in deployments.list_in(&change.key.namespace) {
                             let selector = d.spec.as_ref().map(|s| &s.selector);
                             let labels = set.metadata.labels.as_ref();
-                            if selector.is_some_and(|s| crate::owners::selects(s, labels)) {
+                            if selector.is_some_and(|s| selects(s, labels)) {
                                 q.add(Key::of(&*d));
                             }
                         }

@@ -14,6 +14,7 @@ use std::sync::Arc;
 
 use client::events::EventType;
 use client::lean::Pod;
+use client::matching::selects;
 use client::{Cache, Key, Queue};
 use jiff::Timestamp;
 use k8s_openapi::api::batch::v1::Job;
@@ -23,7 +24,7 @@ use serde_json::json;
 pub use self::plan::plan;
 use crate::action::{Action, Plan, Target};
 use crate::expectations::Expectations;
-use crate::owners::{controller_key, controller_of, selects};
+use crate::owners::{controller_key, controller_of};
 use crate::runner::{Context, Controller};
 
 /// Keeps a pod until it is counted.

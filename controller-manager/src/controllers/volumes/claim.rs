@@ -4,21 +4,19 @@ use std::sync::Arc;
 
 use client::Key;
 use client::events::EventType;
-use k8s_openapi::api::core::v1::{
-    PersistentVolume, PersistentVolumeClaim, PersistentVolumeClaimSpec,
+use client::volumes::{
+    BIND_COMPLETED, BOUND_BY_CONTROLLER, SELECTED_NODE, asked, claim_ref, class_of_claim,
+    class_of_volume, has_modes, held, is_delayed, is_for, is_free, modes, same_attributes,
+    same_volume_mode, suits, volume_name,
 };
+use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
 use k8s_openapi::api::storage::v1::StorageClass;
 use kube::ResourceExt;
 use serde_json::{Value, json};
 
-use super::{
-    BIND_COMPLETED, BOUND_BY_CONTROLLER, change, change_status, claim_key, claim_ref, class, has,
-    mismatched, phase_of, spec, storage, volume, volume_class,
-};
+use super::{change, change_status, has, spec, volume};
 use crate::action::{Action, Plan};
-use crate::owners::selects;
 
-const SELECTED_NODE: &str = "volume.kubernetes.io/selected-node";
 const PROVISIONER: &str = "volume.kubernetes.io/storage-provisioner";
 const PROVISIONER_BETA: &str = "volume.beta.kubernetes.io/storage-provisioner";
 const DEFAULT_CLASS: &str = "storageclass.kubernetes.io/is-default-class";
@@ -55,27 +53,6 @@ impl Look<'_> {
         };
         self.classes.iter().filter(is_default).min_by_key(newest).map(|c| &**c)
     }
-}
-
-fn wanted(claim: &PersistentVolumeClaim) -> Option<&PersistentVolumeClaimSpec> {
-    claim.spec.as_ref()
-}
-
-fn claim_class(claim: &PersistentVolumeClaim) -> Option<&str> {
-    class(&claim.metadata, wanted(claim).and_then(|s| s.storage_class_name.as_ref()))
-}
-
-fn volume_name(claim: &PersistentVolumeClaim) -> &str {
-    wanted(claim).and_then(|s| s.volume_name.as_deref()).unwrap_or_default()
-}
-
-/// Whether a volume is bound to this claim, or reserved for it.
-fn is_for(volume: &PersistentVolume, claim: &PersistentVolumeClaim) -> bool {
-    claim_ref(volume).is_some_and(|r| {
-        let uid = r.uid.as_ref().filter(|uid| !uid.is_empty());
-        claim_key(r) == Key::of(claim)
-            && uid.is_none_or(|uid| Some(uid) == claim.metadata.uid.as_ref())
-    })
 }
 
 pub(super) fn plan(claim: &PersistentVolumeClaim, look: &Look<'_>) -> Plan {
@@ -139,22 +116,18 @@ fn this(claim: &PersistentVolumeClaim, volume: &PersistentVolume, plan: &mut Pla
 
 /// Why a volume that was asked for by name is not what the claim needs.
 fn unfit(claim: &PersistentVolumeClaim, volume: &PersistentVolume) -> Option<String> {
-    let attributes = |name: Option<&String>| name.cloned().unwrap_or_default();
-    let (asked, given) = (wanted(claim), spec(volume));
     if volume.metadata.deletion_timestamp.is_some() {
         return Some(format!("the volume is marked for deletion {:?}", volume.name_any()));
     }
-    let why = if !large_enough(claim, volume) {
+    let why = if held(volume) < asked(claim) {
         "requested PV is too small"
-    } else if volume_class(volume) != claim_class(claim).unwrap_or_default() {
+    } else if class_of_volume(volume) != class_of_claim(claim).unwrap_or_default() {
         "storageClassName does not match"
-    } else if attributes(asked.and_then(|s| s.volume_attributes_class_name.as_ref()))
-        != attributes(given.and_then(|s| s.volume_attributes_class_name.as_ref()))
-    {
+    } else if !same_attributes(volume, claim) {
         "volumeAttributesClassName does not match"
-    } else if mismatched(claim, volume) {
+    } else if !same_volume_mode(volume, claim) {
         "incompatible volumeMode"
-    } else if !has_modes(claim, volume) {
+    } else if !has_modes(volume, claim) {
         "incompatible accessMode"
     } else {
         return None;
@@ -162,30 +135,15 @@ fn unfit(claim: &PersistentVolumeClaim, volume: &PersistentVolume) -> Option<Str
     Some(why.to_owned())
 }
 
-fn large_enough(claim: &PersistentVolumeClaim, volume: &PersistentVolume) -> bool {
-    let asked = wanted(claim).and_then(|s| s.resources.as_ref()).and_then(|r| r.requests.as_ref());
-    storage(spec(volume).and_then(|s| s.capacity.as_ref())) >= storage(asked)
-}
-
-fn modes(volume: &PersistentVolume) -> &[String] {
-    spec(volume).and_then(|s| s.access_modes.as_deref()).unwrap_or_default()
-}
-
-fn has_modes(claim: &PersistentVolumeClaim, volume: &PersistentVolume) -> bool {
-    let mut asked = wanted(claim).and_then(|s| s.access_modes.as_ref()).into_iter().flatten();
-    asked.all(|mode| modes(volume).contains(mode))
-}
-
 /// It takes any volume that fits.
 fn any(claim: &PersistentVolumeClaim, look: &Look<'_>, plan: &mut Plan) {
-    let class_name = claim_class(claim).unwrap_or_default();
+    let class_name = class_of_claim(claim).unwrap_or_default();
     let found_class = look.class(class_name);
-    let delayed =
-        found_class.and_then(|c| c.volume_binding_mode.as_deref()) == Some("WaitForFirstConsumer");
+    let delayed = is_delayed(found_class);
     if let Some(volume) = best(claim, look.volumes, delayed) {
         return bind(claim, volume, plan);
     }
-    if claim_class(claim).is_none()
+    if class_of_claim(claim).is_none()
         && let Some(default) = look.default_class()
     {
         plan.push(change(claim, json!({"spec": {"storageClassName": default.name_any()}})));
@@ -256,21 +214,8 @@ fn best<'v>(
     volumes: &'v [Arc<PersistentVolume>],
     delayed: bool,
 ) -> Option<&'v PersistentVolume> {
-    let selector = wanted(claim).and_then(|s| s.selector.as_ref());
-    let attributes = wanted(claim).and_then(|s| s.volume_attributes_class_name.as_deref());
     let fits = |v: &&PersistentVolume| {
-        let given = spec(v).and_then(|s| s.volume_attributes_class_name.as_deref());
-        (claim_ref(v).is_none() || is_for(v, claim))
-            && has_modes(claim, v)
-            && large_enough(claim, v)
-            && !mismatched(claim, v)
-            && attributes.unwrap_or_default() == given.unwrap_or_default()
-            && v.metadata.deletion_timestamp.is_none()
-    };
-    let free = |v: &&PersistentVolume| {
-        phase_of(v) == "Available"
-            && selector.is_none_or(|s| selects(s, v.metadata.labels.as_ref()))
-            && volume_class(v) == claim_class(claim).unwrap_or_default()
+        (claim_ref(v).is_none() || is_for(v, claim)) && has_modes(v, claim) && suits(v, claim)
     };
     let mut fitting = volumes.iter().map(|v| &**v).filter(fits);
     if let Some(reserved) = fitting.clone().find(|v| is_for(v, claim)) {
@@ -280,10 +225,8 @@ fn best<'v>(
         // The scheduler chooses, when a pod needs it.
         return None;
     }
-    let size = |v: &&PersistentVolume| {
-        (modes(v).len(), storage(spec(v).and_then(|s| s.capacity.as_ref())), v.name_any())
-    };
-    fitting.by_ref().filter(free).min_by_key(size)
+    let size = |v: &&PersistentVolume| (modes(v).len(), held(v), v.name_any());
+    fitting.by_ref().filter(|v| is_free(v, claim)).min_by_key(size)
 }
 
 fn bind(claim: &PersistentVolumeClaim, volume: &PersistentVolume, plan: &mut Plan) {

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use client::events::EventType;
 use client::lean::{Pod, Volume};
+use client::volumes::claims_of;
 use client::{Cache, Key, Queue};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::PersistentVolumeClaim;
@@ -12,7 +13,6 @@ use kube::ResourceExt;
 
 use crate::action::{Action, Plan};
 use crate::owners::{controller_of, controller_reference};
-use crate::pods::claims_of;
 use crate::runner::{Context, Controller};
 
 const FAILED: &str = "FailedBinding";

@@ -10,33 +10,25 @@ mod protection;
 mod tests;
 mod volume;
 
-use std::collections::BTreeMap;
-use std::str::FromStr;
 use std::sync::Arc;
 
-use apimachinery::quantity::Quantity;
 use client::lean::Pod;
+use client::volumes::{BIND_COMPLETED, claim_ref, claims_of};
 use client::{Cache, Key, Queue};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{
     ObjectReference, PersistentVolume, PersistentVolumeClaim, PersistentVolumeSpec,
 };
 use k8s_openapi::api::storage::v1::StorageClass;
-use k8s_openapi::apimachinery::pkg::api::resource::Quantity as Text;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::ResourceExt;
 use serde_json::{Value, json};
 
 use crate::action::{Action, Plan, Target, Unless};
-use crate::pods::claims_of;
 use crate::runner::{Context, Controller};
 pub use ephemeral::Ephemeral;
 pub use protection::{AttributesProtection, ClaimProtection, VolumeProtection};
 
-const BIND_COMPLETED: &str = "pv.kubernetes.io/bind-completed";
-const BOUND_BY_CONTROLLER: &str = "pv.kubernetes.io/bound-by-controller";
-const CLASS: &str = "volume.beta.kubernetes.io/storage-class";
-const STORAGE: &str = "storage";
 /// Binds claims to volumes. Keys without a namespace are volumes, others claims.
 pub struct Binder {
     volumes: Cache<PersistentVolume>,
@@ -148,10 +140,6 @@ fn spec(volume: &PersistentVolume) -> Option<&PersistentVolumeSpec> {
     volume.spec.as_ref()
 }
 
-fn claim_ref(volume: &PersistentVolume) -> Option<&ObjectReference> {
-    spec(volume)?.claim_ref.as_ref()
-}
-
 fn claim_key(claim: &ObjectReference) -> Key {
     let text = |field: &Option<String>| field.clone().unwrap_or_default();
     Key::new(&text(&claim.namespace), &text(&claim.name))
@@ -159,33 +147,6 @@ fn claim_key(claim: &ObjectReference) -> Key {
 
 fn phase_of(volume: &PersistentVolume) -> &str {
     volume.status.as_ref().and_then(|s| s.phase.as_deref()).unwrap_or_default()
-}
-
-/// The class that an object names, by its annotation of old or its field.
-fn class<'o>(meta: &'o ObjectMeta, field: Option<&'o String>) -> Option<&'o str> {
-    let annotation = meta.annotations.as_ref().and_then(|all| all.get(CLASS));
-    annotation.or(field).map(String::as_str)
-}
-
-fn volume_class(volume: &PersistentVolume) -> &str {
-    class(&volume.metadata, spec(volume).and_then(|s| s.storage_class_name.as_ref()))
-        .unwrap_or_default()
-}
-
-/// What a volume holds or a claim asks for; nothing is zero.
-fn storage(amounts: Option<&BTreeMap<String, Text>>) -> Quantity {
-    let text = amounts.and_then(|all| all.get(STORAGE));
-    text.and_then(|q| Quantity::from_str(&q.0).ok()).unwrap_or_default()
-}
-
-/// Filesystem, unless it says otherwise.
-fn mode(field: Option<&String>) -> &str {
-    field.map_or("Filesystem", String::as_str)
-}
-
-fn mismatched(claim: &PersistentVolumeClaim, volume: &PersistentVolume) -> bool {
-    let asked = claim.spec.as_ref().and_then(|s| s.volume_mode.as_ref());
-    mode(asked) != mode(spec(volume).and_then(|s| s.volume_mode.as_ref()))
 }
 
 /// The object with a change (a JSON merge patch), which fails if the object is not as it was seen.

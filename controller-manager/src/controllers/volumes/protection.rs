@@ -1,6 +1,7 @@
 //! Claims that pods use and volumes that are bound stay until they are free, by a finalizer.
 
 use client::lean::Pod;
+use client::volumes::claims_of;
 use client::{Cache, Key, Queue};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
@@ -10,7 +11,7 @@ use serde_json::json;
 
 use super::{change, phase_of};
 use crate::action::{Action, Plan, Unless};
-use crate::pods::{claims_of, uses_claim};
+use crate::pods::uses_claim;
 use crate::runner::{Context, Controller};
 
 const CLAIM: &str = "kubernetes.io/pvc-protection";

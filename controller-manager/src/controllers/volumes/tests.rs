@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::action::Action;
+use client::volumes::BOUND_BY_CONTROLLER;
 
 fn volume(name: &str, size: &str, more: Value) -> Arc<PersistentVolume> {
     let mut object = json!({

@@ -1,13 +1,12 @@
 //! What becomes of a volume.
 
 use client::events::EventType;
+use client::volumes::{BOUND_BY_CONTROLLER, reserve, same_volume_mode, volume_name};
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
 use kube::ResourceExt;
-use serde_json::{Value, json};
+use serde_json::json;
 
-use super::{
-    BOUND_BY_CONTROLLER, change, change_status, claim_ref, has, mismatched, phase_of, spec,
-};
+use super::{change, change_status, has, phase_of, spec};
 use crate::action::{Action, Plan};
 
 const PROVISIONED_BY: &str = "pv.kubernetes.io/provisioned-by";
@@ -30,9 +29,9 @@ pub(super) fn available(volume: &PersistentVolume) -> Plan {
 /// The claim that it names is there.
 pub(super) fn claimed(volume: &PersistentVolume, claim: &PersistentVolumeClaim) -> Plan {
     let mut plan = Plan::default();
-    let named = claim.spec.as_ref().and_then(|s| s.volume_name.as_deref()).unwrap_or_default();
+    let named = volume_name(claim);
     if named.is_empty() {
-        if mismatched(claim, volume) {
+        if !same_volume_mode(volume, claim) {
             let (claim_name, name) = (claim.name_any(), volume.name_any());
             let said = format!(
                 "Cannot bind PersistentVolume to requested PersistentVolumeClaim {claim_name:?} due \
@@ -119,23 +118,7 @@ fn external(volume: &PersistentVolume) -> bool {
 
 /// The reference that binds a volume to a claim, and the note that it was bound here.
 pub(super) fn bind(volume: &PersistentVolume, claim: &PersistentVolumeClaim) -> Option<Action> {
-    let have = claim_ref(volume);
-    let whole = have.is_some_and(|r| r.uid.is_some() && r.uid == claim.metadata.uid);
-    if whole {
-        return None;
-    }
-    let mut patch: Value = json!({"spec": {"claimRef": {
-        "apiVersion": "v1",
-        "kind": "PersistentVolumeClaim",
-        "namespace": claim.metadata.namespace,
-        "name": claim.metadata.name,
-        "uid": claim.metadata.uid,
-        "resourceVersion": claim.metadata.resource_version,
-    }}});
-    if have.is_none() {
-        patch["metadata"]["annotations"] = json!({BOUND_BY_CONTROLLER: "yes"});
-    }
-    Some(change(volume, patch))
+    reserve(volume, claim).map(|patch| change(volume, patch))
 }
 
 pub(super) fn bound(volume: &PersistentVolume, plan: &mut Plan) {
