@@ -11,8 +11,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use client::Key;
+use client::lean::Pod;
+use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
-
+use k8s_openapi::api::storage::v1::{CSIDriver, CSINode, CSIStorageCapacity, StorageClass};
 use serde_json::Value;
 
 use crate::cycle::Unschedulable;
@@ -44,18 +46,50 @@ impl Refusal {
     }
 }
 
+/// An object that came or has changed.
+#[derive(Debug)]
+pub struct Seen<'e, K> {
+    /// As it was; `None`: it came.
+    pub old: Option<&'e K>,
+    pub new: &'e K,
+}
+
+impl<'e, K> Seen<'e, K> {
+    pub fn is_new(&self) -> bool {
+        self.old.is_none()
+    }
+
+    /// Whether the object came, or something of it has changed.
+    pub fn differs<T: PartialEq>(&self, of: impl Fn(&'e K) -> T) -> bool {
+        self.old.is_none_or(|old| of(old) != of(self.new))
+    }
+}
+
 /// What happened in the cluster that may let a refused pod in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ClusterEvent {
+#[derive(Debug)]
+pub enum ClusterEvent<'e> {
     NodeAdded,
     NodeChanged,
-    PodGone,
+    /// A pod that had a node has ended, is gone, or does not get there after all.
+    PodGone(&'e Pod),
+    /// A placed pod asks for another amount than before.
+    PodResized,
     PodPlaced,
-    /// A claim came or changed.
-    ClaimChanged,
-    /// A volume, a class, or what drivers say came or changed.
-    StorageChanged,
-    Other,
+    Claim(Seen<'e, PersistentVolumeClaim>),
+    Volume(Seen<'e, PersistentVolume>),
+    Class(Seen<'e, StorageClass>),
+    Driver(Seen<'e, CSIDriver>),
+    /// What drivers say of a node.
+    Attachable(Seen<'e, CSINode>),
+    Capacity(Seen<'e, CSIStorageCapacity>),
+}
+
+/// A refused pod, as far as it tells which events help it.
+#[derive(Clone, Copy, Debug)]
+pub struct Waiter<'w> {
+    pub key: &'w Key,
+    /// Names of its claims; whether each is made for the pod.
+    pub claims: &'w [(String, bool)],
 }
 
 /// A scheduling plugin: its name, and the points that it extends.
@@ -64,7 +98,7 @@ pub trait Plugin: Send + Sync {
     fn name(&self) -> &'static str;
 
     /// Whether such an event may help a pod that this plugin refused (QueueingHint).
-    fn helps(&self, _event: ClusterEvent) -> bool {
+    fn helps(&self, _event: &ClusterEvent<'_>, _pod: &Waiter<'_>) -> bool {
         false
     }
 

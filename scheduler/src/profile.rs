@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use crate::args::Args;
-use crate::framework::{ClusterEvent, Plugin, Refusal};
+use crate::framework::{ClusterEvent, Plugin, Refusal, Waiter};
 use crate::plugins;
 use crate::snapshot::PodInfo;
 
@@ -117,9 +117,14 @@ impl Profile {
 
     /// Whether an event may help a pod that these plugins refused. Without one that refused it,
     /// whatever happens may.
-    pub fn helps(&self, refused_by: &[&'static str], event: ClusterEvent) -> bool {
-        event == ClusterEvent::Other
-            || self.all.iter().any(|p| refused_by.contains(&p.name()) && p.helps(event))
+    pub fn helps(
+        &self,
+        refused_by: &[&'static str],
+        event: &ClusterEvent<'_>,
+        pod: &Waiter<'_>,
+    ) -> bool {
+        let asked = |p: &&Arc<dyn Plugin>| refused_by.contains(&p.name());
+        refused_by.is_empty() || self.all.iter().filter(asked).any(|p| p.helps(event, pod))
     }
 }
 

@@ -2,13 +2,14 @@
 //! (upstream's active, backoff and unschedulable queues).
 
 use std::cmp::Reverse;
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
 
 use client::Key;
 use jiff::{SignedDuration, Timestamp};
 
-use crate::framework::ClusterEvent;
+use crate::framework::Waiter;
+use crate::snapshot::PodInfo;
 
 /// Pauses after failed attempts: the first, which doubles up to the longest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,10 +50,18 @@ enum Place {
     Active,
     /// Until then.
     Backoff(Timestamp),
-    /// Refused by these plugins, at that time.
-    Refused(Vec<&'static str>, Timestamp),
-    /// Being scheduled; an event that came meanwhile is kept.
-    InFlight(Vec<ClusterEvent>),
+    Refused(Refused),
+    /// Being scheduled; whether the pod has changed meanwhile. What else happens is in the snapshot
+    /// that the decision is made on, or comes after the refusal.
+    InFlight(bool),
+}
+
+#[derive(Clone, Debug, PartialEq)]
+struct Refused {
+    at: Timestamp,
+    by: Vec<&'static str>,
+    /// The pod's claims, as [`PodInfo`] has them.
+    claims: Vec<(String, bool)>,
 }
 
 /// The queue. The present time is passed in. Each pod is in the set of its place, so that neither a
@@ -66,7 +75,6 @@ pub struct Queue {
     backoff: BTreeSet<(Timestamp, Key)>,
     /// By when they were refused.
     refused: BTreeSet<(Timestamp, Key)>,
-    in_flight: HashSet<Key>,
 }
 
 fn after(now: Timestamp, pause: Duration) -> Timestamp {
@@ -86,11 +94,7 @@ impl Queue {
                 self.active.insert((Reverse(priority), now, key.clone()));
                 self.pods.insert(key.clone(), waiting);
             }
-            Some(Waiting { place: Place::InFlight(events), .. }) => {
-                if !events.contains(&ClusterEvent::Other) {
-                    events.push(ClusterEvent::Other);
-                }
-            }
+            Some(Waiting { place: Place::InFlight(changed), .. }) => *changed = true,
             Some(waiting) => {
                 let is_refused = matches!(waiting.place, Place::Refused(..));
                 if waiting.priority != priority {
@@ -116,12 +120,10 @@ impl Queue {
             Place::Backoff(until) => {
                 self.backoff.insert((*until, key.clone()));
             }
-            Place::Refused(_, at) => {
-                self.refused.insert((*at, key.clone()));
+            Place::Refused(refused) => {
+                self.refused.insert((refused.at, key.clone()));
             }
-            Place::InFlight(_) => {
-                self.in_flight.insert(key.clone());
-            }
+            Place::InFlight(_) => {}
         }
         waiting.place = place;
     }
@@ -136,12 +138,10 @@ impl Queue {
             Place::Backoff(until) => {
                 self.backoff.remove(&(*until, key.clone()));
             }
-            Place::Refused(_, at) => {
-                self.refused.remove(&(*at, key.clone()));
+            Place::Refused(refused) => {
+                self.refused.remove(&(refused.at, key.clone()));
             }
-            Place::InFlight(_) => {
-                self.in_flight.remove(key);
-            }
+            Place::InFlight(_) => {}
         }
     }
 
@@ -161,7 +161,7 @@ impl Queue {
         self.ripen(now);
         let (_, _, key) = self.active.first()?.clone();
         self.unlist(&key);
-        self.set(&key, Place::InFlight(Vec::new()), |waiting| {
+        self.set(&key, Place::InFlight(false), |waiting| {
             waiting.attempts = waiting.attempts.saturating_add(1);
         });
         Some(key)
@@ -187,7 +187,7 @@ impl Queue {
     fn wake(&mut self, key: &Key, now: Timestamp) {
         let Some(waiting) = self.pods.get(key) else { return };
         let since = match &waiting.place {
-            Place::Refused(_, at) => *at,
+            Place::Refused(refused) => refused.at,
             _ => now,
         };
         let until = after(since, self.pauses.after(waiting.attempts));
@@ -195,46 +195,30 @@ impl Queue {
     }
 
     /// A pod in flight found no node: it waits for an event that helps one of these plugins.
-    pub fn refused(
-        &mut self,
-        key: &Key,
-        plugins: &[&'static str],
-        helps: impl Fn(&[&'static str], ClusterEvent) -> bool,
-        now: Timestamp,
-    ) {
-        let Some(Waiting { place: Place::InFlight(events), .. }) = self.pods.get(key) else {
+    pub fn refused(&mut self, pod: &PodInfo, plugins: &[&'static str], now: Timestamp) {
+        let Some(Waiting { place: Place::InFlight(changed), .. }) = self.pods.get(&pod.key) else {
             return;
         };
-        let helped = events.iter().any(|event| helps(plugins, *event));
-        self.change_place(key, Place::Refused(plugins.to_vec(), now));
-        if helped {
-            self.wake(key, now);
+        let changed = *changed;
+        let refused = Refused { at: now, by: plugins.to_vec(), claims: pod.claims.clone() };
+        self.change_place(&pod.key, Place::Refused(refused));
+        if changed {
+            self.wake(&pod.key, now);
         }
     }
 
     /// A pod in flight failed for a reason outside of it (the binding was refused): tried again.
     pub fn failed(&mut self, key: &Key, now: Timestamp) {
-        self.change_place(key, Place::Refused(Vec::new(), now));
+        let refused = Refused { at: now, by: Vec::new(), claims: Vec::new() };
+        self.change_place(key, Place::Refused(refused));
         self.wake(key, now);
     }
 
     /// Something happened: pods that it may help are woken. `helps` says so of a pod that these
     /// plugins refused.
-    pub fn event(
-        &mut self,
-        event: ClusterEvent,
-        helps: impl Fn(&[&'static str], ClusterEvent) -> bool,
-        now: Timestamp,
-    ) {
-        for key in &self.in_flight {
-            if let Some(Waiting { place: Place::InFlight(events), .. }) = self.pods.get_mut(key)
-                && !events.contains(&event)
-            {
-                events.push(event);
-            }
-        }
+    pub fn event(&mut self, helps: impl Fn(&[&'static str], &Waiter<'_>) -> bool, now: Timestamp) {
         let is_helped = |key: &Key| match self.pods.get(key).map(|w| &w.place) {
-            Some(Place::Refused(plugins, _)) => helps(plugins, event),
+            Some(Place::Refused(r)) => helps(&r.by, &Waiter { key, claims: &r.claims }),
             _ => false,
         };
         let keys = self.refused.iter().map(|(_, key)| key);
@@ -256,7 +240,10 @@ impl Queue {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::framework::ClusterEvent;
     use crate::profile::Profile;
+    use crate::snapshot::tests::pod;
+    use serde_json::json;
 
     fn at(seconds: i64) -> Timestamp {
         Timestamp::from_second(1_700_000_000 + seconds).expect("a time")
@@ -279,17 +266,20 @@ mod tests {
     #[test]
     fn a_refused_pod_waits_for_an_event_that_helps_and_for_its_pause() {
         let profile = Profile::default();
-        let helps = |plugins: &[&'static str], event| profile.helps(plugins, event);
+        let p = pod("p", json!({}));
+        let happens = |q: &mut Queue, event: ClusterEvent<'_>, now| {
+            q.event(|plugins, pod| profile.helps(plugins, &event, pod), now);
+        };
         let mut q = Queue::default();
         q.add(&key("p"), 0, at(0));
         assert!(q.pop(at(0)).is_some());
-        q.refused(&key("p"), &["NodeName"], helps, at(0));
-        q.event(ClusterEvent::PodGone, helps, at(5));
+        q.refused(&p, &["NodeName"], at(0));
+        happens(&mut q, ClusterEvent::PodGone(&p.pod), at(5));
         assert_eq!(q.pop(at(5)), None, "a pod's end gives no node of that name");
-        q.event(ClusterEvent::NodeAdded, helps, at(5));
+        happens(&mut q, ClusterEvent::NodeAdded, at(5));
         assert_eq!(q.pop(at(5)), Some(key("p")));
-        q.refused(&key("p"), &["NodeName"], helps, at(5));
-        q.event(ClusterEvent::NodeAdded, helps, at(6));
+        q.refused(&p, &["NodeName"], at(5));
+        happens(&mut q, ClusterEvent::NodeAdded, at(6));
         assert_eq!(q.pop(at(6)), None, "two seconds' pause after the second attempt");
         assert_eq!(q.next_due(), Some(at(7)));
         assert_eq!(q.pop(at(7)), Some(key("p")));
@@ -321,14 +311,25 @@ mod tests {
     }
 
     #[test]
-    fn an_event_during_the_attempt_is_not_lost() {
+    fn a_pod_that_no_plugin_refused_is_helped_by_whatever_happens() {
         let profile = Profile::default();
-        let helps = |plugins: &[&'static str], event| profile.helps(plugins, event);
+        let p = pod("p", json!({}));
         let mut q = Queue::default();
         q.add(&key("p"), 0, at(0));
         q.pop(at(0));
-        q.event(ClusterEvent::PodGone, helps, at(0));
-        q.refused(&key("p"), &["NodeResourcesFit"], helps, at(0));
+        q.refused(&p, &[], at(0));
+        q.event(|plugins, pod| profile.helps(plugins, &ClusterEvent::NodeAdded, pod), at(5));
+        assert_eq!(q.pop(at(5)), Some(key("p")), "there was no node to refuse it");
+    }
+
+    #[test]
+    fn a_change_of_the_pod_during_the_attempt_is_not_lost() {
+        let p = pod("p", json!({}));
+        let mut q = Queue::default();
+        q.add(&key("p"), 0, at(0));
+        q.pop(at(0));
+        q.add(&key("p"), 0, at(0));
+        q.refused(&p, &["NodeName"], at(0));
         assert_eq!(q.pop(at(1)), Some(key("p")));
     }
 
@@ -337,7 +338,7 @@ mod tests {
         let mut q = Queue::default();
         q.add(&key("p"), 0, at(0));
         q.pop(at(0));
-        q.refused(&key("p"), &["NodeName"], |_, _| false, at(0));
+        q.refused(&pod("p", json!({})), &["NodeName"], at(0));
         assert_eq!(q.pop(at(299)), None);
         assert_eq!(q.pop(at(300)), Some(key("p")));
         q.remove(&key("p"));

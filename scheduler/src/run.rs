@@ -33,7 +33,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::config::{Config, Options};
 use crate::cycle::{self, Unschedulable};
-use crate::framework::{ClusterEvent, Refused};
+use crate::framework::{ClusterEvent, Refused, Waiter};
 use crate::owners::OwnerKind;
 use crate::preemption::Preemption;
 use crate::profile::Profile;
@@ -190,8 +190,8 @@ impl Scheduler {
     }
 
     /// Whether an event may help a pod that these plugins refused, of any profile.
-    fn helps(&self, plugins: &[&'static str], event: ClusterEvent) -> bool {
-        self.profiles.iter().any(|p| p.helps(plugins, event))
+    fn helps(&self, plugins: &[&'static str], event: &ClusterEvent<'_>, pod: &Waiter<'_>) -> bool {
+        self.profiles.iter().any(|p| p.helps(plugins, event, pod))
     }
 
     fn metrics(&self) -> String {
@@ -333,8 +333,7 @@ impl Scheduler {
         };
         let budgets = budgets.list();
         let (why, sacrifice) = self.preempt(&mut state, profile, &info, why, (&budgets, start));
-        let helps = |plugins: &[&'static str], event| profile.helps(plugins, event);
-        state.queue.refused(&key, &why.plugins, helps, Timestamp::now());
+        state.queue.refused(&info, &why.plugins, Timestamp::now());
         let nominated = state.snapshot.nominated(&info.uid).map(str::to_owned);
         drop(state);
         self.metrics.unschedulable.fetch_add(1, Ordering::Relaxed);
@@ -470,9 +469,9 @@ impl Scheduler {
         }
     }
 
-    fn event(&self, state: &mut State, event: ClusterEvent) {
-        let helps = |plugins: &[&'static str], event| self.helps(plugins, event);
-        state.queue.event(event, helps, Timestamp::now());
+    fn event(&self, state: &mut State, event: &ClusterEvent<'_>) {
+        let helps = |plugins: &[&'static str], pod: &Waiter<'_>| self.helps(plugins, event, pod);
+        state.queue.event(helps, Timestamp::now());
         self.wake.notify_one();
     }
 
@@ -480,12 +479,12 @@ impl Scheduler {
         let mut state = self.state.lock();
         state.snapshot.set_node(&change.key.name, change.new.cloned());
         match (change.old, change.new) {
-            (None, Some(_)) => self.event(&mut state, ClusterEvent::NodeAdded),
+            (None, Some(_)) => self.event(&mut state, &ClusterEvent::NodeAdded),
             (Some(old), Some(new)) if matters(old, new) => {
-                self.event(&mut state, ClusterEvent::NodeChanged);
+                self.event(&mut state, &ClusterEvent::NodeChanged);
             }
             // One domain less may be one less to spread over.
-            (Some(_), None) => self.event(&mut state, ClusterEvent::NodeChanged),
+            (Some(_), None) => self.event(&mut state, &ClusterEvent::NodeChanged),
             _ => {}
         }
     }
@@ -504,22 +503,33 @@ impl Scheduler {
         }
     }
 
+    /// A pod is there no more.
+    fn gone(&self, state: &mut State, key: &Key, pod: &Pod) {
+        let uid = pod.metadata.uid.as_deref().unwrap_or_default();
+        let had_a_node = state.snapshot.holds(uid);
+        state.snapshot.remove_pod(uid);
+        state.queue.remove(key);
+        self.storage.notify_waiters();
+        if had_a_node {
+            self.event(state, &ClusterEvent::PodGone(pod));
+        }
+    }
+
     fn pod(&self, change: &Change<'_, Pod>) {
         let mut state = self.state.lock();
-        let Some(pod) = change.new else {
-            let old = change.old.and_then(|p| p.metadata.uid.as_deref());
-            state.snapshot.remove_pod(old.unwrap_or_default());
-            state.queue.remove(change.key);
-            self.storage.notify_waiters();
-            return self.event(&mut state, ClusterEvent::PodGone);
+        let is_another =
+            |old: &Arc<Pod>| change.new.is_none_or(|pod| old.metadata.uid != pod.metadata.uid);
+        let (old, gone) = match change.old {
+            Some(other) if is_another(other) => (None, Some(other)),
+            same => (same, None),
         };
-        if let Some(old) = change.old.filter(|old| old.metadata.uid != pod.metadata.uid) {
-            state.snapshot.remove_pod(old.metadata.uid.as_deref().unwrap_or_default());
-            state.queue.remove(change.key);
+        if let Some(gone) = gone {
+            self.gone(&mut state, change.key, gone);
         }
+        let Some(pod) = change.new else { return };
         let nomination =
             |p: &Pod| p.status.as_ref()?.nominated_node_name.clone().filter(|n| !n.is_empty());
-        if change.old.is_some_and(|old| nomination(old).is_some()) && nomination(pod).is_none() {
+        if old.is_some_and(|old| nomination(old).is_some()) && nomination(pod).is_none() {
             state.snapshot.withdraw(pod.metadata.uid.as_deref().unwrap_or_default());
         }
         let info = Arc::new(PodInfo::new(Arc::clone(pod)));
@@ -537,7 +547,7 @@ impl Scheduler {
                 true => state.queue.remove(change.key),
                 // Only what the pod wants can matter, not what is reported of it.
                 false
-                    if change.old.is_none_or(|old| {
+                    if old.is_none_or(|old| {
                         old.spec != pod.spec || old.metadata.labels != pod.metadata.labels
                     }) =>
                 {
@@ -550,7 +560,7 @@ impl Scheduler {
         }
         state.queue.remove(change.key);
         let placed = |p: &Arc<Pod>| p.spec.as_ref().is_some_and(|s| s.node_name.is_some());
-        let was_placed = change.old.is_some_and(placed);
+        let was_placed = old.is_some_and(placed);
         let resized = |old: &Arc<Pod>| of_pod(old) != info.requests;
         // What others' constraints can tell it by.
         let looks_other = |old: &Arc<Pod>| {
@@ -558,12 +568,12 @@ impl Scheduler {
             old.labels != new.labels
                 || old.deletion_timestamp.is_some() != new.deletion_timestamp.is_some()
         };
-        if change.old.is_some_and(|old| !finished(old)) && finished(pod)
-            || was_placed && change.old.is_some_and(resized)
-        {
-            self.event(&mut state, ClusterEvent::PodGone);
-        } else if placed(pod) && (!was_placed || change.old.is_some_and(looks_other)) {
-            self.event(&mut state, ClusterEvent::PodPlaced);
+        if old.is_some_and(|old| !finished(old)) && finished(pod) {
+            self.event(&mut state, &ClusterEvent::PodGone(pod));
+        } else if was_placed && old.is_some_and(resized) {
+            self.event(&mut state, &ClusterEvent::PodResized);
+        } else if placed(pod) && (!was_placed || old.is_some_and(looks_other)) {
+            self.event(&mut state, &ClusterEvent::PodPlaced);
         }
     }
 }

@@ -409,6 +409,11 @@ impl Snapshot {
         }
     }
 
+    /// Whether a pod has a node, or one is kept for it.
+    pub fn holds(&self, uid: &str) -> bool {
+        self.placed.contains_key(uid) || self.nominated.contains_key(uid)
+    }
+
     pub fn is_assumed(&self, uid: &str) -> bool {
         self.assumed.contains(uid)
     }
@@ -567,9 +572,13 @@ pub mod tests {
         snapshot.remove_pod("p");
         assert_eq!(used(&snapshot), 0);
 
+        assert!(!snapshot.holds("p"));
+        snapshot.nominate(&waiting, "n");
+        assert!(snapshot.holds("p"), "a node is kept for it");
         snapshot.assume(&waiting, "n");
+        assert!(snapshot.holds("p"));
         snapshot.forget("p");
-        assert_eq!(used(&snapshot), 0);
+        assert_eq!((used(&snapshot), snapshot.holds("p")), (0, false));
     }
 
     #[test]

@@ -8,7 +8,9 @@ use k8s_openapi::api::core::v1::{
 };
 
 use crate::args::NodeAffinityArgs;
-use crate::framework::{ClusterEvent, Filter, Plugin, PreFilter, PreScore, Refusal, Score, scale};
+use crate::framework::{
+    ClusterEvent, Filter, Plugin, PreFilter, PreScore, Refusal, Score, Waiter, scale,
+};
 use crate::snapshot::{NodeInfo, PodInfo, Snapshot};
 
 pub struct NodeAffinity {
@@ -69,7 +71,7 @@ impl Plugin for NodeAffinity {
         "NodeAffinity"
     }
 
-    fn helps(&self, event: ClusterEvent) -> bool {
+    fn helps(&self, event: &ClusterEvent<'_>, _pod: &Waiter<'_>) -> bool {
         matches!(event, ClusterEvent::NodeAdded | ClusterEvent::NodeChanged)
     }
 

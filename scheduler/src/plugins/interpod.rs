@@ -7,7 +7,7 @@ use k8s_openapi::api::core::v1::{Affinity, PodAffinityTerm};
 
 use crate::args::InterPodArgs;
 use crate::framework::{
-    ClusterEvent, Filter, MAX_SCORE, Plugin, PreFilter, PreScore, Refusal, Score,
+    ClusterEvent, Filter, MAX_SCORE, Plugin, PreFilter, PreScore, Refusal, Score, Waiter,
 };
 use crate::snapshot::{NodeInfo, PodInfo, Snapshot};
 use crate::topology::Tally;
@@ -191,8 +191,14 @@ impl Plugin for InterPodAffinity {
         "InterPodAffinity"
     }
 
-    fn helps(&self, event: ClusterEvent) -> bool {
-        event != ClusterEvent::Other
+    fn helps(&self, event: &ClusterEvent<'_>, _pod: &Waiter<'_>) -> bool {
+        matches!(
+            event,
+            ClusterEvent::NodeAdded
+                | ClusterEvent::NodeChanged
+                | ClusterEvent::PodGone(_)
+                | ClusterEvent::PodPlaced
+        )
     }
 
     fn pre_filter(&self) -> Option<&dyn PreFilter> {

@@ -2,6 +2,7 @@
 
 mod affinity;
 mod gates;
+mod hints;
 mod image;
 mod interpod;
 mod names;

@@ -1,6 +1,6 @@
 //! NodeName: a pod that names its node goes there or nowhere.
 
-use crate::framework::{ClusterEvent, Filter, Plugin, PreFilter, Refusal};
+use crate::framework::{ClusterEvent, Filter, Plugin, PreFilter, Refusal, Waiter};
 use crate::snapshot::{NodeInfo, PodInfo, Snapshot};
 
 pub struct NodeName;
@@ -12,8 +12,8 @@ impl Plugin for NodeName {
         "NodeName"
     }
 
-    fn helps(&self, event: ClusterEvent) -> bool {
-        event == ClusterEvent::NodeAdded
+    fn helps(&self, event: &ClusterEvent<'_>, _pod: &Waiter<'_>) -> bool {
+        matches!(event, ClusterEvent::NodeAdded)
     }
 
     fn pre_filter(&self) -> Option<&dyn PreFilter> {

@@ -1,6 +1,6 @@
 //! NodePorts: no two pods of a node have the same host port.
 
-use crate::framework::{ClusterEvent, Filter, Plugin, PreFilter, Refusal};
+use crate::framework::{ClusterEvent, Filter, Plugin, PreFilter, Refusal, Waiter};
 use crate::snapshot::{NodeInfo, PodInfo, Snapshot};
 
 pub struct NodePorts;
@@ -12,8 +12,8 @@ impl Plugin for NodePorts {
         "NodePorts"
     }
 
-    fn helps(&self, event: ClusterEvent) -> bool {
-        matches!(event, ClusterEvent::NodeAdded | ClusterEvent::PodGone)
+    fn helps(&self, event: &ClusterEvent<'_>, _pod: &Waiter<'_>) -> bool {
+        matches!(event, ClusterEvent::NodeAdded | ClusterEvent::PodGone(_))
     }
 
     fn pre_filter(&self) -> Option<&dyn PreFilter> {

@@ -3,7 +3,7 @@
 
 use crate::args::{BalancedArgs, FitArgs, MAX_SHAPE_SCORE, ResourceSpec, ShapePoint};
 use crate::framework::{
-    ClusterEvent, Filter, MAX_SCORE, Plugin, PreFilter, PreScore, Refusal, Score,
+    ClusterEvent, Filter, MAX_SCORE, Plugin, PreFilter, PreScore, Refusal, Score, Waiter,
 };
 use crate::resources::Resources;
 use crate::snapshot::{NodeInfo, PodInfo, Snapshot};
@@ -81,8 +81,14 @@ impl Plugin for NodeResourcesFit {
         "NodeResourcesFit"
     }
 
-    fn helps(&self, event: ClusterEvent) -> bool {
-        !matches!(event, ClusterEvent::PodPlaced | ClusterEvent::Other)
+    fn helps(&self, event: &ClusterEvent<'_>, _pod: &Waiter<'_>) -> bool {
+        matches!(
+            event,
+            ClusterEvent::NodeAdded
+                | ClusterEvent::NodeChanged
+                | ClusterEvent::PodGone(_)
+                | ClusterEvent::PodResized
+        )
     }
 
     fn pre_filter(&self) -> Option<&dyn PreFilter> {

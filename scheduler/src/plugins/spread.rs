@@ -8,7 +8,7 @@ use k8s_openapi::api::core::v1::TopologySpreadConstraint;
 
 use crate::args::SpreadArgs;
 use crate::framework::{
-    ClusterEvent, Filter, MAX_SCORE, Plugin, PreFilter, PreScore, Refusal, Score,
+    ClusterEvent, Filter, MAX_SCORE, Plugin, PreFilter, PreScore, Refusal, Score, Waiter,
 };
 use crate::plugins::{affinity, taints};
 use crate::snapshot::{Kin, NodeInfo, PodInfo, Snapshot};
@@ -230,8 +230,14 @@ impl Plugin for PodTopologySpread {
         "PodTopologySpread"
     }
 
-    fn helps(&self, event: ClusterEvent) -> bool {
-        event != ClusterEvent::Other
+    fn helps(&self, event: &ClusterEvent<'_>, _pod: &Waiter<'_>) -> bool {
+        matches!(
+            event,
+            ClusterEvent::NodeAdded
+                | ClusterEvent::NodeChanged
+                | ClusterEvent::PodGone(_)
+                | ClusterEvent::PodPlaced
+        )
     }
 
     fn pre_filter(&self) -> Option<&dyn PreFilter> {

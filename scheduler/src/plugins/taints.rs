@@ -3,7 +3,9 @@
 use client::matching::tolerates;
 use k8s_openapi::api::core::v1::{Taint, Toleration};
 
-use crate::framework::{ClusterEvent, Filter, Plugin, PreFilter, PreScore, Refusal, Score, scale};
+use crate::framework::{
+    ClusterEvent, Filter, Plugin, PreFilter, PreScore, Refusal, Score, Waiter, scale,
+};
 use crate::snapshot::{NodeInfo, PodInfo, Snapshot};
 
 /// What a cordoned node is tainted with.
@@ -35,7 +37,7 @@ impl Plugin for TaintToleration {
         "TaintToleration"
     }
 
-    fn helps(&self, event: ClusterEvent) -> bool {
+    fn helps(&self, event: &ClusterEvent<'_>, _pod: &Waiter<'_>) -> bool {
         matches!(event, ClusterEvent::NodeAdded | ClusterEvent::NodeChanged)
     }
 
@@ -104,7 +106,7 @@ impl Plugin for NodeUnschedulable {
         "NodeUnschedulable"
     }
 
-    fn helps(&self, event: ClusterEvent) -> bool {
+    fn helps(&self, event: &ClusterEvent<'_>, _pod: &Waiter<'_>) -> bool {
         matches!(event, ClusterEvent::NodeAdded | ClusterEvent::NodeChanged)
     }
 

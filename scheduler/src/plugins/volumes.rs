@@ -10,8 +10,11 @@ use client::volumes::{SELECTED_NODE, class_of_claim, reserve, volume_name};
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
 use serde_json::json;
 
+use super::hints;
 use crate::args::VolumeBindingArgs;
-use crate::framework::{ClusterEvent, Filter, Plugin, PreBind, PreFilter, Refusal, Reserve, Write};
+use crate::framework::{
+    ClusterEvent, Filter, Plugin, PreBind, PreFilter, Refusal, Reserve, Waiter, Write,
+};
 use crate::snapshot::{NodeInfo, PodInfo, Snapshot};
 use crate::volumes::{Look, Volumes, is_bound, selected_node};
 
@@ -92,14 +95,8 @@ impl Plugin for VolumeBinding {
         "VolumeBinding"
     }
 
-    fn helps(&self, event: ClusterEvent) -> bool {
-        matches!(
-            event,
-            ClusterEvent::NodeAdded
-                | ClusterEvent::NodeChanged
-                | ClusterEvent::ClaimChanged
-                | ClusterEvent::StorageChanged
-        )
+    fn helps(&self, event: &ClusterEvent<'_>, pod: &Waiter<'_>) -> bool {
+        hints::binding(event, pod)
     }
 
     fn pre_filter(&self) -> Option<&dyn PreFilter> {
@@ -220,8 +217,8 @@ impl Plugin for VolumeRestrictions {
         "VolumeRestrictions"
     }
 
-    fn helps(&self, event: ClusterEvent) -> bool {
-        matches!(event, ClusterEvent::PodGone | ClusterEvent::ClaimChanged)
+    fn helps(&self, event: &ClusterEvent<'_>, pod: &Waiter<'_>) -> bool {
+        hints::restrictions(event, pod)
     }
 
     fn pre_filter(&self) -> Option<&dyn PreFilter> {
@@ -279,7 +276,7 @@ type Zone = (&'static str, &'static str, BTreeSet<String>);
 struct Zones(Vec<Zone>);
 
 /// Where a volume is, by its labels. One that names no place is passed over.
-fn zones_of(volume: &PersistentVolume) -> Vec<Zone> {
+pub(super) fn zones_of(volume: &PersistentVolume) -> Vec<Zone> {
     let zone = |(label, today): (&'static str, &'static str)| {
         let value = volume.metadata.labels.as_ref()?.get(label)?;
         let values: BTreeSet<String> = value.split("__").map(|v| v.trim().to_owned()).collect();
@@ -293,8 +290,8 @@ impl Plugin for VolumeZone {
         "VolumeZone"
     }
 
-    fn helps(&self, event: ClusterEvent) -> bool {
-        VolumeBinding::new(&VolumeBindingArgs::default()).helps(event)
+    fn helps(&self, event: &ClusterEvent<'_>, pod: &Waiter<'_>) -> bool {
+        hints::zone(event, pod)
     }
 
     fn pre_filter(&self) -> Option<&dyn PreFilter> {
@@ -369,11 +366,8 @@ impl Plugin for NodeVolumeLimits {
         "NodeVolumeLimits"
     }
 
-    fn helps(&self, event: ClusterEvent) -> bool {
-        matches!(
-            event,
-            ClusterEvent::PodGone | ClusterEvent::ClaimChanged | ClusterEvent::StorageChanged
-        )
+    fn helps(&self, event: &ClusterEvent<'_>, pod: &Waiter<'_>) -> bool {
+        hints::limits(event, pod)
     }
 
     fn pre_filter(&self) -> Option<&dyn PreFilter> {

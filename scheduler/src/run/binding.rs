@@ -13,7 +13,7 @@ use kube::api::{Patch, PatchParams, PostParams};
 use serde_json::json;
 
 use super::Scheduler;
-use crate::framework::{PreBind, Write};
+use crate::framework::{ClusterEvent, PreBind, Write};
 use crate::snapshot::PodInfo;
 
 impl Scheduler {
@@ -60,6 +60,8 @@ impl Scheduler {
         // It may have gone meanwhile: then nobody is to be told.
         let there = state.snapshot.is_assumed(&info.uid);
         state.snapshot.forget(&info.uid);
+        // Its node has that room again.
+        self.event(&mut state, &ClusterEvent::PodGone(&info.pod));
         state.queue.failed(key, Timestamp::now());
         drop(state);
         self.metrics.errors.fetch_add(1, Ordering::Relaxed);
