@@ -35,8 +35,6 @@ pub struct PodInfo {
     /// Has (anti-)affinity to other pods.
     pub affinity: bool,
     pub required_anti_affinity: bool,
-    /// What other pods' constraints and its own can tell it by: those of the same are [`Kin`].
-    kin: Arc<str>,
 }
 
 /// A port of the node that a pod wants.
@@ -72,7 +70,6 @@ impl PodInfo {
             claims: claims_of(&pod).collect(),
             affinity: affinity.is_some_and(|a| a.pod_affinity.is_some()) || anti.is_some(),
             required_anti_affinity: required.is_some_and(|terms| !terms.is_empty()),
-            kin: kin(&pod),
             pod,
         }
     }
@@ -94,16 +91,15 @@ impl PodInfo {
     }
 }
 
-/// Namespace, labels, whether it is ending, and (anti-)affinity, as text.
-fn kin(pod: &Pod) -> Arc<str> {
+/// What other pods' constraints and its own can tell a pod by: namespace, labels, whether it is ending,
+/// and (anti-)affinity, as text. Those of the same are [`Kin`].
+fn likeness(pod: &Pod) -> String {
     let meta = &pod.metadata;
     let affinity = pod.spec.as_ref().and_then(|s| s.affinity.as_ref());
     let affinity = affinity.map(|a| (&a.pod_affinity, &a.pod_anti_affinity));
     let ending = meta.deletion_timestamp.is_some();
     // Typed objects are always JSON.
-    serde_json::to_string(&(&meta.namespace, &meta.labels, ending, affinity))
-        .unwrap_or_default()
-        .into()
+    serde_json::to_string(&(&meta.namespace, &meta.labels, ending, affinity)).unwrap_or_default()
 }
 
 fn ports(pod: &Pod) -> Vec<HostPort> {
@@ -197,6 +193,14 @@ impl Kin {
     }
 }
 
+/// Where a pod counts: the slot of its node, and its key among [`Kin`], which those share that are
+/// alike.
+#[derive(Debug)]
+struct Placed {
+    slot: usize,
+    kin: Arc<str>,
+}
+
 /// So many topology keys are remembered: pods may name any.
 const MOST_TOPOLOGIES: usize = 64;
 
@@ -212,8 +216,8 @@ pub struct Snapshot {
     order: Vec<usize>,
     kins: HashMap<Arc<str>, Kin>,
     topologies: Mutex<HashMap<String, Arc<Topology>>>,
-    /// Pod uid to the slot of the node it counts on.
-    placed: HashMap<String, usize>,
+    /// By the pod's uid.
+    placed: HashMap<String, Placed>,
     /// Of those, the ones that are only assumed.
     assumed: HashSet<String>,
     pub namespaces: HashMap<String, Labels>,
@@ -453,32 +457,40 @@ impl Snapshot {
         self.nominated.remove(&pod.uid);
         self.displace(&pod.uid);
         let slot = self.slot(node);
-        self.placed.insert(pod.uid.clone(), slot);
-        self.count(&pod, slot, true);
+        self.count_claims(&pod, true);
+        self.with_affinity += usize::from(pod.affinity);
+        let kin = self.join(&pod, slot);
+        self.placed.insert(pod.uid.clone(), Placed { slot, kin });
         self.slots[slot].add(pod);
     }
 
     fn displace(&mut self, uid: &str) {
-        let Some(slot) = self.placed.remove(uid) else { return };
+        let Some(Placed { slot, kin }) = self.placed.remove(uid) else { return };
         if let Some(pod) = self.slots[slot].pods.iter().find(|p| p.uid == uid).cloned() {
-            self.count(&pod, slot, false);
+            self.count_claims(&pod, false);
+            self.with_affinity -= usize::from(pod.affinity);
             self.slots[slot].remove(uid);
         }
+        self.leave(&kin, slot);
         self.release(slot);
     }
 
-    fn count(&mut self, pod: &Arc<PodInfo>, slot: usize, there: bool) {
-        self.count_claims(pod, there);
-        let affinity = usize::from(pod.affinity);
-        if there {
-            self.with_affinity += affinity;
-            let new = || Kin { one: Arc::clone(pod), nodes: HashMap::new() };
-            let kin = self.kins.entry(Arc::clone(&pod.kin)).or_insert_with(new);
-            *kin.nodes.entry(slot).or_insert(0) += 1;
-            return;
-        }
-        self.with_affinity -= affinity;
-        let Some(kin) = self.kins.get_mut(&pod.kin) else { return };
+    /// Counts a pod among those that are alike; their key.
+    fn join(&mut self, pod: &Arc<PodInfo>, slot: usize) -> Arc<str> {
+        let text = likeness(&pod.pod);
+        let key = match self.kins.get_key_value(text.as_str()) {
+            Some((key, _)) => Arc::clone(key),
+            None => text.into(),
+        };
+        let new = || Kin { one: Arc::clone(pod), nodes: HashMap::new() };
+        let kin = self.kins.entry(Arc::clone(&key)).or_insert_with(new);
+        *kin.nodes.entry(slot).or_insert(0) += 1;
+        key
+    }
+
+    /// Counts one of these pods less on a node. With the last of them their key goes.
+    fn leave(&mut self, key: &str, slot: usize) {
+        let Some(kin) = self.kins.get_mut(key) else { return };
         if let Some(n) = kin.nodes.get_mut(&slot) {
             *n -= 1;
             if *n == 0 {
@@ -486,7 +498,7 @@ impl Snapshot {
             }
         }
         if kin.nodes.is_empty() {
-            self.kins.remove(&pod.kin);
+            self.kins.remove(key);
         }
     }
 
@@ -619,11 +631,12 @@ pub mod tests {
         snapshot.set_pod(&web("2"));
         snapshot.set_pod(&web("2"));
         assert_eq!(told(&snapshot), "Some({\"a\": \"web\"}) 2");
+        assert!(Arc::ptr_eq(&snapshot.placed["1"].kin, &snapshot.placed["2"].kin), "one text");
         snapshot.set_pod(&labelled("2", json!({"a": "db"}), json!({"nodeName": "n"})));
         assert_eq!(told(&snapshot), "Some({\"a\": \"db\"}) 1, Some({\"a\": \"web\"}) 1");
         snapshot.remove_pod("1");
         snapshot.remove_pod("2");
-        assert_eq!(told(&snapshot), "");
+        assert_eq!((told(&snapshot).as_str(), snapshot.kins.len()), ("", 0));
     }
 
     #[test]
