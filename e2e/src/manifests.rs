@@ -44,6 +44,56 @@ spec:
     )
 }
 
+/// A volume of a class of its own, whose source this is, and what else follows in its spec.
+pub fn volume(name: &str, source: &str) -> String {
+    format!(
+        r"
+apiVersion: v1
+kind: PersistentVolume
+metadata: {{name: {name}}}
+spec:
+  capacity: {{storage: 2Gi}}
+  accessModes: [ReadWriteOnce]
+  storageClassName: {name}
+  {source}
+"
+    )
+}
+
+/// A claim to a volume of a class.
+pub fn claim(name: &str, class: &str) -> String {
+    format!(
+        r"
+apiVersion: v1
+kind: PersistentVolumeClaim
+metadata: {{name: {name}}}
+spec:
+  accessModes: [ReadWriteOnce]
+  storageClassName: {class}
+  resources: {{requests: {{storage: 1Gi}}}}
+"
+    )
+}
+
+/// A pod that does nothing, with a claim's volume at `/disk`.
+pub fn user(name: &str, claim: &str) -> String {
+    format!(
+        r"
+apiVersion: v1
+kind: Pod
+metadata: {{name: {name}}}
+spec:
+  terminationGracePeriodSeconds: 0
+  containers:
+  - name: main
+    image: localhost/test:1
+    command: [sleep, infinity]
+    volumeMounts: [{{name: disk, mountPath: /disk}}]
+  volumes: [{{name: disk, persistentVolumeClaim: {{claimName: {claim}}}}}]
+"
+    )
+}
+
 /// A pod whose one container runs a shell script.
 pub fn script(name: &str, script: &str) -> String {
     let script = serde_json::Value::from(script);

@@ -2,7 +2,7 @@
 //! endpoints outside of it.
 
 use anyhow::{Context, ensure};
-use e2e::manifests::web;
+use e2e::manifests::{self, claim, user, web};
 use e2e::{SOON, eventually};
 
 use crate::cluster;
@@ -129,39 +129,9 @@ fn a_claim_gets_a_volume_and_keeps_it_while_it_is_used() -> anyhow::Result<()> {
     let cluster = cluster()?;
     let ns = cluster.namespace("claims")?;
     let volume = format!("{}-volume", ns.name());
-    let pod = format!(
-        r"
-apiVersion: v1
-kind: PersistentVolume
-metadata: {{name: {volume}}}
-spec:
-  capacity: {{storage: 1Gi}}
-  accessModes: [ReadWriteOnce]
-  storageClassName: {volume}
-  hostPath: {{path: /tmp/{volume}, type: DirectoryOrCreate}}
----
-apiVersion: v1
-kind: PersistentVolumeClaim
-metadata: {{name: disk}}
-spec:
-  accessModes: [ReadWriteOnce]
-  storageClassName: {volume}
-  resources: {{requests: {{storage: 500Mi}}}}
----
-apiVersion: v1
-kind: Pod
-metadata: {{name: box}}
-spec:
-  terminationGracePeriodSeconds: 0
-  containers:
-  - name: main
-    image: localhost/test:1
-    command: [sleep, infinity]
-    volumeMounts: [{{name: disk, mountPath: /disk}}]
-  volumes: [{{name: disk, persistentVolumeClaim: {{claimName: disk}}}}]
-"
-    );
-    ns.ready(&pod, "box")?;
+    let source = format!("hostPath: {{path: /tmp/{volume}, type: DirectoryOrCreate}}");
+    let parts = [manifests::volume(&volume, &source), claim("disk", &volume), user("box", "disk")];
+    ns.ready(&parts.join("---"), "box")?;
     let phase = |what: &str| -> anyhow::Result<String> {
         let found = ns.get(&[what])?;
         Ok(found["status"]["phase"].as_str().context("a phase")?.to_owned())

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
+use e2e::manifests::{claim, user, volume};
 use e2e::{SOON, eventually};
 
 use crate::cluster;
@@ -155,60 +156,28 @@ fn a_pod_waits_for_what_it_needs() -> anyhow::Result<()> {
 
 /// A class whose volumes wait for a pod, and a claim of it.
 fn waits_for_its_pod(name: &str, provisioner: &str) -> String {
-    format!(
+    let class = format!(
         r"
 apiVersion: storage.k8s.io/v1
 kind: StorageClass
 metadata: {{name: {name}}}
 provisioner: {provisioner}
 volumeBindingMode: WaitForFirstConsumer
----
-apiVersion: v1
-kind: PersistentVolumeClaim
-metadata: {{name: {name}}}
-spec:
-  accessModes: [ReadWriteOnce]
-  storageClassName: {name}
-  resources: {{requests: {{storage: 1Gi}}}}
 "
-    )
+    );
+    format!("{class}---{}", claim(name, name))
 }
 
 fn local_volume(name: &str, node: &str, more: &str) -> String {
-    format!(
-        r"
-apiVersion: v1
-kind: PersistentVolume
-metadata: {{name: {name}}}
-spec:
-  capacity: {{storage: 2Gi}}
-  accessModes: [ReadWriteOnce]
-  storageClassName: {name}
-  local: {{path: /tmp}}
+    let source = format!(
+        r"local: {{path: /tmp}}
   nodeAffinity:
     required:
       nodeSelectorTerms:
       - matchExpressions: [{{key: kubernetes.io/hostname, operator: In, values: [{node}]}}]
 {more}"
-    )
-}
-
-fn user(name: &str, claim: &str) -> String {
-    format!(
-        r"
-apiVersion: v1
-kind: Pod
-metadata: {{name: {name}}}
-spec:
-  terminationGracePeriodSeconds: 0
-  containers:
-  - name: main
-    image: localhost/test:1
-    command: [sleep, infinity]
-    volumeMounts: [{{name: disk, mountPath: /disk, readOnly: true}}]
-  volumes: [{{name: disk, persistentVolumeClaim: {{claimName: {claim}}}}}]
-"
-    )
+    );
+    volume(name, &source)
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! kill -9 of everything but the containers: they run on, and no acknowledged write is lost.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, ensure};
@@ -22,6 +23,17 @@ pub fn containers(ns: &Namespace<'_>) -> anyhow::Result<BTreeMap<String, (String
         found.insert(text(&pod["metadata"]["name"])?, (container, text(&pod["status"]["podIP"])?));
     }
     Ok(found)
+}
+
+/// Fails unless these pods, with whatever others, have the same containers still.
+pub fn run_on(
+    ns: &Namespace<'_>,
+    before: &BTreeMap<String, (String, String)>,
+) -> anyhow::Result<()> {
+    let mut after = containers(ns)?;
+    after.retain(|pod, _| before.contains_key(pod));
+    ensure!(after == *before, "the same containers: {after:?}, before: {before:?}");
+    Ok(())
 }
 
 /// Writers that go on until the server is gone: each prints a line for each acknowledged write.
@@ -133,7 +145,6 @@ fn survive(cluster: &Cluster, arguments: &[&str]) -> anyhow::Result<()> {
 #[test]
 fn a_killed_cluster_on_the_embedded_store_comes_back() -> anyhow::Result<()> {
     Cluster::purge()?;
-    let others = spaces()?;
     let arguments = ["--nodes", "2"];
     let cluster = Cluster::start(&arguments)?;
     survive(&cluster, &arguments)?;
@@ -143,6 +154,8 @@ fn a_killed_cluster_on_the_embedded_store_comes_back() -> anyhow::Result<()> {
     ns.apply(&web("web", 2))?;
     ns.rolled_out("deployment/web")?;
     let before = containers(&ns)?;
+    let mut all = spaces(&cluster)?;
+    ensure!(all.len() >= before.len(), "{before:?} in {all:?}");
     for node in ["node", "node-2"] {
         cluster.kill_containerd(node)?;
     }
@@ -151,10 +164,9 @@ fn a_killed_cluster_on_the_embedded_store_comes_back() -> anyhow::Result<()> {
     cluster.kill_node("node-2")?;
     ns.kubectl(&["scale", "deployment/web", "--replicas=6"])?;
     ns.rolled_out("deployment/web")?;
-    let mut after = containers(&ns)?;
-    after.retain(|pod, _| before.contains_key(pod));
-    ensure!(after == before, "the same containers: {after:?}, before: {before:?}");
+    run_on(&ns, &before)?;
     drop(ns);
+    all.extend(spaces(&cluster)?);
 
     // Nothing stays of pods whose containerd is dead when the cluster is removed.
     cluster.kill()?;
@@ -166,22 +178,30 @@ fn a_killed_cluster_on_the_embedded_store_comes_back() -> anyhow::Result<()> {
         cluster.kill_containerd(node)?;
     }
     Cluster::purge()?;
-    let left = spaces()?;
-    ensure!(left.is_subset(&others), "left behind: {:?}", left.difference(&others));
+    all.retain(|name| Path::new("/run/netns").join(name).exists());
+    ensure!(all.is_empty(), "left behind: {all:?}");
     Ok(())
 }
 
-/// The network namespaces of pods.
-fn spaces() -> anyhow::Result<BTreeSet<String>> {
-    let all = std::fs::read_dir("/run/netns").into_iter().flatten().flatten();
-    let names = all.map(|entry| entry.file_name().to_string_lossy().into_owned());
-    Ok(names.filter(|name| name.starts_with("cni-")).collect())
+/// The network namespaces of the cluster's pods: what is at the other ends of its nodes' links.
+/// Their names say nothing of the cluster.
+fn spaces(cluster: &Cluster) -> anyhow::Result<BTreeSet<String>> {
+    let name = &cluster.settings().name;
+    let mut found = BTreeSet::new();
+    for node in [name.clone(), format!("{name}-node-2")] {
+        let mut ip = Command::new("ip");
+        ip.args(["-n", &node, "link", "show", "type", "veth"]);
+        let links = e2e::run(ip, "")?.text()?;
+        let named = links.split("link-netns ").skip(1).filter_map(|l| l.split_whitespace().next());
+        found.extend(named.filter(|name| name.starts_with("cni-")).map(str::to_owned));
+    }
+    Ok(found)
 }
 
 /// etcd on the loopback of the cluster's network namespace.
 pub fn etcd(cluster: &Settings) -> anyhow::Result<Running> {
     let netns = format!("/run/netns/{}", cluster.name);
-    if !std::path::Path::new(&netns).exists() {
+    if !Path::new(&netns).exists() {
         for arguments in [
             &["netns", "add", &cluster.name][..],
             &["-n", &cluster.name, "link", "set", "lo", "up"],
@@ -255,9 +275,7 @@ fn credentials_are_renewed_under_way() -> anyhow::Result<()> {
     })?;
     ns.kubectl(&["scale", "deployment/web", "--replicas=3"])?;
     ns.rolled_out("deployment/web")?;
-    let mut after = containers(&ns)?;
-    after.retain(|pod, _| before.contains_key(pod));
-    ensure!(after == before, "the same containers: {after:?}, before: {before:?}");
+    run_on(&ns, &before)?;
     drop(ns);
     Cluster::purge()
 }
