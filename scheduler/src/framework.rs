@@ -84,6 +84,13 @@ pub enum ClusterEvent<'e> {
     Capacity(Seen<'e, CSIStorageCapacity>),
 }
 
+impl ClusterEvent<'_> {
+    /// Whether a node came or changed.
+    pub fn is_of_node(&self) -> bool {
+        matches!(self, Self::NodeAdded | Self::NodeChanged)
+    }
+}
+
 /// A refused pod, as far as it tells which events help it.
 #[derive(Clone, Copy, Debug)]
 pub struct Waiter<'w> {

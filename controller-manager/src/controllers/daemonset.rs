@@ -250,6 +250,38 @@ fn node_of(pod: &Pod) -> Option<&str> {
     named.next()?.values.as_ref()?.first().map(String::as_str)
 }
 
+/// What is known when a set's pods are decided about.
+struct Round<'a> {
+    set: &'a DaemonSet,
+    spec: &'a DaemonSetSpec,
+    nodes: &'a [Arc<Node>],
+    /// The set's pods by the name of the node that they are on or meant for.
+    by_node: BTreeMap<String, Vec<Arc<Pod>>>,
+    /// Of the present template.
+    hash: &'a str,
+    now: Timestamp,
+}
+
+impl Round<'_> {
+    fn here(&self, node: &Node) -> &[Arc<Pod>] {
+        let name = node.metadata.name.as_deref().unwrap_or_default();
+        self.by_node.get(name).map(Vec::as_slice).unwrap_or_default()
+    }
+
+    /// Those of a node that are not ending.
+    fn live(&self, node: &Node) -> Vec<&Arc<Pod>> {
+        self.here(node).iter().filter(|p| p.metadata.deletion_timestamp.is_none()).collect()
+    }
+
+    fn is_new(&self, pod: &Pod) -> bool {
+        pod.labels().get(HASH).map(String::as_str) == Some(self.hash)
+    }
+
+    fn is_available(&self, pod: &Pod) -> bool {
+        is_available(pod, self.spec.min_ready_seconds.unwrap_or(0), self.now)
+    }
+}
+
 fn plan(set: &DaemonSet, view: View, now: Timestamp) -> Plan {
     let mut plan = Plan::default();
     let Some(spec) = &set.spec else { return plan };
@@ -262,15 +294,16 @@ fn plan(set: &DaemonSet, view: View, now: Timestamp) -> Plan {
             by_node.entry(node.to_owned()).or_default().push(Arc::clone(pod));
         }
     }
+    let round = Round { set, spec, nodes: &view.nodes, by_node, hash: &hash, now };
     if view.current && set.metadata.deletion_timestamp.is_none() {
-        place(set, spec, &view.nodes, &by_node, &hash, &mut plan);
-        roll(set, spec, &view.nodes, &by_node, &hash, now, &mut plan);
+        place(&round, &mut plan);
+        roll(&round, &mut plan);
     }
     let min_ready = spec.min_ready_seconds.unwrap_or(0);
     if let Some(wait) = mine.iter().filter_map(|p| pods::until_available(p, min_ready, now)).min() {
         plan.again(wait);
     }
-    let status = status(set, spec, &view.nodes, &by_node, &hash, now);
+    let status = status(&round);
     if set.status.as_ref() != Some(&status) {
         plan.push(Action::update_status(&DaemonSet { status: Some(status), ..set.clone() }));
     }
@@ -342,21 +375,13 @@ fn patch_of(spec: &DaemonSetSpec) -> serde_json::Value {
 }
 
 /// Makes pods where they are missing, and removes those that are too many or misplaced.
-fn place(
-    set: &DaemonSet,
-    spec: &DaemonSetSpec,
-    nodes: &[Arc<Node>],
-    by_node: &BTreeMap<String, Vec<Arc<Pod>>>,
-    hash: &str,
-    plan: &mut Plan,
-) {
+fn place(round: &Round<'_>, plan: &mut Plan) {
+    let Round { set, spec, nodes, hash, .. } = *round;
     let Some(pod_spec) = &spec.template.spec else { return };
     for node in nodes {
         let name = node.name_any();
         let (run, stay) = eligible(pod_spec, node);
-        let here = by_node.get(&name).map(Vec::as_slice).unwrap_or_default();
-        let live: Vec<&Arc<Pod>> =
-            here.iter().filter(|p| p.metadata.deletion_timestamp.is_none()).collect();
+        let (here, live) = (round.here(node), round.live(node));
         if !stay || !run && live.iter().all(|p| pods::node_name(p).is_empty()) {
             for pod in live {
                 plan.push(Action::delete(&**pod));
@@ -394,15 +419,8 @@ fn limit(value: Option<&IntOrString>, of: usize, default: i32, up: bool) -> usiz
 }
 
 /// Rolling update: old pods go as far as availability allows; with surge, new ones come first.
-fn roll(
-    set: &DaemonSet,
-    spec: &DaemonSetSpec,
-    nodes: &[Arc<Node>],
-    by_node: &BTreeMap<String, Vec<Arc<Pod>>>,
-    hash: &str,
-    now: Timestamp,
-    plan: &mut Plan,
-) {
+fn roll(round: &Round<'_>, plan: &mut Plan) {
+    let Round { set, spec, nodes, hash, .. } = *round;
     let strategy = spec.update_strategy.as_ref();
     if strategy.and_then(|s| s.type_.as_deref()) == Some("OnDelete") {
         return;
@@ -414,20 +432,14 @@ fn roll(
     let unavailable =
         limit(rolling.and_then(|r| r.max_unavailable.as_ref()), wanted.len(), 1, true);
     let unavailable = if surge == 0 { unavailable.max(1) } else { unavailable };
-    let min_ready = spec.min_ready_seconds.unwrap_or(0);
-    let is_old = |p: &Pod| p.labels().get(HASH).map(String::as_str) != Some(hash);
     let (mut missing, mut surging) = (0, 0);
     let (mut broken, mut fine, mut ripe) = (Vec::new(), Vec::new(), Vec::new());
     for node in &wanted {
-        let live: Vec<&Arc<Pod>> = by_node
-            .get(&node.name_any())
-            .into_iter()
-            .flatten()
-            .filter(|p| p.metadata.deletion_timestamp.is_none() && !pods::is_finished(p))
-            .collect();
-        let old = live.iter().find(|p| is_old(p));
-        let new = live.iter().find(|p| !is_old(p));
-        let ok = |p: &Arc<Pod>| is_available(p, min_ready, now);
+        let mut live = round.live(node);
+        live.retain(|p| !pods::is_finished(p));
+        let old = live.iter().find(|p| !round.is_new(p));
+        let new = live.iter().find(|p| round.is_new(p));
+        let ok = |p: &Arc<Pod>| round.is_available(p);
         match (old, new) {
             (Some(old), Some(new)) => {
                 surging += 1;
@@ -460,25 +472,13 @@ fn roll(
     }
 }
 
-fn status(
-    set: &DaemonSet,
-    spec: &DaemonSetSpec,
-    nodes: &[Arc<Node>],
-    by_node: &BTreeMap<String, Vec<Arc<Pod>>>,
-    hash: &str,
-    now: Timestamp,
-) -> DaemonSetStatus {
-    let min_ready = spec.min_ready_seconds.unwrap_or(0);
+fn status(round: &Round<'_>) -> DaemonSetStatus {
+    let Round { set, spec, nodes, .. } = *round;
     let (mut desired, mut current, mut misplaced) = (0, 0, 0);
     let (mut ready, mut available, mut updated) = (0, 0, 0);
     for node in nodes {
         let run = spec.template.spec.as_ref().is_some_and(|s| eligible(s, node).0);
-        let live: Vec<&Arc<Pod>> = by_node
-            .get(&node.name_any())
-            .into_iter()
-            .flatten()
-            .filter(|p| p.metadata.deletion_timestamp.is_none())
-            .collect();
+        let live = round.live(node);
         desired += i32::from(run);
         if !run {
             misplaced += i32::from(!live.is_empty());
@@ -489,9 +489,8 @@ fn status(
         }
         current += 1;
         ready += i32::from(live.iter().any(|p| is_ready(p)));
-        available += i32::from(live.iter().any(|p| is_available(p, min_ready, now)));
-        let is_new = |p: &&&Arc<Pod>| p.labels().get(HASH).map(String::as_str) == Some(hash);
-        updated += i32::from(live.iter().any(|p| is_new(&p)));
+        available += i32::from(live.iter().any(|p| round.is_available(p)));
+        updated += i32::from(live.iter().any(|p| round.is_new(p)));
     }
     let non_zero = |n: i32| Some(n).filter(|n| *n != 0);
     let old = set.status.clone().unwrap_or_default();

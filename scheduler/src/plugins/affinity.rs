@@ -72,7 +72,7 @@ impl Plugin for NodeAffinity {
     }
 
     fn helps(&self, event: &ClusterEvent<'_>, _pod: &Waiter<'_>) -> bool {
-        matches!(event, ClusterEvent::NodeAdded | ClusterEvent::NodeChanged)
+        event.is_of_node()
     }
 
     fn pre_filter(&self) -> Option<&dyn PreFilter> {

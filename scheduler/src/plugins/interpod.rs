@@ -192,13 +192,7 @@ impl Plugin for InterPodAffinity {
     }
 
     fn helps(&self, event: &ClusterEvent<'_>, _pod: &Waiter<'_>) -> bool {
-        matches!(
-            event,
-            ClusterEvent::NodeAdded
-                | ClusterEvent::NodeChanged
-                | ClusterEvent::PodGone(_)
-                | ClusterEvent::PodPlaced
-        )
+        event.is_of_node() || matches!(event, ClusterEvent::PodGone(_) | ClusterEvent::PodPlaced)
     }
 
     fn pre_filter(&self) -> Option<&dyn PreFilter> {
@@ -285,6 +279,7 @@ impl Score for Preferences {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::plugins::book::{self, Random};
     use crate::snapshot::tests::{labelled, node};
     use serde_json::{Value, json};
 
@@ -401,55 +396,19 @@ mod tests {
 
     #[test]
     fn counting_is_as_by_the_book() {
-        let mut seed = 7_usize;
-        let mut random = |n: usize| {
-            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-            (seed >> 33) % n
+        let any = |random: &mut Random, name: &str| {
+            let mut affinity = json!({});
+            for kind in ["podAffinity", "podAntiAffinity"] {
+                if random.below(3) == 0 {
+                    let key = ["zone", "kubernetes.io/hostname"][random.below(2)];
+                    let selector = json!({"matchLabels": random.app(3)});
+                    affinity[kind] = json!({"requiredDuringSchedulingIgnoredDuringExecution":
+                        [{"topologyKey": key, "labelSelector": selector}]});
+                }
+            }
+            labelled(name, random.app(3), json!({"affinity": affinity}))
         };
         let plugin = InterPodAffinity::new(&InterPodArgs::default());
-        for _ in 0..60 {
-            let mut snapshot = Snapshot::default();
-            for i in 0..8 {
-                let name = format!("n{i}");
-                let labels = match random(3) {
-                    2 => json!({}),
-                    zone => json!({"zone": zone.to_string()}),
-                };
-                snapshot.set_node(&name, Some(node(&name, json!({"labels": labels}))));
-            }
-            let mut any = |name: String| {
-                let app = |n: usize| json!({"app": format!("app{n}")});
-                let mut affinity = json!({});
-                for kind in ["podAffinity", "podAntiAffinity"] {
-                    if random(3) == 0 {
-                        let key = ["zone", "kubernetes.io/hostname"][random(2)];
-                        let selector = json!({"matchLabels": app(random(3))});
-                        affinity[kind] = json!({"requiredDuringSchedulingIgnoredDuringExecution":
-                            [{"topologyKey": key, "labelSelector": selector}]});
-                    }
-                }
-                let place = format!("n{}", random(8));
-                (labelled(&name, app(random(3)), json!({"affinity": affinity})), place)
-            };
-            let there: Vec<_> = (0..10).map(|i| any(format!("p{i}"))).collect();
-            there.iter().for_each(|(pod, place)| snapshot.assume(pod, place));
-            let (pod, _) = any("new".to_owned());
-            let prepared = PreFilter::prepare(&plugin, &pod, &snapshot).expect("no refusal");
-            let Some(mut prepared) = prepared else { continue };
-            let (one, place) = &there[0];
-            let place = snapshot.node(place).expect("a node");
-            for (gone, comes) in [("", false), (one.uid.as_str(), true), ("", false)] {
-                for node in snapshot.nodes() {
-                    let wanted = by_the_book(&snapshot, &pod, node, gone);
-                    assert_eq!(
-                        prepared.filter(node).is_ok(),
-                        wanted,
-                        "{gone:?} {:?}",
-                        pod.pod.spec
-                    );
-                }
-                prepared.changed(place, one, comes);
-            }
-        }
+        book::check(&plugin, any, |random| any(random, "new"), by_the_book);
     }
 }

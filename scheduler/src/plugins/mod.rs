@@ -1,6 +1,8 @@
 //! The plugins, one file each, and upstream's default set with its weights.
 
 mod affinity;
+#[cfg(test)]
+mod book;
 mod gates;
 mod hints;
 mod image;

@@ -82,13 +82,7 @@ impl Plugin for NodeResourcesFit {
     }
 
     fn helps(&self, event: &ClusterEvent<'_>, _pod: &Waiter<'_>) -> bool {
-        matches!(
-            event,
-            ClusterEvent::NodeAdded
-                | ClusterEvent::NodeChanged
-                | ClusterEvent::PodGone(_)
-                | ClusterEvent::PodResized
-        )
+        event.is_of_node() || matches!(event, ClusterEvent::PodGone(_) | ClusterEvent::PodResized)
     }
 
     fn pre_filter(&self) -> Option<&dyn PreFilter> {

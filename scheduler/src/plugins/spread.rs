@@ -231,13 +231,7 @@ impl Plugin for PodTopologySpread {
     }
 
     fn helps(&self, event: &ClusterEvent<'_>, _pod: &Waiter<'_>) -> bool {
-        matches!(
-            event,
-            ClusterEvent::NodeAdded
-                | ClusterEvent::NodeChanged
-                | ClusterEvent::PodGone(_)
-                | ClusterEvent::PodPlaced
-        )
+        event.is_of_node() || matches!(event, ClusterEvent::PodGone(_) | ClusterEvent::PodPlaced)
     }
 
     fn pre_filter(&self) -> Option<&dyn PreFilter> {
@@ -367,6 +361,7 @@ impl Score for Soft<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::plugins::book::{self, Random};
     use crate::snapshot::tests::{labelled, node};
     use serde_json::{Value, json};
 
@@ -469,54 +464,23 @@ mod tests {
 
     #[test]
     fn counting_is_as_by_the_book() {
-        let mut seed = 7_usize;
-        let mut random = |n: usize| {
-            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-            (seed >> 33) % n
-        };
-        let plugin = plugin(json!({}));
-        for _ in 0..60 {
-            let mut snapshot = Snapshot::default();
-            for i in 0..8 {
-                let name = format!("n{i}");
-                let labels = match random(4) {
-                    3 => json!({}),
-                    zone => json!({"zone": zone.to_string(), "disk": (zone % 2).to_string()}),
-                };
-                snapshot.set_node(&name, Some(node(&name, json!({"labels": labels}))));
-            }
-            let app = |n: usize| json!({"app": format!("app{n}")});
-            let mut there = Vec::new();
-            for i in 0..12 {
-                let pod = labelled(&format!("p{i}"), app(random(2)), json!({}));
-                let place = format!("n{}", random(8));
-                snapshot.assume(&pod, &place);
-                there.push((pod, place));
-            }
+        let placed = |random: &mut Random, name: &str| labelled(name, random.app(2), json!({}));
+        let new = |random: &mut Random| {
             let mut constraint = |key: &str| {
-                let mut c = json!({"topologyKey": key, "maxSkew": 1 + random(2),
-                    "whenUnsatisfiable": HARD, "labelSelector": {"matchLabels": app(random(2))}});
-                if random(2) == 0 {
-                    c["minDomains"] = json!(1 + random(4));
+                let mut c = json!({"topologyKey": key, "maxSkew": 1 + random.below(2),
+                    "whenUnsatisfiable": HARD, "labelSelector": {"matchLabels": random.app(2)}});
+                if random.below(2) == 0 {
+                    c["minDomains"] = json!(1 + random.below(4));
                 }
                 c
             };
             let all = [constraint("zone"), constraint(HOSTNAME)];
-            let mut spec = json!({"topologySpreadConstraints": all[..1 + random(2)]});
-            if random(2) == 0 {
+            let mut spec = json!({"topologySpreadConstraints": all[..1 + random.below(2)]});
+            if random.below(2) == 0 {
                 spec["nodeSelector"] = json!({"disk": "0"});
             }
-            let pod = labelled("new", app(random(2)), spec);
-            let mut hard = PreFilter::prepare(&plugin, &pod, &snapshot).expect("ok").expect("says");
-            let (one, place) = &there[0];
-            let place = snapshot.node(place).expect("a node");
-            for (gone, comes) in [("", false), (one.uid.as_str(), true), ("", false)] {
-                for node in snapshot.nodes() {
-                    let wanted = by_the_book(&snapshot, &pod, node, gone);
-                    assert_eq!(hard.filter(node).is_ok(), wanted, "{gone:?} {:?}", pod.pod.spec);
-                }
-                hard.changed(place, one, comes);
-            }
-        }
+            labelled("new", random.app(2), spec)
+        };
+        book::check(&plugin(json!({})), placed, new, by_the_book);
     }
 }

@@ -38,7 +38,7 @@ impl Plugin for TaintToleration {
     }
 
     fn helps(&self, event: &ClusterEvent<'_>, _pod: &Waiter<'_>) -> bool {
-        matches!(event, ClusterEvent::NodeAdded | ClusterEvent::NodeChanged)
+        event.is_of_node()
     }
 
     fn pre_filter(&self) -> Option<&dyn PreFilter> {
@@ -107,7 +107,7 @@ impl Plugin for NodeUnschedulable {
     }
 
     fn helps(&self, event: &ClusterEvent<'_>, _pod: &Waiter<'_>) -> bool {
-        matches!(event, ClusterEvent::NodeAdded | ClusterEvent::NodeChanged)
+        event.is_of_node()
     }
 
     fn pre_filter(&self) -> Option<&dyn PreFilter> {
