@@ -10,6 +10,7 @@ pub mod iptables;
 pub mod kernel;
 mod limits;
 mod names;
+mod netlink;
 pub mod nftables;
 mod sync;
 pub mod table;

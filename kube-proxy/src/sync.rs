@@ -15,7 +15,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{Config, DetectLocal, Mode, NodePortAddresses};
-use crate::conntrack;
+use crate::conntrack::{self, Serving};
 use crate::health::Health;
 use crate::kernel::Kernel;
 use crate::nftables::{self, Local};
@@ -70,6 +70,28 @@ struct Family {
     table: Table,
     /// Changes of the table that the kernel does not have yet.
     behind: Changes,
+    /// Flows may be stale.
+    flows: bool,
+}
+
+impl Family {
+    /// Has the kernel forget flows that lead where they should not any more. Rules are right without
+    /// it: what fails is tried again with the next sync.
+    fn forget_stale(&mut self) {
+        if !self.flows {
+            return;
+        }
+        let ipv6 = self.kernel.is_ipv6();
+        match conntrack::forget_stale(ipv6, &Serving::of(&self.table)) {
+            Ok(flows) => {
+                self.flows = false;
+                tracing::debug!(ipv6, flows, "stale flows forgotten");
+            }
+            Err(error) => {
+                tracing::error!(ipv6, error = format!("{error:#}"), "stale flows not forgotten");
+            }
+        }
+    }
 }
 
 struct Proxy {
@@ -152,6 +174,7 @@ impl Proxy {
             kernel: Kernel::new(config.mode, ipv6),
             table: Table::new(),
             behind: Changes::new(),
+            flows: false,
         };
         let proxy = Self {
             services: Cache::start(client.clone(), all, stop()),
@@ -208,8 +231,8 @@ impl Proxy {
                 mark: self.config.mark,
             };
             bytes += family.kernel.sync(&family.table, &family.behind, &rules)?;
-            let stale = conntrack::plan(&std::mem::take(&mut family.behind));
-            conntrack::forget(&stale)?;
+            family.flows |= conntrack::may_be_stale(&std::mem::take(&mut family.behind));
+            family.forget_stale();
         }
         let seconds = start.elapsed().as_secs_f64();
         tracing::debug!(seconds, bytes, "rules written");

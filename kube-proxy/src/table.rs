@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1::{Service, ServiceSpec};
@@ -98,6 +98,9 @@ pub struct ServicePort {
     pub external_local: bool,
     /// Of all nodes, whatever the policies: for outside addresses reached from this cluster.
     pub cluster: Targets,
+    /// Of UDP, where flows that go on may lead, in order: to all endpoints that serve, whatever the
+    /// policies.
+    pub serving: Vec<SocketAddr>,
     pub health_check_node_port: Option<u16>,
     /// Ready endpoints of the service on this node.
     pub local_ready: usize,
@@ -265,6 +268,10 @@ pub fn rows(
             external: choose(here, &endpoints, external),
             external_local: external,
             cluster: choose(here, &endpoints, false),
+            serving: match protocol {
+                Protocol::Udp => serving(&endpoints),
+                Protocol::Tcp | Protocol::Sctp => Vec::new(),
+            },
             local_ready: 0,
             health_check_node_port: port_of(spec.health_check_node_port).filter(|_| external),
         });
@@ -299,6 +306,7 @@ fn affinity(spec: &ServiceSpec) -> Option<u32> {
 struct Candidate<'a> {
     backend: Backend,
     ready: bool,
+    serving: bool,
     /// Serving, though about to end.
     ending: bool,
     endpoint: &'a Endpoint,
@@ -325,8 +333,8 @@ fn endpoints<'a>(here: &Here, port: &str, slices: &[&'a EndpointSlice]) -> Vec<C
                 let ready = conditions.and_then(|c| c.ready).unwrap_or(true);
                 let serving = conditions.and_then(|c| c.serving).unwrap_or(ready);
                 let terminating = conditions.and_then(|c| c.terminating).unwrap_or(false);
-                let candidate =
-                    Candidate { backend, ready, ending: serving && terminating, endpoint };
+                let ending = serving && terminating;
+                let candidate = Candidate { backend, ready, serving, ending, endpoint };
                 // The same address in two slices: ready wins.
                 match found.get(&backend) {
                     Some(have) if have.ready => {}
@@ -338,6 +346,12 @@ fn endpoints<'a>(here: &Here, port: &str, slices: &[&'a EndpointSlice]) -> Vec<C
         }
     }
     found.into_values().collect()
+}
+
+fn serving(candidates: &[Candidate<'_>]) -> Vec<SocketAddr> {
+    let all = candidates.iter().filter(|c| c.serving);
+    let all: BTreeSet<_> = all.map(|c| (c.backend.address, c.backend.port).into()).collect();
+    all.into_iter().collect()
 }
 
 /// Ready endpoints, or, when there are none, those that still serve while they end (KEP-1669);
@@ -482,6 +496,21 @@ pub mod tests {
         check(local.clone(), &["10.0.0.1@n1", "10.0.0.2@n2"], "10.0.0.1", "10.0.0.1");
         check(local.clone(), &["10.0.0.2@n2"], "elsewhere", "elsewhere");
         check(local, &["10.0.0.1@n1~", "10.0.0.2@n2"], "10.0.0.1", "10.0.0.1");
+    }
+
+    #[test]
+    fn flows_of_udp_may_go_on_to_all_that_serves() {
+        let serving = |protocol: &str, endpoints: &[&str]| {
+            let spec = json!({"clusterIP": "10.96.0.7", "internalTrafficPolicy": "Local",
+                "externalTrafficPolicy": "Local", "ports": [{"port": 53, "protocol": protocol}]});
+            let table = build(&here(), false, [&service(spec)], [&slice(endpoints)]);
+            let rows = table.into_values().flat_map(|row| row.serving);
+            rows.map(|to| to.to_string()).collect::<Vec<_>>()
+        };
+        let endpoints = ["10.0.0.3@n2 z=z2", "10.0.0.1 z=z1", "10.0.0.2@n1~", "10.0.0.4@n1!"];
+        let wanted = ["10.0.0.1:8080", "10.0.0.2:8080", "10.0.0.3:8080"];
+        assert_eq!(serving("UDP", &endpoints), wanted);
+        assert_eq!(serving("TCP", &endpoints), [""; 0]);
     }
 
     #[test]

@@ -10,6 +10,7 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube_proxy::config::Mode;
+use kube_proxy::conntrack::{self, Serving};
 use kube_proxy::kernel::Kernel;
 use kube_proxy::nftables::{Local, Node};
 use kube_proxy::table::{self, Changes, Here, Table};
@@ -88,13 +89,24 @@ impl Space {
     }
 
     fn ask_udp(&self, address: &str, port: u16) -> Result<IpAddr, ErrorKind> {
+        self.ask_udp_from(0, ANSWER, address, port)
+    }
+
+    /// From a port of one's own: of the same flow each time.
+    fn ask_udp_from(
+        &self,
+        own: u16,
+        patience: Duration,
+        address: &str,
+        port: u16,
+    ) -> Result<IpAddr, ErrorKind> {
         let to = SocketAddr::new(address.parse().expect("an address"), port);
         self.run(move || {
-            let any = if to.is_ipv6() { "[::]:0" } else { "0.0.0.0:0" };
+            let any = if to.is_ipv6() { "[::]" } else { "0.0.0.0" };
             let exchange = || -> std::io::Result<String> {
-                let socket = UdpSocket::bind(any)?;
+                let socket = UdpSocket::bind(format!("{any}:{own}"))?;
                 socket.connect(to)?;
-                socket.set_read_timeout(Some(ANSWER))?;
+                socket.set_read_timeout(Some(patience))?;
                 socket.send(b"who")?;
                 let mut answer = [0; 64];
                 let length = socket.recv(&mut answer)?;
@@ -255,6 +267,24 @@ impl Rig {
         done.expect("rules");
     }
 
+    /// A flow is led where its first packet was, until it is found to be stale.
+    fn check_flows(&self) {
+        let (plan, client) = (self.plan, &self.others[2]);
+        let pods = || Local::Addresses(plan.pods.parse().expect("a net"));
+        let ask = |patience| client.ask_udp_from(5000, patience, plan.cluster, 80);
+        self.rules(&plan.table(&json!({}), Some(&plan.host(1, 9))), pods());
+        assert_eq!(ask(SILENCE), Err(ErrorKind::WouldBlock), "nobody is there");
+        let table = plan.table(&json!({}), Some(&plan.host(1, 2)));
+        self.rules(&table, pods());
+        assert_eq!(ask(SILENCE), Err(ErrorKind::WouldBlock), "the same flow");
+        let ipv6 = plan.ipv6;
+        let forgotten = self.node.run(move || {
+            conntrack::forget_stale(ipv6, &Serving::of(&table)).map_err(|e| format!("{e:#}"))
+        });
+        assert_eq!(forgotten, Ok(1));
+        assert_eq!(ask(ANSWER), Ok(plan.ip(1, 1)), "to the new one");
+    }
+
     fn check(&self) {
         let plan = self.plan;
         let pods = || Local::Addresses(plan.pods.parse().expect("a net"));
@@ -306,13 +336,17 @@ impl Rig {
 #[test]
 fn nftables_leads_packets_of_both_families() {
     for plan in [&FOUR, &SIX] {
-        Rig::new(plan, Mode::Nftables).check();
+        let rig = Rig::new(plan, Mode::Nftables);
+        rig.check();
+        rig.check_flows();
     }
 }
 
 #[test]
 fn iptables_leads_packets_of_both_families() {
     for plan in [&FOUR, &SIX] {
-        Rig::new(plan, Mode::Iptables).check();
+        let rig = Rig::new(plan, Mode::Iptables);
+        rig.check();
+        rig.check_flows();
     }
 }

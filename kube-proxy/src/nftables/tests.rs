@@ -11,6 +11,7 @@ use super::{
     Chain, Change, Declaration, Fragment, Key, Local, Node, Rule, Step, Test, Value, Verdict,
     render, socket,
 };
+use crate::netlink::tests::alone;
 use crate::table::tests::{here, service, slice};
 use crate::table::{PortName, Protocol, ServicePort, Table, Targets, build};
 
@@ -330,6 +331,7 @@ fn row() -> impl Strategy<Value = ServicePort> {
                 external: if external_local { external } else { cluster.clone() },
                 external_local,
                 cluster,
+                serving: Vec::new(),
                 health_check_node_port: None,
                 local_ready: 0,
             }
@@ -367,15 +369,6 @@ proptest! {
         fresh.apply(&changes);
         prop_assert_eq!(model, fresh);
     }
-}
-
-/// Runs in a network namespace of its own.
-fn alone<T: Send + 'static>(run: impl FnOnce() -> T + Send + 'static) -> T {
-    let thread = std::thread::spawn(|| {
-        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("root may");
-        run()
-    });
-    thread.join().expect("no panic")
 }
 
 /// The kernel judges what we send, in a namespace of its own, and nft can show it.

@@ -1,11 +1,12 @@
-//! Changes as the kernel takes them: nf_tables' messages over netlink (linux/netfilter/nf_tables.h,
-//! linux/netfilter/nfnetlink.h). Numbers of netlink itself are in the host's order, those of
-//! nf_tables in the network's.
+//! Changes as the kernel takes them: nf_tables' messages (linux/netfilter/nf_tables.h).
 
 use std::net::IpAddr;
 
 use super::{
     Change, Data, Declaration, Field, Hook, Kind, Part, Step, TABLE, Test, Value, Verdict,
+};
+use crate::netlink::{
+    ACK, APPEND, CREATE, Head, REQUEST, attribute, bytes, close, family, nested, open, text, word,
 };
 use crate::table::Protocol;
 
@@ -28,14 +29,6 @@ pub mod message {
     pub const DELETE_ELEMENT: u16 = 14;
 }
 
-const REQUEST: u16 = 1;
-pub const ACK: u16 = 4;
-const CREATE: u16 = 0x400;
-const APPEND: u16 = 0x800;
-const NESTED: u16 = 0x8000;
-
-/// Length of a netlink message's head.
-pub const HEAD: usize = 16;
 /// Elements that go into one message: an attribute has at most 64 KiB.
 const ELEMENTS: usize = 256;
 
@@ -87,20 +80,16 @@ impl Batch {
         u32::try_from(self.messages.len()).unwrap_or(u32::MAX)
     }
 
-    fn family(&self) -> u8 {
-        if self.ipv6 { 10 } else { 2 }
-    }
-
     fn edge(&mut self, kind: u16) {
-        let at = head(&mut self.bytes, kind, REQUEST, 0, 0, SUBSYSTEM);
+        let head = Head { kind, flags: REQUEST, sequence: 0, family: 0, resource: SUBSYSTEM };
+        let at = open(&mut self.bytes, head);
         close(&mut self.bytes, at);
     }
 
     fn message(&mut self, of: usize, kind: u16, flags: u16, body: impl FnOnce(&mut Vec<u8>)) {
-        let family = self.family();
         self.messages.push((self.bytes.len(), of));
-        let (kind, sequence) = (SUBSYSTEM << 8 | kind, self.last());
-        let at = head(&mut self.bytes, kind, REQUEST | flags, sequence, family, 0);
+        let head = Head { flags: REQUEST | flags, ..head(self.ipv6, kind, self.last()) };
+        let at = open(&mut self.bytes, head);
         // In all of them the first attribute names the table.
         text(&mut self.bytes, 1, TABLE);
         body(&mut self.bytes);
@@ -155,69 +144,18 @@ impl Batch {
     }
 }
 
+fn head(ipv6: bool, kind: u16, sequence: u32) -> Head {
+    let kind = SUBSYSTEM << 8 | kind;
+    Head { kind, flags: REQUEST, sequence, family: family(ipv6), resource: 0 }
+}
+
 /// A message that asks about our table, to be answered with [`message::NEW_TABLE`].
 pub fn ask_table(ipv6: bool) -> Vec<u8> {
     let mut out = Vec::new();
-    let kind = SUBSYSTEM << 8 | message::GET_TABLE;
-    let at = head(&mut out, kind, REQUEST, 1, if ipv6 { 10 } else { 2 }, 0);
+    let at = open(&mut out, head(ipv6, message::GET_TABLE, 1));
     text(&mut out, 1, TABLE);
     close(&mut out, at);
     out
-}
-
-/// Begins a message. `resource` is in nfgenmsg's last field. Returns where it begins.
-fn head(
-    out: &mut Vec<u8>,
-    kind: u16,
-    flags: u16,
-    sequence: u32,
-    family: u8,
-    resource: u16,
-) -> usize {
-    let at = out.len();
-    out.extend([0; 4]);
-    out.extend(kind.to_ne_bytes());
-    out.extend(flags.to_ne_bytes());
-    out.extend(sequence.to_ne_bytes());
-    out.extend([0; 4]);
-    out.extend([family, 0]);
-    out.extend(resource.to_be_bytes());
-    at
-}
-
-/// Ends a message: its length is known.
-fn close(out: &mut [u8], at: usize) {
-    let length = u32::try_from(out.len() - at).unwrap_or(u32::MAX);
-    out[at..at + 4].copy_from_slice(&length.to_ne_bytes());
-}
-
-fn attribute(out: &mut Vec<u8>, kind: u16, body: impl FnOnce(&mut Vec<u8>)) {
-    let at = out.len();
-    out.extend([0; 2]);
-    out.extend(kind.to_ne_bytes());
-    body(out);
-    let length = u16::try_from(out.len() - at).unwrap_or(u16::MAX);
-    out[at..at + 2].copy_from_slice(&length.to_ne_bytes());
-    out.resize(out.len().next_multiple_of(4), 0);
-}
-
-fn nested(out: &mut Vec<u8>, kind: u16, body: impl FnOnce(&mut Vec<u8>)) {
-    attribute(out, kind | NESTED, body);
-}
-
-fn bytes(out: &mut Vec<u8>, kind: u16, value: &[u8]) {
-    attribute(out, kind, |out| out.extend(value));
-}
-
-fn text(out: &mut Vec<u8>, kind: u16, value: &str) {
-    attribute(out, kind, |out| {
-        out.extend(value.as_bytes());
-        out.push(0);
-    });
-}
-
-fn word(out: &mut Vec<u8>, kind: u16, value: u32) {
-    bytes(out, kind, &value.to_be_bytes());
 }
 
 fn chain(out: &mut Vec<u8>, name: &str, hook: Option<&Hook>) {
@@ -479,7 +417,7 @@ impl Expressions<'_> {
 
     /// Destination from registers: the address, then the port.
     fn translate(&mut self) {
-        let (family, port) = (if self.ipv6 { 10 } else { 2 }, REGISTER + self.wide());
+        let (family, port) = (u32::from(family(self.ipv6)), REGISTER + self.wide());
         self.expression("nat", |out| {
             word(out, 1, 1);
             word(out, 2, family);
