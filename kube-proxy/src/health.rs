@@ -1,9 +1,10 @@
 //! /healthz and /metrics, and the health-check node ports of services with local traffic.
 
 use std::collections::BTreeMap;
+use std::fmt::Write;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use component::serving::{self, text};
 use component::shutdown::Scope;
@@ -14,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::config::Config;
-use crate::table::{PortName, ServicePort};
+use crate::table::{PortName, ServicePort, family};
 
 /// What the proxy tells of itself. Clones share it.
 #[derive(Clone)]
@@ -26,38 +27,92 @@ struct Inner {
     shutdown: CancellationToken,
     /// Servers of health-check node ports.
     running: TaskTracker,
-    /// Whether rules were written since the last change, and when.
     state: Mutex<State>,
-    syncs: AtomicU64,
-    failures: AtomicU64,
-    seconds: Mutex<f64>,
-    servers: Mutex<BTreeMap<u16, Server>>,
+    ports: tokio::sync::Mutex<Ports>,
 }
 
-#[derive(Clone, Copy, Default)]
+/// What the families have told, IPv4's first.
+#[derive(Clone, Copy, Debug)]
 struct State {
-    last: Option<Timestamp>,
-    failing: bool,
+    families: [Family; 2],
+    /// How long a family's rules may be behind.
+    patience: Duration,
     /// The node is being deleted: load balancers should look elsewhere.
     leaving: bool,
 }
 
+#[derive(Clone, Copy, Debug, Default)]
+struct Family {
+    /// When its rules were last as they should be.
+    synced: Option<Timestamp>,
+    /// Since when they may not be.
+    behind: Option<Timestamp>,
+    syncs: u64,
+    failures: u64,
+    seconds: f64,
+    /// Stale flows that the kernel was told to forget.
+    forgotten: u64,
+}
+
+impl State {
+    /// Whether rules are what they should be, or have not been for long; and since when.
+    fn judge(&self, now: Timestamp) -> (bool, Option<Timestamp>) {
+        let late = |family: &&Family| {
+            let long = |since| now.duration_since(since).unsigned_abs() >= self.patience;
+            family.synced.is_none() || family.behind.is_some_and(long)
+        };
+        match self.families.iter().find(late) {
+            Some(family) => (false, family.synced),
+            None => (true, Some(now)),
+        }
+    }
+
+    fn metrics(&self) -> String {
+        type Value = fn(&Family) -> String;
+        let duration: [(&str, Value); 2] =
+            [("_sum", |f| f.seconds.to_string()), ("_count", |f| f.syncs.to_string())];
+        let failures: [(&str, Value); 1] = [("", |f| f.failures.to_string())];
+        let forgotten: [(&str, Value); 1] = [("", |f| f.forgotten.to_string())];
+        let mut out = String::new();
+        for (name, kind, of) in [
+            ("sync_proxy_rules_duration_seconds", "summary", &duration[..]),
+            ("sync_failures_total", "counter", &failures),
+            ("conntrack_reconciler_deleted_entries_total", "counter", &forgotten),
+        ] {
+            // Writing to a String cannot fail.
+            let _ = writeln!(out, "# TYPE kubeproxy_{name} {kind}");
+            for (family, label) in self.families.iter().zip([false, true].map(family)) {
+                for (suffix, value) in of {
+                    let (name, value) = (format!("kubeproxy_{name}{suffix}"), value(family));
+                    let _ = writeln!(out, "{name}{{ip_family=\"{label}\"}} {value}");
+                }
+            }
+        }
+        out
+    }
+}
+
+/// Health-check node ports: what each family says of them, and who answers there.
+#[derive(Default)]
+struct Ports {
+    wanted: [BTreeMap<u16, (PortName, u64)>; 2],
+    servers: BTreeMap<u16, Server>,
+}
+
 struct Server {
-    service: PortName,
-    local: Arc<AtomicU64>,
+    /// The service, and its endpoints here.
+    of: Arc<Mutex<(PortName, u64)>>,
     stop: CancellationToken,
 }
 
 impl Health {
-    pub fn new(shutdown: &CancellationToken) -> Self {
+    /// A family whose rules are behind for longer than `patience` is not healthy.
+    pub fn new(shutdown: &CancellationToken, patience: Duration) -> Self {
         let inner = Inner {
             shutdown: shutdown.clone(),
             running: TaskTracker::new(),
-            state: Mutex::default(),
-            syncs: AtomicU64::default(),
-            failures: AtomicU64::default(),
-            seconds: Mutex::default(),
-            servers: Mutex::default(),
+            state: Mutex::new(State { families: Default::default(), patience, leaving: false }),
+            ports: tokio::sync::Mutex::default(),
         };
         Self { inner: Arc::new(inner) }
     }
@@ -68,15 +123,33 @@ impl Health {
         self.inner.running.wait().await;
     }
 
-    pub fn synced(&self, seconds: f64, leaving: bool) {
-        *self.inner.state.lock() = State { last: Some(Timestamp::now()), failing: false, leaving };
-        self.inner.syncs.fetch_add(1, Ordering::Relaxed);
-        *self.inner.seconds.lock() += seconds;
+    fn family(&self, ipv6: bool, change: impl FnOnce(&mut Family)) {
+        change(&mut self.inner.state.lock().families[usize::from(ipv6)]);
     }
 
-    pub fn failed(&self) {
-        self.inner.state.lock().failing = true;
-        self.inner.failures.fetch_add(1, Ordering::Relaxed);
+    /// A family's rules are to be written.
+    pub fn begins(&self, ipv6: bool, now: Timestamp) {
+        self.family(ipv6, |family| family.behind = family.behind.or(Some(now)));
+    }
+
+    pub fn synced(&self, ipv6: bool, now: Timestamp, took: Duration) {
+        self.family(ipv6, |family| {
+            (family.synced, family.behind) = (Some(now), None);
+            family.syncs += 1;
+            family.seconds += took.as_secs_f64();
+        });
+    }
+
+    pub fn failed(&self, ipv6: bool) {
+        self.family(ipv6, |family| family.failures += 1);
+    }
+
+    pub fn forgot(&self, ipv6: bool, flows: usize) {
+        self.family(ipv6, |family| family.forgotten += flows as u64);
+    }
+
+    pub fn leaves(&self, leaving: bool) {
+        self.inner.state.lock().leaving = leaving;
     }
 
     /// Serves /healthz and /metrics, each where the config says.
@@ -87,9 +160,9 @@ impl Health {
             let health = self.clone();
             let handler = move |request: http::Request<hyper::body::Incoming>| {
                 let response = match request.uri().path() {
-                    "/healthz" => health.healthz(),
-                    "/livez" => health.livez(),
-                    "/metrics" if path == "/metrics" => text(200, health.metrics()),
+                    "/healthz" => answer(&health.state(), false, Timestamp::now()),
+                    "/livez" => answer(&health.state(), true, Timestamp::now()),
+                    "/metrics" if path == "/metrics" => text(200, health.state().metrics()),
                     _ => text(404, "404 page not found\n"),
                 };
                 async move { response }
@@ -100,94 +173,75 @@ impl Health {
         Ok(())
     }
 
-    fn healthz(&self) -> http::Response<serving::Body> {
-        let state = *self.inner.state.lock();
-        self.answer(!state.failing && state.last.is_some() && !state.leaving, state)
+    fn state(&self) -> State {
+        *self.inner.state.lock()
     }
 
-    fn livez(&self) -> http::Response<serving::Body> {
-        let state = *self.inner.state.lock();
-        self.answer(!state.failing && state.last.is_some(), state)
-    }
-
-    fn answer(&self, good: bool, state: State) -> http::Response<serving::Body> {
-        let last = state.last.map(|t| t.to_string()).unwrap_or_default();
-        let body = json!({
-            "lastUpdated": last,
-            "currentTime": Timestamp::now().to_string(),
-            "nodeEligible": !state.leaving,
-        });
-        as_json(good, &body)
-    }
-
-    fn metrics(&self) -> String {
-        let syncs = self.inner.syncs.load(Ordering::Relaxed);
-        let failures = self.inner.failures.load(Ordering::Relaxed);
-        let seconds = *self.inner.seconds.lock();
-        format!(
-            "# TYPE kubeproxy_sync_proxy_rules_duration_seconds summary\n\
-             kubeproxy_sync_proxy_rules_duration_seconds_sum {seconds}\n\
-             kubeproxy_sync_proxy_rules_duration_seconds_count {syncs}\n\
-             # TYPE kubeproxy_sync_failures_total counter\n\
-             kubeproxy_sync_failures_total {failures}\n"
-        )
-    }
-
-    /// Opens and closes health-check node ports as the table says.
-    pub async fn check_ports(&self, rows: impl Iterator<Item = &ServicePort>) {
-        let mut wanted: BTreeMap<u16, (&PortName, u64)> = BTreeMap::new();
+    /// Opens and closes health-check node ports as a family's rows say.
+    pub async fn check_ports(&self, ipv6: bool, rows: impl Iterator<Item = &ServicePort>) {
+        let mut wanted = BTreeMap::new();
         for row in rows {
             if let Some(port) = row.health_check_node_port {
-                // A service of both address families is here twice: its endpoints count once.
-                let (_, local) = wanted.entry(port).or_insert((&row.name, 0));
-                *local = (*local).max(row.local_ready as u64);
+                wanted.entry(port).or_insert_with(|| (row.name.clone(), row.local_ready as u64));
             }
         }
-        let missing: Vec<_> = {
-            let mut servers = self.inner.servers.lock();
-            servers.retain(|port, server| {
-                let stays = wanted.contains_key(port);
-                if !stays {
-                    server.stop.cancel();
-                }
-                stays
-            });
-            for (port, (_, local)) in &wanted {
-                if let Some(server) = servers.get(port) {
-                    server.local.store(*local, Ordering::Relaxed);
-                }
+        let mut ports = self.inner.ports.lock().await;
+        ports.wanted[usize::from(ipv6)] = wanted;
+        let Ports { wanted, servers } = &mut *ports;
+        // A service of both address families is here twice: its endpoints count once.
+        let mut all: BTreeMap<u16, (PortName, u64)> = BTreeMap::new();
+        for (port, (service, local)) in wanted.iter().flatten() {
+            let (_, most) = all.entry(*port).or_insert_with(|| (service.clone(), 0));
+            *most = (*most).max(*local);
+        }
+        servers.retain(|port, server| {
+            let stays = all.contains_key(port);
+            if !stays {
+                server.stop.cancel();
             }
-            wanted.iter().filter(|(port, _)| !servers.contains_key(port)).collect()
-        };
-        for (port, (service, local)) in missing {
-            let address = SocketAddr::from((Ipv4Addr::UNSPECIFIED, *port));
+            stays
+        });
+        for (port, of) in all {
+            if let Some(server) = servers.get(&port) {
+                *server.of.lock() = of;
+                continue;
+            }
+            let address = SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
             match serving::bind(address).await {
-                Ok(listener) => self.open(*port, service, *local, listener),
+                Ok(listener) => {
+                    servers.insert(port, self.open(of, listener));
+                }
                 Err(error) => {
-                    tracing::warn!(%service, error = format!("{error:#}"), "health check port")
+                    let error = format!("{error:#}");
+                    tracing::warn!(service = %of.0, error, "health check port");
                 }
             }
         }
     }
 
-    fn open(&self, port: u16, service: &PortName, local: u64, listener: tokio::net::TcpListener) {
-        let (stop, count) = (self.inner.shutdown.child_token(), Arc::new(AtomicU64::new(local)));
-        let (counted, health) = (Arc::clone(&count), self.clone());
-        let (namespace, name) = (service.namespace.clone(), service.service.clone());
+    fn open(&self, of: (PortName, u64), listener: tokio::net::TcpListener) -> Server {
+        let (stop, of) = (self.inner.shutdown.child_token(), Arc::new(Mutex::new(of)));
+        let (told, health) = (Arc::clone(&of), self.clone());
         let handler = move |_| {
-            let local = counted.load(Ordering::Relaxed);
-            let healthy = !health.inner.state.lock().failing;
-            let response = endpoints(&namespace, &name, local, healthy);
+            let (healthy, _) = health.state().judge(Timestamp::now());
+            let (service, local) = &*told.lock();
+            let response = endpoints(&service.namespace, &service.service, *local, healthy);
             async move { response }
         };
         self.inner.running.spawn(serving::serve(listener, None, handler, stop.clone()));
-        let server = Server { service: service.clone(), local: count, stop };
-        let mut servers = self.inner.servers.lock();
-        if let Some(other) = servers.insert(port, server) {
-            tracing::warn!(port, service = %other.service, "health check port taken over");
-            other.stop.cancel();
-        }
+        Server { of, stop }
     }
+}
+
+/// What /healthz says, or /livez: to that it does not matter whether the node leaves.
+fn answer(state: &State, live: bool, now: Timestamp) -> http::Response<serving::Body> {
+    let (healthy, since) = state.judge(now);
+    let since = since.map(|t| t.to_string()).unwrap_or_default();
+    let mut body = json!({"lastUpdated": since, "currentTime": now.to_string()});
+    if !live {
+        body["nodeEligible"] = (!state.leaving).into();
+    }
+    as_json(healthy && (live || !state.leaving), &body)
 }
 
 fn as_json(good: bool, body: &serde_json::Value) -> http::Response<serving::Body> {
@@ -222,6 +276,108 @@ fn endpoints(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::table::build;
+    use crate::table::tests::{here, service, slice};
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(second).expect("a time")
+    }
+
+    fn health() -> Health {
+        Health::new(&CancellationToken::new(), Duration::from_secs(60))
+    }
+
+    #[test]
+    fn each_family_is_healthy_by_itself() {
+        let health = health();
+        let judge = |second| health.state().judge(at(second));
+        let begin = |second| [false, true].map(|ipv6| health.begins(ipv6, at(second)));
+        begin(0);
+        assert_eq!(judge(1), (false, None), "no rules are written");
+        health.synced(false, at(2), Duration::ZERO);
+        assert_eq!(judge(2), (false, None), "of one family none are written");
+        health.failed(true);
+        begin(3);
+        health.synced(true, at(3), Duration::ZERO);
+        assert_eq!(judge(4), (true, Some(at(4))));
+        // One fails from now on, the other is as it should be.
+        for second in [10, 30, 69] {
+            begin(second);
+            health.failed(true);
+            health.synced(false, at(second), Duration::ZERO);
+            assert_eq!(judge(second), (true, Some(at(second))), "not for long");
+        }
+        assert_eq!(judge(70), (false, Some(at(3))), "for long");
+        health.synced(true, at(71), Duration::ZERO);
+        assert_eq!(judge(200), (true, Some(at(200))), "nothing is to be written");
+    }
+
+    #[test]
+    fn metrics_tell_of_each_family() {
+        let health = health();
+        health.synced(false, at(1), Duration::from_millis(250));
+        health.synced(false, at(2), Duration::from_millis(250));
+        health.failed(true);
+        health.forgot(true, 3);
+        let metrics = health.state().metrics();
+        for line in [
+            "kubeproxy_sync_proxy_rules_duration_seconds_sum{ip_family=\"IPv4\"} 0.5",
+            "kubeproxy_sync_proxy_rules_duration_seconds_count{ip_family=\"IPv4\"} 2",
+            "kubeproxy_sync_proxy_rules_duration_seconds_count{ip_family=\"IPv6\"} 0",
+            "kubeproxy_sync_failures_total{ip_family=\"IPv4\"} 0",
+            "kubeproxy_sync_failures_total{ip_family=\"IPv6\"} 1",
+            "kubeproxy_conntrack_reconciler_deleted_entries_total{ip_family=\"IPv6\"} 3",
+        ] {
+            assert!(metrics.lines().any(|l| l == line), "{line} is not in\n{metrics}");
+        }
+    }
+
+    #[test]
+    fn a_node_that_leaves_is_alive() {
+        let health = health();
+        let codes = || {
+            let state = health.state();
+            [false, true].map(|live| answer(&state, live, at(9)).status().as_u16())
+        };
+        assert_eq!(codes(), [503, 503]);
+        for ipv6 in [false, true] {
+            health.synced(ipv6, at(1), Duration::ZERO);
+        }
+        assert_eq!(codes(), [200, 200]);
+        health.leaves(true);
+        assert_eq!(codes(), [503, 200]);
+    }
+
+    #[tokio::test]
+    async fn endpoints_of_both_families_count_once() {
+        let health = health();
+        let wanted = |ports: &Ports| -> Vec<u64> {
+            ports.servers.values().map(|server| server.of.lock().1).collect()
+        };
+        // A port that nobody has.
+        let listener = serving::bind((Ipv4Addr::UNSPECIFIED, 0).into()).await.expect("a port");
+        let port = listener.local_addr().expect("an address").port();
+        drop(listener);
+        let row = |local| {
+            let spec = json!({"clusterIP": "10.96.0.7", "externalTrafficPolicy": "Local",
+                "healthCheckNodePort": port, "ports": [{"port": 80}]});
+            let all = ["10.0.0.1", "10.0.0.2", "10.0.0.3"];
+            let (service, slice) = (service(spec), slice(&all[..local]));
+            let table = build(&here(), false, [&service], [&slice]);
+            table.into_values().next().expect("a row")
+        };
+        for (ipv6, row, counts) in [
+            (false, Some(row(2)), vec![2]),
+            (true, Some(row(3)), vec![3]),
+            (true, Some(row(1)), vec![2]),
+            (false, None, vec![1]),
+            (true, None, vec![]),
+        ] {
+            health.check_ports(ipv6, row.iter()).await;
+            assert_eq!(wanted(&*health.inner.ports.lock().await), counts);
+        }
+        health.closed().await;
+    }
 
     #[test]
     fn a_load_balancer_is_told_how_many_endpoints_are_here() {

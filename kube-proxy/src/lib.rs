@@ -33,14 +33,18 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> anyhow::Resul
     let client =
         client::connect_to(&config.kubeconfig, config.master.as_deref(), "kube-proxy").await?;
     let mut scope = Scope::new(&shutdown);
-    let health = health::Health::new(scope.token());
+    // As long as upstream's has.
+    let health = health::Health::new(scope.token(), config.sync_period * 2);
     let served = health.serve(&config, &mut scope).await;
     let ended = match served {
-        Ok(()) => tokio::select! {
-            biased;
-            ended = sync::run(config, client, health.clone(), scope.token().clone()) => ended,
-            ended = scope.until_shutdown() => ended,
-        },
+        Ok(()) => {
+            let limits = sync::start(config, client, &health, &mut scope);
+            tokio::select! {
+                biased;
+                Err(error) = limits => Err(error),
+                ended = scope.until_shutdown() => ended,
+            }
+        }
         failed => failed,
     };
     scope.end().await;

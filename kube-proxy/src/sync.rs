@@ -1,5 +1,6 @@
-//! The loop: whatever changes, the rows of the services that it is about are made anew from the
-//! caches, and the kernel is brought to the table.
+//! The loop of each address family: whatever changes, the rows of the services that it is about are
+//! made anew from the caches, and the kernel is brought to the table. Families have nothing in common
+//! but the caches: what fails for one does not hold up the other.
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
@@ -7,6 +8,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use client::{Cache, Change, Key};
+use component::shutdown::Scope;
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Node, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::runtime::watcher;
@@ -33,17 +36,23 @@ const ZONE: &str = "topology.kubernetes.io/zone";
 /// The cluster autoscaler's taint on nodes that it is about to delete (KEP-3836).
 const TO_BE_DELETED: &str = "ToBeDeletedByClusterAutoscaler";
 
-/// What the caches have told of since the last sync.
+/// What the caches have told a family of since its last sync.
 #[derive(Default)]
 struct Pending {
     services: BTreeSet<Key>,
-    /// Slices by the service that they are of.
+    /// Its slices, by the service that they are of.
     slices: HashMap<Key, BTreeSet<Key>>,
 }
 
 impl Pending {
-    fn slice(&mut self, change: &Change<'_, EndpointSlice>) {
-        if let Some(service) = change.old.and_then(|slice| service_of(slice)) {
+    /// Notes a change of a slice. Returns whether it is of interest to the family.
+    fn slice(&mut self, family: &str, change: &Change<'_, EndpointSlice>) -> bool {
+        let of = |slice: Option<&Arc<EndpointSlice>>| {
+            slice.filter(|s| s.address_type == family).and_then(|slice| service_of(slice))
+        };
+        let (old, new) = (of(change.old), of(change.new));
+        let known = old.is_some() || new.is_some();
+        if let Some(service) = old {
             if let Some(keys) = self.slices.get_mut(&service) {
                 keys.remove(change.key);
                 if keys.is_empty() {
@@ -52,10 +61,11 @@ impl Pending {
             }
             self.services.insert(service);
         }
-        if let Some(service) = change.new.and_then(|slice| service_of(slice)) {
+        if let Some(service) = new {
             self.slices.entry(service.clone()).or_default().insert(change.key.clone());
             self.services.insert(service);
         }
+        known
     }
 }
 
@@ -64,9 +74,72 @@ fn service_of(slice: &EndpointSlice) -> Option<Key> {
     Some(Key::new(slice.metadata.namespace.as_ref()?, service))
 }
 
+/// What is known of the cluster: of all services and slices, and of this node.
+#[derive(Clone)]
+struct Caches {
+    services: Cache<Service>,
+    slices: Cache<EndpointSlice>,
+    node: Cache<Node>,
+}
+
+impl Caches {
+    fn start(config: &Config, client: kube::Client, shutdown: &CancellationToken) -> Self {
+        let own = watcher::Config::default().fields(&format!("metadata.name={}", config.node));
+        let slices = watcher::Config::default().labels(NOT_HEADLESS);
+        let (all, stop) = (watcher::Config::default(), || shutdown.clone());
+        Self {
+            services: Cache::start(client.clone(), all, stop()),
+            slices: Cache::start(client.clone(), slices, stop()),
+            node: Cache::start(client, own, stop()),
+        }
+    }
+
+    /// Waits for all of them: before, services would seem to have no backends.
+    async fn synced(&self) {
+        tokio::join!(self.services.synced(), self.slices.synced(), self.node.synced());
+    }
+}
+
+/// Keeps the rules of both families until the scope ends. The future that is returned is there to be
+/// polled beside: it ends when the kernel tracks as many connections as it should.
+///
+/// # Errors
+/// Of the future: the kernel's limits cannot be raised. Whatever else fails is tried again.
+pub fn start(
+    config: Config,
+    client: kube::Client,
+    health: &Health,
+    scope: &mut Scope,
+) -> impl Future<Output = anyhow::Result<()>> + use<> {
+    let caches = Caches::start(&config, client, scope.token());
+    let (config, (synced, mut rules)) = (Arc::new(config), watch::channel(false));
+    let limits = config.limits;
+    for ipv6 in [false, true] {
+        let kernel = Kernel::new(config.mode, ipv6);
+        let family = Family::new(kernel, Arc::clone(&config), caches.clone(), health.clone());
+        let (synced, stop) = (synced.clone(), scope.token().clone());
+        let name = if ipv6 { "rules of IPv6" } else { "rules of IPv4" };
+        scope.spawn(name, family.run(synced, stop));
+    }
+    async move {
+        // Once rules track connections, the kernel has these settings.
+        if rules.wait_for(|synced| *synced).await.is_ok() {
+            limits.raise()?;
+        }
+        Ok(())
+    }
+}
+
 /// One address family.
 struct Family {
+    config: Arc<Config>,
+    caches: Caches,
+    health: Health,
+    woken: watch::Receiver<()>,
+    pending: Arc<Mutex<Pending>>,
     kernel: Kernel,
+    /// What the table was made for.
+    here: Option<Here>,
     table: Table,
     /// Changes of the table that the kernel does not have yet.
     behind: Changes,
@@ -75,6 +148,113 @@ struct Family {
 }
 
 impl Family {
+    fn new(kernel: Kernel, config: Arc<Config>, caches: Caches, health: Health) -> Self {
+        let (wake, woken) = watch::channel(());
+        let pending: Arc<Mutex<Pending>> = Arc::default();
+        let (noted, wakes) = (Arc::clone(&pending), wake.clone());
+        caches.services.on_change(move |change| {
+            noted.lock().services.insert(change.key.clone());
+            wakes.send_replace(());
+        });
+        let (noted, wakes) = (Arc::clone(&pending), wake.clone());
+        let family = table::family(kernel.is_ipv6());
+        caches.slices.on_change(move |change| {
+            if noted.lock().slice(family, change) {
+                wakes.send_replace(());
+            }
+        });
+        caches.node.on_change(move |_| {
+            wake.send_replace(());
+        });
+        Self {
+            config,
+            caches,
+            health,
+            woken,
+            pending,
+            kernel,
+            here: None,
+            table: Table::new(),
+            behind: Changes::new(),
+            flows: false,
+        }
+    }
+
+    async fn run(mut self, synced: watch::Sender<bool>, stop: CancellationToken) {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = self.caches.synced() => {}
+        }
+        let (ipv6, period) = (self.kernel.is_ipv6(), self.config.sync_period.max(RETRY));
+        let (mut check, mut renew) = (Instant::now() + period, Instant::now() + period * RENEW);
+        loop {
+            self.woken.mark_unchanged();
+            let now = Instant::now();
+            if now >= check {
+                // Somebody else may have changed our rules.
+                tokio::task::block_in_place(|| self.check(now >= renew));
+                check = now + period;
+                renew = if now >= renew { now + period * RENEW } else { renew };
+            }
+            self.health.begins(ipv6, Timestamp::now());
+            let pause = match tokio::task::block_in_place(|| self.sync()) {
+                Ok(()) => {
+                    self.health.synced(ipv6, Timestamp::now(), now.elapsed());
+                    synced.send_replace(true);
+                    check.saturating_duration_since(Instant::now())
+                }
+                Err(error) => {
+                    self.health.failed(ipv6);
+                    tracing::error!(ipv6, error = format!("{error:#}"), "rules not written");
+                    RETRY
+                }
+            };
+            self.health.check_ports(ipv6, self.table.values()).await;
+            let changed = async {
+                // The sender lives as long as the caches.
+                let _ = self.woken.changed().await;
+                tokio::time::sleep(self.config.min_sync_period).await;
+            };
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(pause) => {}
+                () = changed => {}
+            }
+        }
+    }
+
+    /// Looks after our rules in the kernel; all are written `anew` when that is due.
+    fn check(&mut self, anew: bool) {
+        if anew {
+            self.kernel.distrust();
+        } else if let Err(error) = self.kernel.check() {
+            tracing::warn!(error = format!("{error:#}"), "rules not checked");
+        }
+    }
+
+    fn sync(&mut self) -> anyhow::Result<()> {
+        let start = Instant::now();
+        let node = self.caches.node.list().first().cloned();
+        let here = here(&self.config.node, node.as_deref());
+        self.health.leaves(here.leaving);
+        self.update(&here);
+        let ipv6 = self.kernel.is_ipv6();
+        let addresses = addresses(&self.config, node.as_deref());
+        let rules = nftables::Node {
+            addresses: addresses.into_iter().filter(|a| a.is_ipv6() == ipv6).collect(),
+            any_address: any_address(&self.config),
+            local: local(&self.config.detect_local, node.as_deref(), ipv6),
+            masquerade_all: self.config.masquerade_all,
+            mark: self.config.mark,
+        };
+        let bytes = self.kernel.sync(&self.table, &self.behind, &rules)?;
+        self.flows |= conntrack::may_be_stale(&std::mem::take(&mut self.behind));
+        self.forget_stale();
+        let seconds = start.elapsed().as_secs_f64();
+        tracing::debug!(ipv6, seconds, bytes, "rules written");
+        Ok(())
+    }
+
     /// Has the kernel forget flows that lead where they should not any more. Rules are right without
     /// it: what fails is tried again with the next sync.
     fn forget_stale(&mut self) {
@@ -85,6 +265,7 @@ impl Family {
         match conntrack::forget_stale(ipv6, &Serving::of(&self.table)) {
             Ok(flows) => {
                 self.flows = false;
+                self.health.forgot(ipv6, flows);
                 tracing::debug!(ipv6, flows, "stale flows forgotten");
             }
             Err(error) => {
@@ -92,155 +273,8 @@ impl Family {
             }
         }
     }
-}
 
-struct Proxy {
-    config: Config,
-    services: Cache<Service>,
-    slices: Cache<EndpointSlice>,
-    node: Cache<Node>,
-    pending: Arc<Mutex<Pending>>,
-    /// What the tables were made for.
-    here: Option<Here>,
-    families: Vec<Family>,
-    health: Health,
-}
-
-/// Runs until shutdown.
-///
-/// # Errors
-/// The kernel's limits cannot be raised; whatever else fails is tried again.
-pub async fn run(
-    config: Config,
-    client: kube::Client,
-    health: Health,
-    shutdown: CancellationToken,
-) -> anyhow::Result<()> {
-    let (wake, mut woken) = watch::channel(());
-    let mut proxy = Proxy::new(config, client, health, &wake, &shutdown);
-    // Before both lists are here, services would seem to have no backends.
-    tokio::select! {
-        () = shutdown.cancelled() => return Ok(()),
-        () = async { tokio::join!(proxy.services.synced(), proxy.slices.synced(), proxy.node.synced()); } => {}
-    }
-    let period = proxy.config.sync_period.max(RETRY);
-    let (mut check, mut renew) = (Instant::now() + period, Instant::now() + period * RENEW);
-    let mut limited = false;
-    loop {
-        woken.mark_unchanged();
-        let now = Instant::now();
-        if now >= check {
-            // Somebody else may have changed our rules.
-            proxy.check(now >= renew);
-            check = now + period;
-            renew = if now >= renew { now + period * RENEW } else { renew };
-        }
-        let pause = match tokio::task::block_in_place(|| proxy.sync()) {
-            Ok(()) => {
-                // Now that rules track connections, the kernel has these settings.
-                if !std::mem::replace(&mut limited, true) {
-                    proxy.config.limits.raise()?;
-                }
-                check.saturating_duration_since(now)
-            }
-            Err(error) => {
-                proxy.health.failed();
-                tracing::error!(error = format!("{error:#}"), "rules not written");
-                RETRY
-            }
-        };
-        let rows = proxy.families.iter().flat_map(|family| family.table.values());
-        proxy.health.check_ports(rows).await;
-        tokio::select! {
-            () = shutdown.cancelled() => return Ok(()),
-            () = tokio::time::sleep(pause) => {}
-            _ = woken.changed() => tokio::time::sleep(proxy.config.min_sync_period).await,
-        }
-    }
-}
-
-impl Proxy {
-    fn new(
-        config: Config,
-        client: kube::Client,
-        health: Health,
-        wake: &watch::Sender<()>,
-        shutdown: &CancellationToken,
-    ) -> Self {
-        let own = watcher::Config::default().fields(&format!("metadata.name={}", config.node));
-        let slices = watcher::Config::default().labels(NOT_HEADLESS);
-        let (all, stop) = (watcher::Config::default(), || shutdown.clone());
-        let family = |ipv6| Family {
-            kernel: Kernel::new(config.mode, ipv6),
-            table: Table::new(),
-            behind: Changes::new(),
-            flows: false,
-        };
-        let proxy = Self {
-            services: Cache::start(client.clone(), all, stop()),
-            slices: Cache::start(client.clone(), slices, stop()),
-            node: Cache::start(client, own, stop()),
-            pending: Arc::default(),
-            here: None,
-            families: vec![family(false), family(true)],
-            config,
-            health,
-        };
-        let (pending, woken) = (Arc::clone(&proxy.pending), wake.clone());
-        proxy.services.on_change(move |change| {
-            pending.lock().services.insert(change.key.clone());
-            woken.send_replace(());
-        });
-        let (pending, woken) = (Arc::clone(&proxy.pending), wake.clone());
-        proxy.slices.on_change(move |change| {
-            pending.lock().slice(change);
-            woken.send_replace(());
-        });
-        let woken = wake.clone();
-        proxy.node.on_change(move |_| {
-            woken.send_replace(());
-        });
-        proxy
-    }
-
-    /// Looks after our rules in the kernel; all are written `anew` when that is due.
-    fn check(&mut self, anew: bool) {
-        for family in &mut self.families {
-            if anew {
-                family.kernel.distrust();
-            } else if let Err(error) = family.kernel.check() {
-                tracing::warn!(error = format!("{error:#}"), "rules not checked");
-            }
-        }
-    }
-
-    fn sync(&mut self) -> anyhow::Result<()> {
-        let start = Instant::now();
-        let node = self.node.list().first().cloned();
-        let here = here(&self.config.node, node.as_deref());
-        self.update(&here);
-        let addresses = addresses(&self.config, node.as_deref());
-        let mut bytes = 0;
-        for family in &mut self.families {
-            let ipv6 = family.kernel.is_ipv6();
-            let rules = nftables::Node {
-                addresses: addresses.iter().filter(|a| a.is_ipv6() == ipv6).copied().collect(),
-                any_address: any_address(&self.config),
-                local: local(&self.config.detect_local, node.as_deref(), ipv6),
-                masquerade_all: self.config.masquerade_all,
-                mark: self.config.mark,
-            };
-            bytes += family.kernel.sync(&family.table, &family.behind, &rules)?;
-            family.flows |= conntrack::may_be_stale(&std::mem::take(&mut family.behind));
-            family.forget_stale();
-        }
-        let seconds = start.elapsed().as_secs_f64();
-        tracing::debug!(seconds, bytes, "rules written");
-        self.health.synced(seconds, here.leaving);
-        Ok(())
-    }
-
-    /// Brings the tables to what the caches have.
+    /// Brings the table to what the caches have.
     fn update(&mut self, here: &Here) {
         let changed = {
             let mut pending = self.pending.lock();
@@ -249,26 +283,24 @@ impl Proxy {
                 changed
             } else {
                 // Other backends may be near now.
-                let all = self.services.list();
+                let all = self.caches.services.list();
                 changed.into_iter().chain(all.iter().map(|s| Key::of(s.as_ref()))).collect()
             }
         };
         self.here = Some(here.clone());
+        let ipv6 = self.kernel.is_ipv6();
         for key in changed {
-            let service = self.services.get(&key);
+            let service = self.caches.services.get(&key);
             let slices: Vec<Arc<EndpointSlice>> = {
                 let pending = self.pending.lock();
                 let keys = pending.slices.get(&key).into_iter().flatten();
-                keys.filter_map(|slice| self.slices.get(slice)).collect()
+                keys.filter_map(|slice| self.caches.slices.get(slice)).collect()
             };
             let slices: Vec<&EndpointSlice> = slices.iter().map(AsRef::as_ref).collect();
-            for family in &mut self.families {
-                let ipv6 = family.kernel.is_ipv6();
-                let rows = service.as_deref().map(|s| table::rows(here, ipv6, s, &slices));
-                let rows = rows.unwrap_or_default();
-                let changes = table::update(&mut family.table, &key.namespace, &key.name, rows);
-                merge(&mut family.behind, changes);
-            }
+            let rows = service.as_deref().map(|s| table::rows(here, ipv6, s, &slices));
+            let rows = rows.unwrap_or_default();
+            let changes = table::update(&mut self.table, &key.namespace, &key.name, rows);
+            merge(&mut self.behind, changes);
         }
     }
 }
@@ -353,10 +385,84 @@ fn primary(node: Option<&Node>) -> Vec<IpAddr> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::netlink::tests::alone;
+    use crate::nftables::{socket, wire};
+    use crate::table::tests::{service, slice};
     use serde_json::json;
 
     fn node(object: serde_json::Value) -> Node {
         serde_json::from_value(object).expect("a node")
+    }
+
+    #[test]
+    fn a_family_is_told_of_its_own_slices() {
+        let (mut four, mut six) = (Pending::default(), Pending::default());
+        let of = |family: &str| {
+            let mut slice = slice(&[]);
+            slice.address_type = family.into();
+            Some(Arc::new(slice))
+        };
+        let (key, web) = (Key::new("ns", "web-x"), Key::new("ns", "web"));
+        for (old, new, told, known) in [
+            (None, of("IPv4"), [true, false], [1, 0]),
+            (of("IPv4"), of("IPv4"), [true, false], [1, 0]),
+            // Deleted and made again.
+            (of("IPv4"), of("IPv6"), [true, true], [0, 1]),
+            (of("IPv6"), None, [false, true], [0, 0]),
+        ] {
+            let change = Change { key: &key, old: old.as_ref(), new: new.as_ref() };
+            let found = [four.slice("IPv4", &change), six.slice("IPv6", &change)];
+            let count = |pending: &Pending| pending.slices.get(&web).map_or(0, BTreeSet::len);
+            assert_eq!((found, [count(&four), count(&six)]), (told, known));
+            for (pending, told) in [(&mut four, told[0]), (&mut six, told[1])] {
+                assert_eq!(std::mem::take(&mut pending.services).contains(&web), told);
+            }
+        }
+    }
+
+    /// Against the kernel, in a namespace of its own.
+    #[test]
+    fn a_family_that_fails_does_not_hold_up_the_other() {
+        let options = crate::Options { kubeconfig: Some("/k".into()), ..Default::default() };
+        let config = Arc::new(options.settle().expect("settled"));
+        let caches = Caches {
+            services: Cache::detached(),
+            slices: Cache::detached(),
+            node: Cache::detached(),
+        };
+        let spec = json!({"clusterIP": "fd00:96::7", "ports": [{"port": 80}]});
+        let objects = [(Key::new("ns", "web"), Arc::new(service(spec)))];
+        caches.services.replace(objects.into());
+        caches.slices.replace(Default::default());
+        caches.node.replace(Default::default());
+        let stop = CancellationToken::new();
+        let health = Health::new(&stop, config.sync_period);
+        alone(move || {
+            // Somebody else has the table of IPv4, as long as the socket is open.
+            let owner = wire::tests::own_table(false);
+            let runtime = tokio::runtime::Builder::new_multi_thread()
+                .worker_threads(2)
+                .enable_all()
+                .build()
+                .expect("a runtime");
+            runtime.block_on(async {
+                let mut synced = [false, true].map(|ipv6| {
+                    let kernel = Kernel::new(Mode::Nftables, ipv6);
+                    let (config, health) = (Arc::clone(&config), health.clone());
+                    let family = Family::new(kernel, config, caches.clone(), health);
+                    let (synced, told) = watch::channel(false);
+                    tokio::spawn(family.run(synced, stop.clone()));
+                    told
+                });
+                let [four, six] = &mut synced;
+                six.wait_for(|synced| *synced).await.expect("rules of IPv6");
+                assert!(socket::identity(true).expect("an answer").is_some());
+                assert!(!*four.borrow(), "the table is somebody else's");
+                drop(owner);
+                four.wait_for(|synced| *synced).await.expect("tried again");
+                stop.cancel();
+            });
+        });
     }
 
     #[test]

@@ -115,6 +115,11 @@ pub struct Here {
     pub leaving: bool,
 }
 
+/// An address family, as slices name it.
+pub fn family(ipv6: bool) -> &'static str {
+    if ipv6 { "IPv6" } else { "IPv4" }
+}
+
 /// The table, sorted by name.
 pub type Table = BTreeMap<PortName, ServicePort>;
 
@@ -125,7 +130,7 @@ pub fn build<'a>(
     services: impl IntoIterator<Item = &'a Service>,
     slices: impl IntoIterator<Item = &'a EndpointSlice>,
 ) -> Table {
-    let family = if ipv6 { "IPv6" } else { "IPv4" };
+    let family = family(ipv6);
     let mut by_service: BTreeMap<(&str, &str), Vec<&EndpointSlice>> = BTreeMap::new();
     for slice in slices.into_iter().filter(|s| s.address_type == family) {
         let labels = slice.metadata.labels.as_ref();
@@ -207,7 +212,7 @@ pub fn rows(
     else {
         return Vec::new();
     };
-    let family = if ipv6 { "IPv6" } else { "IPv4" };
+    let family = family(ipv6);
     let slices: Vec<&EndpointSlice> =
         slices.iter().filter(|s| s.address_type == family).copied().collect();
     let labels = service.metadata.labels.as_ref();

@@ -523,3 +523,24 @@ impl Expressions<'_> {
         });
     }
 }
+
+#[cfg(test)]
+pub mod tests {
+    use super::*;
+    use crate::netlink::{ERROR, Socket, messages};
+
+    /// Makes a table of our name that nobody else can change, until the socket is closed.
+    pub fn own_table(ipv6: bool) -> Socket {
+        const OWNER: u32 = 2;
+        let mut batch = Batch { bytes: Vec::new(), ipv6, messages: Vec::new() };
+        batch.edge(BATCH_BEGIN);
+        batch.message(0, message::NEW_TABLE, CREATE | ACK, |out| word(out, 2, OWNER));
+        batch.edge(BATCH_END);
+        let mut socket = Socket::new().expect("a socket");
+        socket.send(&batch.bytes).expect("sent");
+        let answer = socket.receive().expect("an answer");
+        let answer = messages(answer).find(|message| message.kind == ERROR);
+        assert_eq!(answer.and_then(|message| message.error()), None);
+        socket
+    }
+}
