@@ -422,6 +422,32 @@ fn the_kernel_takes_every_change() {
     assert!(listed[5].contains("type nat hook prerouting priority dstnat"), "{}", listed[5]);
 }
 
+/// Whatever the number of a service's backends.
+#[test]
+fn the_kernel_takes_a_thousand_backends() {
+    let all: Vec<String> = (0..1100).map(|n| format!("10.0.{}.{}@n2", n / 250, n % 250)).collect();
+    let all: Vec<&str> = all.iter().map(String::as_str).collect();
+    let sticky = json!({"clusterIP": "10.96.0.7", "sessionAffinity": "ClientIP",
+        "ports": [{"port": 80, "nodePort": 30080}]});
+    for (spec, elements) in [(web(), "backends"), (sticky, "sticky-backends")] {
+        let counts = [1000, 1100, 3, 256, 257, 1000];
+        let states = counts.map(|count| table(spec.clone(), &all[..count]));
+        let found = alone(move || {
+            let (mut rules, first) = Rules::whole(render::all(&Table::new(), &node(), false));
+            socket::commit(false, &first).expect("all anew");
+            states.map(|state| {
+                set_all(&mut rules, &state);
+                socket::commit(false, &rules.take()).expect("a change");
+                let map = ["list", "map", "ip", "kube-proxy", elements];
+                let nft = std::process::Command::new("nft").args(map).output();
+                let nft = nft.expect("nft is installed").stdout;
+                String::from_utf8_lossy(&nft).matches("10.96.0.7 . tcp . 80 . 0x").count()
+            })
+        });
+        assert_eq!(found, counts, "{elements}");
+    }
+}
+
 /// The same for the other address family, and for each way to tell pods from others.
 #[test]
 fn the_kernel_takes_both_families() {
