@@ -1,6 +1,6 @@
 //! Rules for iptables, as upstream's chains (KUBE-SERVICES, KUBE-NODEPORTS, KUBE-SVC-*, KUBE-SEP-*),
 //! for nodes whose other software expects them. One `iptables-restore --noflush` for a change, of the
-//! chains that are other than before.
+//! chains that are other than before: in one transaction, or in several where these are many.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
@@ -19,6 +19,14 @@ const NAT_JUMPS: [(&str, &str); 3] = [
 ];
 const FILTER_JUMPS: [(&str, &str); 3] =
     [("INPUT", "KUBE-REFUSE"), ("FORWARD", "KUBE-REFUSE"), ("OUTPUT", "KUBE-REFUSE")];
+
+/// After how many lines iptables of nf_tables gets a new transaction. It looks up the name of each
+/// rule's chain, and that of the chain which the rule leads to, by comparing it with all names of the
+/// transaction that come before it in the alphabet: a transaction takes a time that grows with the
+/// square of its size. And for each the kernel follows all rules that packets can reach. With 60,000
+/// chains both together take least time at about this size. The old kind of iptables writes the
+/// whole table for each transaction: it gets one.
+pub const TRANSACTION: usize = 4000;
 
 /// What one owner wants: a service's port, or (before all others) the node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -68,8 +76,10 @@ fn fragment(row: &ServicePort, node: &Node, ipv6: bool) -> Fragment {
 }
 
 /// The rules of one family.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rules {
+    /// Lines of a transaction.
+    transaction: usize,
     fragments: BTreeMap<PortName, Fragment>,
     /// Rules at the end of KUBE-SERVICES: to the node's own addresses.
     last: Vec<String>,
@@ -86,6 +96,11 @@ struct Touched {
 }
 
 impl Rules {
+    /// None are there yet. A transaction has about so many lines.
+    pub fn new(transaction: usize) -> Self {
+        Self { transaction, fragments: BTreeMap::new(), last: Vec::new() }
+    }
+
     /// Input of `iptables-restore --noflush` for these changes; empty when nothing changed.
     pub fn change(&mut self, changes: &Changes, node: &Node, ipv6: bool) -> String {
         let mut touched = Touched::default();
@@ -152,19 +167,20 @@ impl Rules {
             nat.insert(chain, rules.as_ref().map(|rules| rules.iter().collect()));
         }
         if touched.services {
-            let rules = collect(|f| &f.services).into_iter().chain(&self.last);
-            nat.insert("KUBE-SERVICES", Some(rules.collect()));
+            let mut rules = by_target(collect(|f| &f.services));
+            rules.extend(&self.last);
+            nat.insert("KUBE-SERVICES", Some(rules));
         }
         if touched.node_ports {
-            nat.insert("KUBE-NODEPORTS", Some(collect(|f| &f.node_ports)));
+            nat.insert("KUBE-NODEPORTS", Some(by_target(collect(|f| &f.node_ports))));
         }
         let mut filter = BTreeMap::new();
         if touched.refuse {
             filter.insert("KUBE-REFUSE", Some(collect(|f| &f.refuse)));
         }
         let mut script = String::new();
-        write_table(&mut script, "nat", &nat);
-        write_table(&mut script, "filter", &filter);
+        write_table(&mut script, "nat", &nat, self.transaction);
+        write_table(&mut script, "filter", &filter, self.transaction);
         script
     }
 
@@ -181,30 +197,98 @@ impl Rules {
         };
         let mut script = String::new();
         let stale = chains.filter(of_services).map(|chain| (chain, None)).collect();
-        write_table(&mut script, "nat", &stale);
+        write_table(&mut script, "nat", &stale, self.transaction);
         script
     }
 }
 
-/// Changed chains are written whole, those that are gone are deleted.
-fn write_table(script: &mut String, table: &str, chains: &BTreeMap<&str, Option<Vec<&String>>>) {
-    if chains.is_empty() {
-        return;
+/// Rules in the order in which a transaction is fast: in the alphabet, what a rule leads to is before
+/// what those above it lead to (see [`TRANSACTION`]).
+fn by_target(mut rules: Vec<&String>) -> Vec<&String> {
+    let target = |rule: &str| rule.rsplit_once(" -j ").map(|(_, target)| target.to_owned());
+    rules.sort_by_cached_key(|rule| std::cmp::Reverse(target(rule)));
+    rules
+}
+
+/// Chains lead only to chains of a lower rank.
+fn rank(chain: &str) -> u8 {
+    match chain.strip_prefix("KUBE-").and_then(|chain| chain.split('-').next()) {
+        Some("SEP") => 1,
+        Some("SVC" | "SVL" | "ALL") => 2,
+        Some("EXT") => 3,
+        Some("FW") => 4,
+        Some("NODEPORTS") => 5,
+        Some("SERVICES") => 6,
+        _ => 0,
     }
-    // Writing to a String cannot fail.
-    let _ = writeln!(script, "*{table}");
-    for name in chains.keys() {
-        let _ = writeln!(script, ":{name} - [0:0]");
+}
+
+/// Lines that are carried out all or not at all.
+#[derive(Default)]
+struct Transaction<'a> {
+    chains: Vec<&'a str>,
+    rules: Vec<(&'a str, &'a str)>,
+    gone: Vec<&'a str>,
+}
+
+impl Transaction<'_> {
+    fn lines(&self) -> usize {
+        self.chains.len() + self.rules.len() + self.gone.len()
     }
-    for (name, rules) in chains {
-        for rule in rules.iter().flatten() {
-            let _ = writeln!(script, "-A {name} {rule}");
+
+    /// Writes it down, and begins another.
+    fn end(&mut self, script: &mut String, table: &str) {
+        let Self { chains, rules, gone } = std::mem::take(self);
+        // Writing to a String cannot fail.
+        let _ = writeln!(script, "*{table}");
+        for chain in chains {
+            let _ = writeln!(script, ":{chain} - [0:0]");
         }
+        for (chain, rule) in rules {
+            let _ = writeln!(script, "-A {chain} {rule}");
+        }
+        for chain in gone {
+            let _ = writeln!(script, "-X {chain}");
+        }
+        let _ = writeln!(script, "COMMIT");
     }
-    for name in chains.iter().filter(|(_, rules)| rules.is_none()).map(|(name, _)| name) {
-        let _ = writeln!(script, "-X {name}");
+}
+
+/// Changed chains are written whole, those that are gone are deleted. A chain is written before those
+/// that lead to it, and deleted after them: there may be a transaction's end between any two.
+fn write_table(
+    script: &mut String,
+    table: &str,
+    chains: &BTreeMap<&str, Option<Vec<&String>>>,
+    lines: usize,
+) {
+    let mut written: Vec<_> =
+        chains.iter().filter_map(|(chain, rules)| Some((*chain, rules.as_ref()?))).collect();
+    // Not in the alphabet's order: iptables-save takes square time to sort what is sorted.
+    let ends = |chain: &str| chain.bytes().rev().collect::<Vec<_>>();
+    written.sort_by_cached_key(|(chain, _)| (rank(chain), ends(chain)));
+    let mut gone: Vec<&str> =
+        chains.iter().filter(|(_, rules)| rules.is_none()).map(|(chain, _)| *chain).collect();
+    gone.sort_by_key(|chain| std::cmp::Reverse(rank(chain)));
+    let mut transaction = Transaction::default();
+    for (chain, rules) in written {
+        if transaction.lines() >= lines {
+            transaction.end(script, table);
+        }
+        transaction.chains.push(chain);
+        transaction.rules.extend(rules.iter().map(|rule| (chain, rule.as_str())));
     }
-    let _ = writeln!(script, "COMMIT");
+    for chain in gone {
+        if transaction.lines() >= lines {
+            transaction.end(script, table);
+        }
+        // Its rules go first.
+        transaction.chains.push(chain);
+        transaction.gone.push(chain);
+    }
+    if transaction.lines() > 0 {
+        transaction.end(script, table);
+    }
 }
 
 struct Service<'a> {
@@ -422,7 +506,7 @@ mod tests {
     }
 
     fn rules(spec: serde_json::Value, endpoints: &[&str]) -> Rules {
-        let mut rules = Rules::default();
+        let mut rules = Rules::new(TRANSACTION);
         rules.replace(&table(spec, endpoints), &node(), false);
         rules
     }
@@ -458,7 +542,7 @@ mod tests {
         assert!(!script.contains("KUBE-POSTROUTING"), "{script}");
         assert!(!script.contains("KUBE-SERVICES"), "{script}");
         assert_eq!(script.matches("-X KUBE-SEP-").count(), 1, "{script}");
-        let mut fresh = Rules::default();
+        let mut fresh = Rules::new(TRANSACTION);
         fresh.replace(&new, &node(), false);
         assert_eq!(rules, fresh);
     }
@@ -474,20 +558,138 @@ mod tests {
         assert_eq!(rules.sweep(&saved), "*nat\n:KUBE-SEP-OLD - [0:0]\n-X KUBE-SEP-OLD\nCOMMIT\n");
     }
 
-    /// iptables' own parser judges what we write, in a namespace of its own.
-    #[test]
-    fn iptables_takes_every_script() {
+    /// Tables of a service, one after the other.
+    fn states() -> [Table; 4] {
         let mut balanced = web();
         balanced["loadBalancerSourceRanges"] = json!(["192.0.2.0/24"]);
         balanced["externalIPs"] = json!(["198.51.100.1"]);
         balanced["externalTrafficPolicy"] = json!("Local");
         balanced["internalTrafficPolicy"] = json!("Local");
-        let states = [
+        let mut balanced = service(balanced);
+        let status = json!({"loadBalancer": {"ingress": [{"ip": "203.0.113.1"}]}});
+        balanced.status = serde_json::from_value(status).ok();
+        [
             table(web(), &["10.0.0.1", "10.0.0.2@n2"]),
             table(web(), &[]),
-            table(balanced, &["10.0.0.1", "10.0.0.2@n2"]),
+            build(&here(), false, [&balanced], [&slice(&["10.0.0.1", "10.0.0.2@n2"])]),
             Table::new(),
-        ];
+        ]
+    }
+
+    /// Chains of table `nat`, which refuse what iptables refuses.
+    #[derive(Default)]
+    struct Model {
+        chains: BTreeMap<String, Vec<String>>,
+        transactions: usize,
+    }
+
+    impl Model {
+        fn apply(&mut self, script: &str) {
+            let nat = script.split("COMMIT\n").filter_map(|t| t.strip_prefix("*nat\n"));
+            for transaction in nat {
+                self.transactions += 1;
+                transaction.lines().for_each(|line| self.line(line));
+            }
+        }
+
+        fn line(&mut self, line: &str) {
+            if let Some(chain) = line.strip_prefix(':') {
+                let chain = chain.split(' ').next().expect("a name");
+                self.chains.insert(chain.to_owned(), Vec::new());
+            } else if let Some(rule) = line.strip_prefix("-A ") {
+                let (chain, rule) = rule.split_once(' ').expect("a rule");
+                if let Some(target) = target(rule) {
+                    assert!(self.chains.contains_key(target), "{line}: leads nowhere");
+                }
+                self.chains.get_mut(chain).expect("a chain").push(rule.to_owned());
+            } else if let Some(gone) = line.strip_prefix("-X ") {
+                let mut rules = self.chains.values().flatten();
+                assert!(rules.all(|rule| target(rule) != Some(gone)), "{line}: in use");
+                assert_eq!(self.chains.remove(gone), Some(Vec::new()), "{line}: not empty");
+            } else {
+                panic!("{line}");
+            }
+        }
+    }
+
+    fn target(rule: &str) -> Option<&str> {
+        let words: Vec<&str> = rule.split(' ').collect();
+        let at = words.iter().position(|word| *word == "-j")?;
+        words.get(at + 1).copied().filter(|target| target.starts_with("KUBE-"))
+    }
+
+    #[test]
+    fn many_transactions_lead_where_one_does() {
+        let run = |lines: usize| {
+            let (mut rules, mut model) = (Rules::new(lines), Model::default());
+            let mut seen = Vec::new();
+            for state in states() {
+                model.apply(&rules.replace(&state, &node(), false));
+                seen.push(model.chains.clone());
+            }
+            // What an earlier proxy had, all at once.
+            let stale = Rules::new(lines);
+            let mut before = Rules::new(usize::MAX);
+            model.apply(&before.replace(&states()[2], &node(), false));
+            let saved: String = model.chains.keys().map(|c| format!(":{c} - [0:0]\n")).collect();
+            // Nothing that stays leads to it.
+            model.line(":KUBE-SERVICES - [0:0]");
+            model.line(":KUBE-NODEPORTS - [0:0]");
+            model.apply(&stale.sweep(&saved));
+            seen.push(model.chains);
+            (seen, model.transactions)
+        };
+        let (wanted, transactions) = run(usize::MAX);
+        assert_eq!(transactions, 6, "one for each");
+        assert!(wanted[2].len() > 6 && wanted[4].len() == 4, "{wanted:?}");
+        for (lines, least) in [(1, 30), (5, 8), (TRANSACTION, 6)] {
+            let (seen, transactions) = run(lines);
+            assert_eq!(seen, wanted, "of {lines} lines");
+            assert!(transactions >= least, "of {lines} lines: {transactions}");
+        }
+    }
+
+    #[test]
+    fn services_are_led_to_in_the_order_in_which_a_transaction_is_fast() {
+        let services: Vec<_> = (1..20)
+            .map(|n| {
+                let spec = json!({"clusterIP": format!("10.96.0.{n}"),
+                    "ports": [{"port": 80, "nodePort": 30_000 + n}]});
+                let (mut service, mut slice) = (service(spec), slice(&["10.0.0.1"]));
+                let name = format!("web-{n}");
+                slice.metadata.labels =
+                    Some([("kubernetes.io/service-name".to_owned(), name.clone())].into());
+                service.metadata.name = Some(name);
+                (service, slice)
+            })
+            .collect();
+        let table = build(
+            &here(),
+            false,
+            services.iter().map(|(service, _)| service),
+            services.iter().map(|(_, slice)| slice),
+        );
+        let mut model = Model::default();
+        model.apply(&Rules::new(TRANSACTION).replace(&table, &node(), false));
+        for (chain, last) in [("KUBE-SERVICES", 1), ("KUBE-NODEPORTS", 0)] {
+            let rules = &model.chains[chain];
+            let targets: Vec<_> = rules.iter().filter_map(|rule| target(rule)).collect();
+            let (of_services, rest) = targets.split_at(targets.len() - last);
+            assert_eq!(of_services.len(), 19, "{chain}");
+            assert!(of_services.is_sorted_by(|one, next| one >= next), "{of_services:?}");
+            assert!(rest.iter().all(|target| *target == "KUBE-NODEPORTS"), "{rest:?}");
+        }
+    }
+
+    /// iptables' own parser judges what we write, in a namespace of its own.
+    #[test]
+    fn iptables_takes_every_script() {
+        for lines in [1, TRANSACTION] {
+            iptables_takes(lines);
+        }
+    }
+
+    fn iptables_takes(lines: usize) {
         let locals = [
             node().local,
             Local::Bridge("br0".into()),
@@ -495,8 +697,8 @@ mod tests {
             Local::Unknown,
         ];
         let dir = tempfile::tempdir().expect("a folder");
-        let (mut all, mut rules) = (String::new(), Rules::default());
-        for (i, (state, local)) in states.iter().zip(locals).enumerate() {
+        let (mut all, mut rules) = (String::new(), Rules::new(lines));
+        for (i, (state, local)) in states().iter().zip(locals).enumerate() {
             let file = dir.path().join(i.to_string());
             let script = rules.replace(state, &Node { local, ..node() }, false);
             std::fs::write(&file, script).expect("written");

@@ -135,7 +135,7 @@ fn sync_iptables(
         Some(rules) if same => rules.change(changes, node, ipv6),
         Some(rules) => rules.replace(table, node, ipv6),
         None => {
-            let mut rules = iptables::Rules::default();
+            let mut rules = iptables::Rules::new(transaction(restore)?);
             let script = rules.replace(table, node, ipv6);
             pipe(restore, &["--noflush", "-w", "5"], &script)?;
             jumps(ipv6)?;
@@ -152,6 +152,13 @@ fn sync_iptables(
         pipe(restore, &["--noflush", "-w", "5"], &script)?;
     }
     Ok(script.len())
+}
+
+/// How many lines a transaction may have.
+fn transaction(restore: &str) -> anyhow::Result<usize> {
+    // The old kind has not always said what it is.
+    let new = run(restore, &["--version"])?.contains("nf_tables");
+    Ok(if new { iptables::TRANSACTION } else { usize::MAX })
 }
 
 /// Whether the jumps from built-in chains, and so the chains behind them, are there.
