@@ -11,9 +11,8 @@ use crate::containerd;
 const CNI_FOLDERS: [&str; 2] = ["/opt/cni/bin", "/usr/lib/cni"];
 const CNI_PLUGINS: [&str; 4] = ["host-local", "loopback", "portmap", "ptp"];
 /// Program and the package that has it.
-const PROGRAMS: [(&str, &str); 7] = [
+const PROGRAMS: [(&str, &str); 6] = [
     ("containerd", "containerd"),
-    ("conntrack", "conntrack"),
     ("ctr", "containerd"),
     ("ip", "iproute2"),
     ("iptables", "iptables"),

@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use apimachinery::amounts::{Amounts, Combine};
 use apimachinery::quantity::Quantity;
-use k8s_openapi::api::core::v1::{NodeSelectorTerm, Pod};
+use client::matching::{any_term_matches, tolerates};
+use k8s_openapi::api::core::v1::Pod;
 use parking_lot::Mutex;
 
 use crate::kubelet::Kubelet;
@@ -57,7 +58,7 @@ impl Admission {
                 matches_node(pod, &k.node_name, &k.node_labels())?;
             }
             has_ports(pod, &others)?;
-            tolerates(k, pod)?;
+            stands_taints(k, pod)?;
         }
         admitted.insert(uid(pod).to_owned());
         Ok(())
@@ -202,9 +203,8 @@ pub fn matches_node(
         .affinity
         .as_ref()
         .and_then(|a| a.node_affinity.as_ref())
-        .and_then(|a| a.required_during_scheduling_ignored_during_execution.as_ref())
-        .map(|s| s.node_selector_terms.as_slice());
-    let matched = terms.is_none_or(|terms| terms.iter().any(|t| term_matches(t, name, labels)));
+        .and_then(|a| a.required_during_scheduling_ignored_during_execution.as_ref());
+    let matched = terms.is_none_or(|terms| any_term_matches(terms, Some(labels), Some(name)));
     match selected && matched {
         true => Ok(()),
         false => Err(refuse(
@@ -214,62 +214,15 @@ pub fn matches_node(
     }
 }
 
-fn term_matches(term: &NodeSelectorTerm, name: &str, labels: &BTreeMap<String, String>) -> bool {
-    let expressions = term.match_expressions.as_deref().unwrap_or_default();
-    let fields = term.match_fields.as_deref().unwrap_or_default();
-    if expressions.is_empty() && fields.is_empty() {
-        return false;
-    }
-    let holds = |key: &str, operator: &str, values: Option<&Vec<String>>, value: Option<&str>| {
-        let values = values.map(Vec::as_slice).unwrap_or_default();
-        match operator {
-            "In" => value.is_some_and(|v| values.iter().any(|x| x == v)),
-            "NotIn" => !value.is_some_and(|v| values.iter().any(|x| x == v)),
-            "Exists" => value.is_some(),
-            "DoesNotExist" => value.is_none(),
-            "Gt" | "Lt" => {
-                let bound = values.first().and_then(|v| v.parse::<i64>().ok());
-                let own = value.and_then(|v| v.parse::<i64>().ok());
-                match (own, bound) {
-                    (Some(own), Some(bound)) => (operator == "Gt") == (own > bound) && own != bound,
-                    _ => false,
-                }
-            }
-            other => {
-                tracing::debug!(key, operator = other, "unknown operator in node affinity");
-                false
-            }
-        }
-    };
-    expressions.iter().all(|e| {
-        holds(&e.key, &e.operator, e.values.as_ref(), labels.get(&e.key).map(String::as_str))
-    }) && fields.iter().all(|f| {
-        let value = (f.key == "metadata.name").then_some(name);
-        holds(&f.key, &f.operator, f.values.as_ref(), value)
-    })
-}
-
 /// Taints with effect NoExecute are held against pods here; the others are the scheduler's.
-fn tolerates(k: &Kubelet, pod: &Pod) -> Result<(), Waiting> {
+fn stands_taints(k: &Kubelet, pod: &Pod) -> Result<(), Waiting> {
     if is_static(pod) || namespace(pod).is_empty() {
         return Ok(());
     }
     let nodes = k.node.as_ref().map(client::Cache::list).unwrap_or_default();
     let taints = nodes.first().and_then(|n| n.spec.as_ref()?.taints.clone()).unwrap_or_default();
     for taint in taints.iter().filter(|t| t.effect == "NoExecute") {
-        let tolerated = spec(pod).tolerations.iter().flatten().any(|t| {
-            let effect = t.effect.as_deref().unwrap_or_default();
-            let key = t.key.as_deref().unwrap_or_default();
-            (effect.is_empty() || effect == taint.effect)
-                && (key.is_empty() || key == taint.key)
-                && match t.operator.as_deref() {
-                    Some("Exists") => true,
-                    _ => {
-                        t.value.as_deref().unwrap_or_default()
-                            == taint.value.as_deref().unwrap_or_default()
-                    }
-                }
-        });
+        let tolerated = spec(pod).tolerations.iter().flatten().any(|t| tolerates(t, taint));
         if !tolerated {
             return Err(refuse(
                 "TaintToleration",

@@ -75,6 +75,36 @@ spec:
 }
 
 #[test]
+fn a_container_that_could_not_begin_is_asked_to_end() -> anyhow::Result<()> {
+    let ns = cluster()?.namespace("unbegun")?;
+    let pod = r"
+apiVersion: v1
+kind: Pod
+metadata: {name: unbegun}
+spec:
+  terminationGracePeriodSeconds: 5
+  restartPolicy: Never
+  containers:
+  - name: main
+    image: localhost/test:1
+    command: [sh, -c, 'trap ''exit 3'' TERM; while :; do sleep 0.1; done']
+    lifecycle:
+      postStart: {exec: {command: ['false']}}
+      preStop: {exec: {command: [sh, -c, 'echo asked > /dev/termination-log']}}
+";
+    ns.apply(pod)?;
+    eventually("it was asked, and has ended", SOON, || {
+        let pod = ns.get(&["pod", "unbegun"])?;
+        let ended = &pod["status"]["containerStatuses"][0]["state"]["terminated"];
+        ensure!(ended["exitCode"] == 3 && ended["message"] == "asked\n", "{}", pod["status"]);
+        Ok(())
+    })?;
+    let events = ns.kubectl(&["get", "events"])?;
+    ensure!(events.contains("FailedPostStartHook"), "{events}");
+    Ok(())
+}
+
+#[test]
 fn what_has_started_may_be_ready_at_once() -> anyhow::Result<()> {
     let ns = cluster()?.namespace("started")?;
     let pod = r"

@@ -242,3 +242,31 @@ fn a_pod_decides_where_its_volume_is() -> anyhow::Result<()> {
     }
     Ok(())
 }
+
+#[test]
+fn a_volume_is_not_mounted_where_it_is_not() -> anyhow::Result<()> {
+    let cluster = cluster()?;
+    let ns = cluster.namespace("elsewhere")?;
+    let nodes = cluster.get(&["nodes"])?;
+    let name_of = |at: usize| nodes["items"][at]["metadata"]["name"].as_str().context("a node");
+    let (here, there) = (name_of(0)?, name_of(1)?);
+    let name = ns.name();
+    let bound = user("lost", name).replace(
+        "  terminationGracePeriodSeconds",
+        &format!("  nodeName: {there}\n  terminationGracePeriodSeconds"),
+    );
+    ns.apply(&format!("{}---{}---{bound}", local_volume(name, here, ""), claim(name, name)))?;
+    let want = format!(
+        "MountVolume.NodeAffinity check failed for volume {name:?} : no matching NodeSelectorTerms"
+    );
+    eventually("it is told why", SOON, || {
+        let events = ns.get(&["events", "--field-selector=reason=FailedMount"])?;
+        let all = events["items"].as_array().context("events")?;
+        ensure!(all.iter().any(|event| event["message"] == want), "{all:?}");
+        Ok(())
+    })?;
+    ns.kubectl(&["delete", "pod", "lost"])?;
+    ns.kubectl(&["delete", "pvc", name])?;
+    cluster.kubectl(&["delete", "pv", name])?;
+    Ok(())
+}

@@ -33,7 +33,7 @@ fn up_says_what_is_missing() -> anyhow::Result<()> {
 
     let path = settings.dir.join("path");
     std::fs::create_dir_all(&path)?;
-    for program in ["conntrack", "ctr", "ip", "iptables", "nft", "runc"] {
+    for program in ["ctr", "ip", "iptables", "nft", "runc"] {
         let link = path.join(program);
         if !link.exists() {
             std::os::unix::fs::symlink(find(program)?, link)?;

@@ -322,11 +322,7 @@ impl Worker {
         }
         let places = match setup::prepare(&k, pod, view.containers.is_empty()).await {
             Ok(places) => places,
-            Err(failed) => {
-                let message = format!(
-                    "MountVolume.SetUp failed for volume {:?} : {}",
-                    failed.volume, failed.message
-                );
+            Err(message) => {
                 k.event(reference(pod), true, "FailedMount", message);
                 return Err(RETRY);
             }

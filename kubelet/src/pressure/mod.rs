@@ -12,8 +12,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use client::matching::tolerates;
 use k8s_cri::v1 as cri;
-use k8s_openapi::api::core::v1::{ObjectReference, Pod};
+use k8s_openapi::api::core::v1::{ObjectReference, Pod, Taint};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -48,14 +49,13 @@ pub fn admits(conditions: &BTreeSet<Condition>, pod: &Pod) -> Result<(), Waiting
     }
     // Only who was promised no memory makes a shortage of memory worse.
     if conditions.iter().eq([&Condition::Memory]) {
-        let tolerates = spec(pod).tolerations.iter().flatten().any(|t| {
-            let key = t.key.as_deref();
-            let effect = t.effect.as_deref().filter(|e| !e.is_empty());
-            (key == Some("node.kubernetes.io/memory-pressure")
-                || (key.is_none_or(str::is_empty) && t.operator.as_deref() == Some("Exists")))
-                && effect.is_none_or(|e| e == "NoSchedule")
-        });
-        if tolerates || qos_class(pod) != "BestEffort" {
+        let taint = Taint {
+            key: "node.kubernetes.io/memory-pressure".to_owned(),
+            effect: "NoSchedule".to_owned(),
+            ..Taint::default()
+        };
+        let tolerated = spec(pod).tolerations.iter().flatten().any(|t| tolerates(t, &taint));
+        if tolerated || qos_class(pod) != "BestEffort" {
             return Ok(());
         }
     }

@@ -4,6 +4,8 @@ use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::path::{Path, PathBuf};
 
+use client::Cache;
+use client::volumes::reachable;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{
     PersistentVolume, PersistentVolumeClaim, Pod, ProjectedVolumeSource, Volume,
@@ -19,11 +21,35 @@ use crate::quantity::{amount, value};
 /// Where each volume is on the host.
 pub type Places = HashMap<String, PathBuf>;
 
-/// A volume that could not be set up.
-#[derive(Debug)]
-pub struct Failed {
-    pub volume: String,
-    pub message: String,
+/// Why a volume could not be set up.
+enum Fault {
+    SetUp(String),
+    /// The persistent volume of this name is not for this node.
+    Unreachable(String),
+}
+
+impl From<String> for Fault {
+    fn from(message: String) -> Self {
+        Self::SetUp(message)
+    }
+}
+
+impl From<&str> for Fault {
+    fn from(message: &str) -> Self {
+        Self::SetUp(message.to_owned())
+    }
+}
+
+impl Fault {
+    /// What the pod's event says, as upstream words it.
+    fn message(&self, volume: &str) -> String {
+        match self {
+            Self::SetUp(why) => format!("MountVolume.SetUp failed for volume {volume:?} : {why}"),
+            Self::Unreachable(name) => format!(
+                "MountVolume.NodeAffinity check failed for volume {name:?} : no matching NodeSelectorTerms"
+            ),
+        }
+    }
 }
 
 /// The names of the volumes that containers use.
@@ -46,8 +72,8 @@ pub fn refreshes(pod: &Pod) -> bool {
 /// Sets up all of a pod's volumes. `fresh`: objects read earlier will not do.
 ///
 /// # Errors
-/// The first volume that failed; the others are tried all the same.
-pub async fn prepare(k: &Kubelet, pod: &Pod, fresh: bool) -> Result<Places, Failed> {
+/// What is to be said of the first volume that failed; the others are tried all the same.
+pub async fn prepare(k: &Kubelet, pod: &Pod, fresh: bool) -> Result<Places, String> {
     let used = used(pod);
     let (mut places, mut failed) = (Places::new(), None);
     for volume in spec(pod).volumes.iter().flatten().filter(|v| used.contains(&v.name)) {
@@ -55,8 +81,8 @@ pub async fn prepare(k: &Kubelet, pod: &Pod, fresh: bool) -> Result<Places, Fail
             Ok(place) => {
                 places.insert(volume.name.clone(), place);
             }
-            Err(message) => {
-                failed.get_or_insert(Failed { volume: volume.name.clone(), message });
+            Err(fault) => {
+                failed.get_or_insert_with(|| fault.message(&volume.name));
             }
         }
     }
@@ -70,13 +96,13 @@ fn text(error: &io::Error) -> String {
     error.to_string()
 }
 
-async fn one(k: &Kubelet, pod: &Pod, volume: &Volume, fresh: bool) -> Result<PathBuf, String> {
+async fn one(k: &Kubelet, pod: &Pod, volume: &Volume, fresh: bool) -> Result<PathBuf, Fault> {
     let place = |plugin: &str| volume_directory(&k.root, uid(pod), plugin, &volume.name);
     if let Some(source) = &volume.empty_dir {
         let path = place("empty-dir");
         let memory = source.medium.as_deref() == Some("Memory");
         let size = source.size_limit.as_ref().map(|q| amount(q).value()).filter(|s| *s > 0);
-        return empty_dir(k, pod, path, memory, size);
+        return Ok(empty_dir(k, pod, path, memory, size)?);
     }
     if let Some(source) = &volume.host_path {
         let path = PathBuf::from(&source.path);
@@ -90,10 +116,10 @@ async fn one(k: &Kubelet, pod: &Pod, volume: &Volume, fresh: bool) -> Result<Pat
         let data = match k.config_map(namespace, &source.name, fresh).await {
             Ok(map) => payload::config_map_data(&map),
             Err(missing) if missing.not_found && optional => payload::Data::new(),
-            Err(missing) => return Err(missing.message),
+            Err(missing) => return Err(missing.message.into()),
         };
         let content = payload::keyed(&data, source.items.as_deref(), mode, optional, "configmap")?;
-        return publish(pod, place("configmap"), content, false);
+        return Ok(publish(pod, place("configmap"), content, false)?);
     }
     if let Some(source) = &volume.secret {
         let mode = source.default_mode.map_or(0o644, |m| m as u32);
@@ -102,20 +128,20 @@ async fn one(k: &Kubelet, pod: &Pod, volume: &Volume, fresh: bool) -> Result<Pat
         let data = match k.secret(objects::namespace(pod), name, fresh).await {
             Ok(secret) => payload::secret_data(&secret),
             Err(missing) if missing.not_found && optional => payload::Data::new(),
-            Err(missing) => return Err(missing.message),
+            Err(missing) => return Err(missing.message.into()),
         };
         let content = payload::keyed(&data, source.items.as_deref(), mode, optional, "secret")?;
-        return publish(pod, place("secret"), content, true);
+        return Ok(publish(pod, place("secret"), content, true)?);
     }
     if let Some(source) = &volume.downward_api {
         let mode = source.default_mode.map_or(0o644, |m| m as u32);
         let items = source.items.as_deref().unwrap_or_default();
         let content = payload::downward(pod, items, mode, &k.allocatable(), &k.host_ips())?;
-        return publish(pod, place("downward-api"), content, true);
+        return Ok(publish(pod, place("downward-api"), content, true)?);
     }
     if let Some(source) = &volume.projected {
         let content = projected(k, pod, source, fresh).await?;
-        return publish(pod, place("projected"), content, true);
+        return Ok(publish(pod, place("projected"), content, true)?);
     }
     if let Some(claim) = &volume.persistent_volume_claim {
         return claimed(k, pod, &claim.claim_name).await;
@@ -123,10 +149,11 @@ async fn one(k: &Kubelet, pod: &Pod, volume: &Volume, fresh: bool) -> Result<Pat
     if volume.ephemeral.is_some() {
         return claimed(k, pod, &format!("{}-{}", objects::name(pod), volume.name)).await;
     }
+    let name = &volume.name;
     Err(format!(
-        "failed to get Plugin from volumeSpec for volume {:?} err=no volume plugin matched",
-        volume.name
-    ))
+        "failed to get Plugin from volumeSpec for volume {name:?} err=no volume plugin matched"
+    )
+    .into())
 }
 
 fn empty_dir(
@@ -236,7 +263,7 @@ async fn projected(
 }
 
 /// The directory behind a claim, for volumes that are directories of this machine.
-async fn claimed(k: &Kubelet, pod: &Pod, claim: &str) -> Result<PathBuf, String> {
+async fn claimed(k: &Kubelet, pod: &Pod, claim: &str) -> Result<PathBuf, Fault> {
     let client = k.client.as_ref().ok_or("the kubelet has no API server")?;
     let namespace = objects::namespace(pod);
     let claims: Api<PersistentVolumeClaim> = Api::namespaced(client.clone(), namespace);
@@ -251,6 +278,10 @@ async fn claimed(k: &Kubelet, pod: &Pod, claim: &str) -> Result<PathBuf, String>
         name.ok_or_else(|| format!("error processing PVC {namespace}/{claim}: PVC is not bound"))?;
     let volumes: Api<PersistentVolume> = Api::all(client.clone());
     let volume = volumes.get(&name).await.map_err(|error| error.to_string())?;
+    let nodes = k.node.as_ref().map(Cache::list).unwrap_or_default();
+    if !reachable(&volume, nodes.first().ok_or("the node is not known yet")?) {
+        return Err(Fault::Unreachable(name));
+    }
     let source = volume.spec.unwrap_or_default();
     if let Some(path) = &source.host_path {
         files::host_path(Path::new(&path.path), path.type_.as_deref().unwrap_or_default())?;
@@ -259,12 +290,13 @@ async fn claimed(k: &Kubelet, pod: &Pod, claim: &str) -> Result<PathBuf, String>
     if let Some(local) = &source.local {
         let path = PathBuf::from(&local.path);
         if !path.exists() {
-            return Err(format!("path {:?} does not exist", local.path));
+            return Err(format!("path {:?} does not exist", local.path).into());
         }
         if let Some(group) = fs_group(pod) {
             ownership::give(&path, group, false).map_err(|e| text(&e))?;
         }
         return Ok(path);
     }
-    Err(format!("PersistentVolume {name}: no volume plugin of this kubelet matches its source"))
+    Err(format!("PersistentVolume {name}: no volume plugin of this kubelet matches its source")
+        .into())
 }
