@@ -181,14 +181,14 @@ fn joins_once(alone: &mut Alone<'_>, joining: &Joining<'_>) -> anyhow::Result<()
     joining.forget()
 }
 
-/// With rotation, of certificates that hold for a minute; the serving certificate waits for
+/// With rotation, of certificates that hold for half a minute; the serving certificate waits for
 /// somebody's approval.
 fn renews(alone: &mut Alone<'_>, joining: &Joining<'_>) -> anyhow::Result<()> {
     let cluster = joining.cluster;
     let flags = joining
         .flags(&[("rotateCertificates", true.into()), ("serverTLSBootstrap", true.into())])?;
     alone.kill("kube-controller-manager")?;
-    alone.start_with("kube-controller-manager", &["--cluster-signing-duration=1m".to_owned()])?;
+    alone.start_with("kube-controller-manager", &["--cluster-signing-duration=30s".to_owned()])?;
     alone.start_with("kubelet", &flags)?;
     let start = Instant::now();
     // Requests go when their certificates have ended: this one is looked for at once.
@@ -225,7 +225,7 @@ fn renews(alone: &mut Alone<'_>, joining: &Joining<'_>) -> anyhow::Result<()> {
         ensure!(!own.is_empty(), "none is asked for with the certificate before");
         let kept = joining.kept("kubelet-client-20")?;
         ensure!(kept.len() > 3, "{kept:?}");
-        ensure!(start.elapsed() > Duration::from_secs(75), "the first may still hold");
+        ensure!(start.elapsed() > Duration::from_secs(40), "the first may still hold");
         Ok(())
     })?;
     alone.ready()?;
