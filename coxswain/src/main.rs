@@ -30,6 +30,7 @@ use clap::{Parser, Subcommand};
 use crate::component::Component;
 
 /// A cluster grows and shrinks for months: what is freed must go back.
+#[cfg(feature = "jemalloc")]
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 

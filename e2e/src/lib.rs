@@ -52,15 +52,14 @@ impl Cluster {
         if status.stdout.contains("ready at") {
             return Ok(Self { settings, kubectl, environment: &[] });
         }
-        Self::start(&["--nodes", "2"])
+        Self::start(&settings, &["--nodes", "2"])
     }
 
     /// Starts `coxswain up` with these further arguments, and returns when all nodes are Ready.
     ///
     /// # Errors
     /// It ended, or took too long; the error has the end of its log.
-    pub fn start(arguments: &[&str]) -> anyhow::Result<Self> {
-        let settings = Settings::from_environment()?;
+    pub fn start(settings: &Settings, arguments: &[&str]) -> anyhow::Result<Self> {
         let log = settings.dir.join("up.log");
         let out = File::create(&log).with_context(|| log.display().to_string())?;
         let images = settings.images.display().to_string();
@@ -80,7 +79,7 @@ impl Cluster {
         // It is ended by `down` or `kill`, perhaps of another process than this one: somebody must
         // wait for it, or it stays as a zombie.
         std::thread::spawn(move || child.wait());
-        let kubectl = settings.kubectl.clone();
+        let (settings, kubectl) = (settings.clone(), settings.kubectl.clone());
         Ok(Self { settings, kubectl, environment: &[] })
     }
 
@@ -147,45 +146,24 @@ impl Cluster {
         kill_and_wait(self.node_process(node)?.with_context(|| format!("{node} does not run"))?)
     }
 
-    /// Stops the cluster and removes all of it.
-    ///
-    /// # Errors
-    /// What `coxswain down` printed.
-    pub fn purge() -> anyhow::Result<()> {
-        let settings = Settings::from_environment()?;
-        run(settings.coxswain(&["down", "--purge"]), "")?.text()?;
-        // `down` knows nothing of a store that is not its own.
-        match std::fs::remove_dir_all(settings.dir.join("etcd")) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error.into()),
-            _ => Ok(()),
-        }
-    }
-
     pub fn settings(&self) -> &Settings {
         &self.settings
     }
 
     /// The same cluster by another version of kubectl.
-    ///
-    /// # Errors
-    /// It is not named in the environment.
-    pub fn by_old_kubectl(&self) -> anyhow::Result<Self> {
-        let settings = Settings::from_environment()?;
-        let kubectl = settings.old_kubectl.clone();
-        Ok(Self { settings, kubectl, environment: &[] })
+    pub fn by_old_kubectl(&self) -> Self {
+        let (settings, kubectl) = (self.settings.clone(), self.settings.old_kubectl.clone());
+        Self { settings, kubectl, environment: &[] }
     }
 
     /// The same cluster by a kubectl that streams over SPDY, as all did before WebSockets.
-    ///
-    /// # Errors
-    /// As [`Cluster::by_old_kubectl`].
-    pub fn by_spdy(&self) -> anyhow::Result<Self> {
+    pub fn by_spdy(&self) -> Self {
         let environment = &[
             ("KUBECTL_REMOTE_COMMAND_WEBSOCKETS", "false"),
             ("KUBECTL_PORT_FORWARD_WEBSOCKETS", "false"),
         ];
-        let (settings, kubectl) = (Settings::from_environment()?, self.kubectl.clone());
-        Ok(Self { settings, kubectl, environment })
+        let (settings, kubectl) = (self.settings.clone(), self.kubectl.clone());
+        Self { settings, kubectl, environment }
     }
 
     /// A command inside the cluster's network namespace.

@@ -7,7 +7,7 @@ use crate::cluster;
 
 #[test]
 fn an_older_kubectl_does_as_well() -> anyhow::Result<()> {
-    let old = cluster()?.by_old_kubectl()?;
+    let old = cluster()?.by_old_kubectl();
     let version = old.kubectl(&["version"])?;
     ensure!(version.contains("Client Version: v1.34"), "{version}");
     let ns = old.namespace("older")?;

@@ -186,7 +186,7 @@ fn a_debugging_container_joins_a_pod() -> anyhow::Result<()> {
 
 #[test]
 fn streams_go_over_spdy_too() -> anyhow::Result<()> {
-    let cluster = cluster()?.by_spdy()?;
+    let cluster = cluster()?.by_spdy();
     let ns = cluster.namespace("spdy")?;
     ns.apply(&web("web", 1))?;
     ns.rolled_out("deployment/web")?;

@@ -28,7 +28,7 @@ impl<'a> Alone<'a> {
         std::fs::create_dir_all(&bin)?;
         for name in COMPONENTS {
             let link = bin.join(name);
-            // An earlier test may have made them.
+            // An earlier run may have made them.
             if !link.exists() {
                 std::os::unix::fs::symlink(&cluster.settings().coxswain, link)?;
             }
@@ -170,10 +170,9 @@ fn reachable(ns: &Namespace<'_>, service: &str) -> anyhow::Result<()> {
 
 #[test]
 fn each_component_runs_alone_and_survives_being_killed() -> anyhow::Result<()> {
-    Cluster::purge()?;
-    let settings = Settings::from_environment()?;
+    let settings = Settings::own("alone")?;
     let store = etcd(&settings)?;
-    let cluster = Cluster::start(&["--etcd-servers", ETCD])?;
+    let cluster = Cluster::start(&settings, &["--etcd-servers", ETCD])?;
     let mut alone = Alone::take_over(&cluster)?;
     let ns = cluster.namespace("alone")?;
     ns.apply(&web("web", 3))?;
@@ -232,8 +231,7 @@ fn each_component_runs_alone_and_survives_being_killed() -> anyhow::Result<()> {
     drop(ns);
     drop(alone);
     drop(store);
-    Cluster::purge()?;
-    Ok(())
+    settings.purge()
 }
 
 /// Pods answer while there is no API server.

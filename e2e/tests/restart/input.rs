@@ -23,7 +23,7 @@ fn find(program: &str) -> anyhow::Result<PathBuf> {
 
 #[test]
 fn up_says_what_is_missing() -> anyhow::Result<()> {
-    let settings = Settings::from_environment()?;
+    let settings = Settings::own("missing")?;
     // Where everybody may read it.
     let copy = settings.dir.join("coxswain");
     std::fs::copy(&settings.coxswain, &copy)?;
@@ -89,9 +89,8 @@ fn flags_that_are_wrong_are_named() -> anyhow::Result<()> {
 
 #[test]
 fn what_is_taken_is_not_taken_again() -> anyhow::Result<()> {
-    Cluster::purge()?;
-    let cluster = Cluster::start(&[])?;
-    let settings = cluster.settings();
+    let settings = Settings::own("taken")?;
+    let cluster = Cluster::start(&settings, &[])?;
     let twice = refusal(settings.coxswain(&["up", "--isolated"]))?;
     let run = settings.dir.join("run");
     let wanted = format!("coxswain up: a cluster is already running from {}", run.display());
@@ -107,43 +106,41 @@ fn what_is_taken_is_not_taken_again() -> anyhow::Result<()> {
     let wanted = "cannot listen on 172.30.255.1:6443 (see --secure-port): Address already in use";
     ensure!(taken.contains(wanted), "{taken}");
     ensure!(cluster.kubectl(&["get", "nodes"])?.contains(" Ready "), "the first is well");
-    Cluster::purge()
+    settings.purge()
 }
 
 #[test]
 fn a_store_that_was_cut_short_is_not_served() -> anyhow::Result<()> {
-    Cluster::purge()?;
-    let cluster = Cluster::start(&[])?;
+    let settings = Settings::own("cut")?;
+    let cluster = Cluster::start(&settings, &[])?;
     cluster.kubectl(&["create", "namespace", "kept"])?;
     cluster.kill()?;
-    let store = cluster.settings().dir.join("data/store/coxswain.redb");
+    let store = settings.dir.join("data/store/coxswain.redb");
     let whole = std::fs::read(&store).with_context(|| store.display().to_string())?;
     std::fs::write(&store, &whole[..whole.len() / 3])?;
-    let told = told_of(&store)?;
+    let told = told_of(&settings, &store)?;
     // Put back, all is there.
     std::fs::write(&store, &whole)?;
-    let cluster = Cluster::start(&[])?;
+    let cluster = Cluster::start(&settings, &[])?;
     cluster.kubectl(&["get", "namespace", "kept"])?;
-    Cluster::purge()?;
+    settings.purge()?;
     ensure!(told, "the file is named");
     Ok(())
 }
 
 #[test]
 fn a_store_that_cannot_be_opened_is_named() -> anyhow::Result<()> {
-    Cluster::purge()?;
-    let settings = Settings::from_environment()?;
+    let settings = Settings::own("unopened")?;
     let store = settings.dir.join("data/store/coxswain.redb");
     std::fs::create_dir_all(&store)?;
-    let told = told_of(&store)?;
-    Cluster::purge()?;
+    let told = told_of(&settings, &store)?;
+    settings.purge()?;
     ensure!(told, "the file is named");
     Ok(())
 }
 
 /// Whether `up` ends by itself with an error that names the file.
-fn told_of(store: &Path) -> anyhow::Result<bool> {
-    let settings = Settings::from_environment()?;
+fn told_of(settings: &Settings, store: &Path) -> anyhow::Result<bool> {
     let images = settings.images.display().to_string();
     let up = ["up", "--isolated", "--node-name", "node", "--images", &images];
     let mut command = Command::new("timeout");

@@ -1,13 +1,12 @@
 //! The rules that kube-proxy keeps by iptables.
 
 use anyhow::ensure;
-use e2e::{Cluster, services};
+use e2e::{Cluster, Settings, services};
 
 #[test]
 fn services_work_by_iptables() -> anyhow::Result<()> {
-    Cluster::purge()?;
-    let iptables = ["--nodes", "2", "--proxy-mode", "iptables"];
-    let cluster = Cluster::start(&iptables)?;
+    let settings = Settings::own("iptables")?;
+    let cluster = Cluster::start(&settings, &["--nodes", "2", "--proxy-mode", "iptables"])?;
     services::node_port(&cluster.namespace("nodeport")?)?;
     services::local_node_port(&cluster.namespace("local")?)?;
     services::datagrams(&cluster.namespace("datagrams")?)?;
@@ -18,5 +17,5 @@ fn services_work_by_iptables() -> anyhow::Result<()> {
     nft.args(["list", "tables"]);
     let tables = e2e::run(nft, "")?.text()?;
     ensure!(!tables.contains("kube-proxy"), "{tables}");
-    Cluster::purge()
+    settings.purge()
 }

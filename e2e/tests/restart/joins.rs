@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use e2e::manifests::web;
-use e2e::{Cluster, SOON, eventually};
+use e2e::{Cluster, SOON, Settings, eventually};
 use serde_json::{Value, json};
 
 use crate::alone::{ADDRESS, Alone};
@@ -125,10 +125,9 @@ const NODE: &str = "system:node:node";
 
 #[test]
 fn a_node_joins_with_a_token_and_renews_its_certificates() -> anyhow::Result<()> {
-    Cluster::purge()?;
-    let settings = e2e::Settings::from_environment()?;
+    let settings = Settings::own("joins")?;
     let store = etcd(&settings)?;
-    let cluster = Cluster::start(&["--etcd-servers", ETCD])?;
+    let cluster = Cluster::start(&settings, &["--etcd-servers", ETCD])?;
     let mut alone = Alone::take_over(&cluster)?;
     let joining = Joining::new(&cluster)?;
     cluster.kubectl_with(&["apply", "-f", "-"], &rights())?;
@@ -139,8 +138,7 @@ fn a_node_joins_with_a_token_and_renews_its_certificates() -> anyhow::Result<()>
     renews(&mut alone, &joining)?;
     drop(alone);
     drop(store);
-    Cluster::purge()?;
-    Ok(())
+    settings.purge()
 }
 
 /// Without rotation; killed while its request waits, it goes on with the same.

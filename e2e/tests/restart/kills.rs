@@ -125,7 +125,7 @@ fn survive(cluster: &Cluster, arguments: &[&str]) -> anyhow::Result<()> {
             let answer = answer.context("it runs on while nobody looks after it")?;
             ensure!(answer.trim() == pod, "{answer}");
         }
-        Cluster::start(arguments)?;
+        Cluster::start(cluster.settings(), arguments)?;
         let acknowledged = writers.check(&busy)?;
         ensure!(acknowledged > 100, "{acknowledged} acknowledged writes");
         if round == 1 {
@@ -144,9 +144,9 @@ fn survive(cluster: &Cluster, arguments: &[&str]) -> anyhow::Result<()> {
 
 #[test]
 fn a_killed_cluster_on_the_embedded_store_comes_back() -> anyhow::Result<()> {
-    Cluster::purge()?;
+    let settings = Settings::own("embedded")?;
     let arguments = ["--nodes", "2"];
-    let cluster = Cluster::start(&arguments)?;
+    let cluster = Cluster::start(&settings, &arguments)?;
     survive(&cluster, &arguments)?;
 
     // containerd too may be killed: its containers run on.
@@ -177,7 +177,7 @@ fn a_killed_cluster_on_the_embedded_store_comes_back() -> anyhow::Result<()> {
     for node in ["node", "node-2"] {
         cluster.kill_containerd(node)?;
     }
-    Cluster::purge()?;
+    settings.purge()?;
     all.retain(|name| Path::new("/run/netns").join(name).exists());
     ensure!(all.is_empty(), "left behind: {all:?}");
     Ok(())
@@ -224,11 +224,10 @@ pub const ETCD: &str = "http://127.0.0.1:2379";
 
 #[test]
 fn a_killed_cluster_on_etcd_comes_back() -> anyhow::Result<()> {
-    Cluster::purge()?;
-    let settings = Settings::from_environment()?;
+    let settings = Settings::own("outside")?;
     let running = etcd(&settings)?;
     let arguments = ["--etcd-servers", ETCD];
-    let cluster = Cluster::start(&arguments)?;
+    let cluster = Cluster::start(&settings, &arguments)?;
     survive(&cluster, &arguments)?;
 
     // etcd too may be killed.
@@ -241,15 +240,14 @@ fn a_killed_cluster_on_etcd_comes_back() -> anyhow::Result<()> {
     ns.idle("later")?;
     drop(ns);
     drop(running);
-    Cluster::purge()?;
-    Ok(())
+    settings.purge()
 }
 
 /// Certificates are renewed while the cluster runs, and are used at once.
 #[test]
 fn credentials_are_renewed_under_way() -> anyhow::Result<()> {
-    Cluster::purge()?;
-    let cluster = Cluster::start(&["--nodes", "2"])?;
+    let settings = Settings::own("renewed")?;
+    let cluster = Cluster::start(&settings, &["--nodes", "2"])?;
     let ns = cluster.namespace("renewed")?;
     ns.apply(&web("web", 2))?;
     ns.rolled_out("deployment/web")?;
@@ -277,5 +275,5 @@ fn credentials_are_renewed_under_way() -> anyhow::Result<()> {
     ns.rolled_out("deployment/web")?;
     run_on(&ns, &before)?;
     drop(ns);
-    Cluster::purge()
+    settings.purge()
 }

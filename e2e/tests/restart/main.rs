@@ -1,5 +1,5 @@
-//! Clusters that are killed and come back, and what cannot be started. One test at a time: each
-//! starts from nothing.
+//! Clusters that are killed and come back, and what cannot be started. Each test starts from nothing,
+//! with a cluster of its own.
 
 mod alone;
 mod input;

@@ -1,7 +1,7 @@
 //! A node that runs short of a resource refuses and evicts pods.
 
 use anyhow::ensure;
-use e2e::{Cluster, SOON, eventually};
+use e2e::{Cluster, SOON, Settings, eventually};
 
 /// A pod that is put on the node without asking the scheduler.
 fn placed(name: &str, memory: &str) -> String {
@@ -22,14 +22,15 @@ spec:
 
 #[test]
 fn a_node_short_of_memory_refuses_and_evicts() -> anyhow::Result<()> {
-    Cluster::purge()?;
+    let settings = Settings::own("pressure")?;
     // More has to stay free than any machine has.
-    let cluster = Cluster::start(&[
+    let short = [
         "--extra",
         "kubelet=--eviction-soft=memory.available<1Pi",
         "--extra",
         "kubelet=--eviction-soft-grace-period=memory.available=1s",
-    ])?;
+    ];
+    let cluster = Cluster::start(&settings, &short)?;
     let ns = cluster.namespace("short")?;
     ns.apply(&placed("promised", "{requests: {memory: 1Mi}}"))?;
     let ended = |pod: &str, reason: &str, message: &str| {
@@ -59,5 +60,5 @@ fn a_node_short_of_memory_refuses_and_evicts() -> anyhow::Result<()> {
     ns.apply(&placed("unpromised", "{}"))?;
     ended("unpromised", "Evicted", "The node had condition: [MemoryPressure]. ")?;
     drop(ns);
-    Cluster::purge()
+    settings.purge()
 }
