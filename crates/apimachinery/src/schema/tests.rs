@@ -64,20 +64,3 @@ fn every_message_is_sound() {
         }
     }
 }
-
-#[test]
-#[ignore = "prints how long loading takes"]
-fn loading_time() {
-    let start = std::time::Instant::now();
-    let registry = Registry::builtin();
-    let loaded = start.elapsed();
-    registry.json_fields(MessageId(0)).count();
-    let fields: usize = registry.messages.iter().map(|m| m.fields.len()).sum();
-    println!(
-        "{} kinds, {} messages, {fields} fields of {} bytes: loaded in {loaded:?}, indexed in {:?}",
-        registry.kinds.len(),
-        registry.messages.len(),
-        size_of::<Field>(),
-        start.elapsed() - loaded
-    );
-}
