@@ -10,6 +10,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use apimachinery::Value;
+use apimachinery::patch::apply::ResetFields;
 use apimachinery::schema::MessageId;
 
 use crate::apiextensions::Custom;
@@ -100,8 +101,8 @@ pub enum Action {
     /// get, update and patch of the object, of which only a part may change.
     Part {
         strategy: Arc<dyn Strategy>,
-        /// Field paths that server-side apply of this subresource owns nothing of.
-        reset_fields: &'static [&'static [&'static str]],
+        /// Fields that nobody comes to own through this subresource.
+        reset_fields: ResetFields<'static>,
         /// It can be updated, and neither read nor patched.
         replaced_only: bool,
     },

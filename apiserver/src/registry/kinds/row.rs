@@ -4,12 +4,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use apimachinery::gvk::GroupVersionKind;
+use apimachinery::patch::apply::ResetFields;
 use apimachinery::schema;
 
 use crate::registry::{
     Action, Column, Connect, PostHandler, Resource, SelectableField, Storage, Strategy,
     Subresource, Text, Verbs,
 };
+
+/// Fields, each with all below it.
+type Paths = &'static [&'static [&'static str]];
 
 /// A row in the making.
 pub struct Row(Resource);
@@ -146,27 +150,30 @@ impl Row {
         self.part("status", strategy, super::SPEC)
     }
 
-    pub fn part(
-        mut self,
-        name: &'static str,
-        strategy: impl Strategy,
-        reset_fields: &'static [&'static [&'static str]],
-    ) -> Self {
-        let strategy = Arc::new(strategy);
-        let action = Action::Part { strategy, reset_fields, replaced_only: false };
-        self.0.subresources.push(Subresource { name, action });
-        self
+    /// A part through which all is written but these fields.
+    pub fn part(self, name: &'static str, strategy: impl Strategy, reset: Paths) -> Self {
+        self.any_part(name, strategy, ResetFields::These(reset), false)
+    }
+
+    /// A part through which these fields are written, and no others.
+    pub fn part_of(self, name: &'static str, strategy: impl Strategy, written: Paths) -> Self {
+        self.any_part(name, strategy, ResetFields::AllBut(written), false)
     }
 
     /// A part that can only be replaced.
-    pub fn replaced_part(
+    pub fn replaced_part(self, name: &'static str, strategy: impl Strategy, reset: Paths) -> Self {
+        self.any_part(name, strategy, ResetFields::These(reset), true)
+    }
+
+    fn any_part(
         mut self,
         name: &'static str,
         strategy: impl Strategy,
-        reset_fields: &'static [&'static [&'static str]],
+        reset_fields: ResetFields<'static>,
+        replaced_only: bool,
     ) -> Self {
         let strategy = Arc::new(strategy);
-        let action = Action::Part { strategy, reset_fields, replaced_only: true };
+        let action = Action::Part { strategy, reset_fields, replaced_only };
         self.0.subresources.push(Subresource { name, action });
         self
     }
