@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use client::Cache;
@@ -85,6 +86,8 @@ pub struct Kubelet {
     /// What of the node must stay free.
     pub thresholds: Vec<Threshold>,
     pub pressure: Pressure,
+    /// Hooks that were asked over HTTP, since their servers do not speak TLS.
+    pub http_fallbacks: AtomicU64,
     pub wakers: Mutex<HashMap<String, Arc<Notify>>>,
     pub health: watch::Sender<RuntimeHealth>,
     pub runtime: Mutex<RuntimeFeatures>,

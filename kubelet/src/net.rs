@@ -1,6 +1,9 @@
 //! Requests to containers, for probes and hooks: HTTP with or without TLS, TCP and gRPC health.
 
+use std::io;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -12,11 +15,14 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{DigitallySignedStruct, SignatureScheme};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
 /// What is read of an answer's body (upstream's limit).
 const MAX_BODY: usize = 10 << 10;
 const MAX_REDIRECTS: usize = 10;
+/// How an answer begins that is no TLS.
+const HTTP: &[u8] = b"HTTP/";
 
 /// An HTTP request to a container.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,6 +40,21 @@ pub struct Answer {
     pub body: String,
     /// It pointed to another host, and was not followed.
     pub redirected_away: bool,
+}
+
+/// There was no answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unanswered {
+    /// In words as near to upstream's as may be.
+    pub why: String,
+    /// TLS was asked for, and the server answered in HTTP without it.
+    pub without_tls: bool,
+}
+
+impl From<String> for Unanswered {
+    fn from(why: String) -> Self {
+        Self { why, without_tls: false }
+    }
 }
 
 /// The number of a port that may be given by name.
@@ -79,7 +100,8 @@ impl HttpCheck {
         })
     }
 
-    fn authority(&self) -> String {
+    /// Host and port.
+    pub fn authority(&self) -> String {
         match self.host.contains(':') {
             true => format!("[{}]:{}", self.host, self.port),
             false => format!("{}:{}", self.host, self.port),
@@ -111,8 +133,8 @@ impl HttpCheck {
 /// Makes a request, following redirects on the same host.
 ///
 /// # Errors
-/// No answer, in words as near to upstream's as may be.
-pub async fn http(check: &HttpCheck, agent: &str, timeout: Duration) -> Result<Answer, String> {
+/// No answer.
+pub async fn http(check: &HttpCheck, agent: &str, timeout: Duration) -> Result<Answer, Unanswered> {
     let run = async {
         let mut current = check.clone();
         for _ in 0..=MAX_REDIRECTS {
@@ -127,19 +149,20 @@ pub async fn http(check: &HttpCheck, agent: &str, timeout: Duration) -> Result<A
                 _ => return Ok(answer),
             }
         }
-        Err(format!("Get {:?}: stopped after {MAX_REDIRECTS} redirects", check.url()))
+        let why = format!("Get {:?}: stopped after {MAX_REDIRECTS} redirects", check.url());
+        Err(Unanswered::from(why))
     };
     match tokio::time::timeout(timeout, run).await {
         Ok(result) => result,
-        Err(_) => Err(format!(
+        Err(_) => Err(Unanswered::from(format!(
             "Get {:?}: context deadline exceeded (Client.Timeout exceeded while awaiting headers)",
             check.url()
-        )),
+        ))),
     }
 }
 
-async fn once(check: &HttpCheck, agent: &str) -> Result<(Answer, Option<String>), String> {
-    let fail = |error: String| format!("Get {:?}: {error}", check.url());
+async fn once(check: &HttpCheck, agent: &str) -> Result<(Answer, Option<String>), Unanswered> {
+    let fail = |error: String| Unanswered::from(format!("Get {:?}: {error}", check.url()));
     let stream = connect(&check.host, check.port).await.map_err(fail)?;
     let mut request = Request::get(&check.path);
     let has = |name: &str| check.headers.iter().any(|(key, _)| key.eq_ignore_ascii_case(name));
@@ -163,7 +186,14 @@ async fn once(check: &HttpCheck, agent: &str) -> Result<(Answer, Option<String>)
         let name = ServerName::try_from(check.host.clone()).map_err(|e| fail(e.to_string()))?;
         let connector =
             tokio_rustls::TlsConnector::from(unverified().map_err(|e| fail(e.to_string()))?);
-        let stream = connector.connect(name, stream).await.map_err(|e| fail(e.to_string()))?;
+        let opened = connector.connect(name, Opening::of(stream)).into_fallible().await;
+        let stream = opened.map_err(|(error, opening)| match opening.is_http() {
+            true => {
+                let why = fail("http: server gave HTTP response to HTTPS client".to_owned()).why;
+                Unanswered { why, without_tls: true }
+            }
+            false => fail(error.to_string()),
+        })?;
         exchange(TokioIo::new(stream), request).await.map_err(fail)
     } else {
         exchange(TokioIo::new(stream), request).await.map_err(fail)
@@ -207,6 +237,55 @@ where
     result
 }
 
+/// A connection that remembers how its server began.
+struct Opening {
+    stream: TcpStream,
+    first: Vec<u8>,
+}
+
+impl Opening {
+    fn of(stream: TcpStream) -> Self {
+        Self { stream, first: Vec::with_capacity(HTTP.len()) }
+    }
+
+    fn is_http(&self) -> bool {
+        self.first == HTTP
+    }
+}
+
+impl AsyncRead for Opening {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        let read = Pin::new(&mut self.stream).poll_read(context, buffer);
+        let missing = HTTP.len().saturating_sub(self.first.len());
+        let new = buffer.filled().iter().skip(before).take(missing);
+        self.first.extend(new);
+        read
+    }
+}
+
+impl AsyncWrite for Opening {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}
+
 async fn connect(host: &str, port: u16) -> Result<TcpStream, String> {
     TcpStream::connect((host, port)).await.map_err(|error| {
         let address = if host.contains(':') { format!("[{host}]") } else { host.to_owned() };
@@ -215,12 +294,12 @@ async fn connect(host: &str, port: u16) -> Result<TcpStream, String> {
 }
 
 /// The words that Go has for the commonest errors.
-fn go_io_error(error: &std::io::Error) -> String {
+fn go_io_error(error: &io::Error) -> String {
     match error.kind() {
-        std::io::ErrorKind::ConnectionRefused => "connection refused".to_owned(),
-        std::io::ErrorKind::HostUnreachable => "no route to host".to_owned(),
-        std::io::ErrorKind::TimedOut => "connection timed out".to_owned(),
-        std::io::ErrorKind::ConnectionReset => "connection reset by peer".to_owned(),
+        io::ErrorKind::ConnectionRefused => "connection refused".to_owned(),
+        io::ErrorKind::HostUnreachable => "no route to host".to_owned(),
+        io::ErrorKind::TimedOut => "connection timed out".to_owned(),
+        io::ErrorKind::ConnectionReset => "connection reset by peer".to_owned(),
         _ => error.to_string(),
     }
 }

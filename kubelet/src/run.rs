@@ -3,6 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -282,6 +283,7 @@ fn build(
         evictions: crate::eviction::Evictions::default(),
         thresholds: config.thresholds().map_err(anyhow::Error::msg)?,
         pressure: pressure::Pressure::default(),
+        http_fallbacks: AtomicU64::new(0),
         allocations: crate::allocation::Allocations::default(),
         wakers: parking_lot::Mutex::default(),
         health: watch::channel(RuntimeHealth {

@@ -239,6 +239,7 @@ async fn post_start(
     let hooked = Hooked {
         container: wanted.clone(),
         pod: describe(pod),
+        about: reference(pod),
         id: id.to_owned(),
         ip: ip.to_owned(),
     };

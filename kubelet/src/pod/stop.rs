@@ -14,7 +14,9 @@ use tokio_util::task::AbortOnDropHandle;
 use super::plan::KillReason;
 use crate::hooks::{self, Hooked};
 use crate::kubelet::Kubelet;
-use crate::objects::{self, container_reference, describe, init_containers, is_sidecar, spec};
+use crate::objects::{
+    self, container_reference, describe, init_containers, is_sidecar, reference, spec,
+};
 use crate::runtime::{ContainerView, PodView, RuntimeError, State};
 
 /// What a container gets at least between being asked to end and being killed, in seconds.
@@ -97,6 +99,7 @@ fn pre_stop(
     let hooked = Hooked {
         container,
         pod: describe(pod),
+        about: reference(pod),
         id: running.id.to_owned(),
         ip: running.ip.to_owned(),
     };

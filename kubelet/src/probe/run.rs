@@ -193,7 +193,7 @@ async fn once(k: &Kubelet, target: &Target, probe: &Probe) -> Outcome {
             Ok(answer) => {
                 Outcome::Failure(format!("HTTP probe failed with statuscode: {}", answer.status))
             }
-            Err(error) => Outcome::Failure(error),
+            Err(unanswered) => Outcome::Failure(unanswered.why),
         };
     }
     let result = if let Some(socket) = &probe.tcp_socket {
