@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::config::Config;
+use crate::families::Families;
 use crate::table::{PortName, ServicePort, family};
 
 /// What the proxy tells of itself. Clones share it.
@@ -31,10 +32,10 @@ struct Inner {
     ports: tokio::sync::Mutex<Ports>,
 }
 
-/// What the families have told, IPv4's first.
+/// What the families have told, IPv4's first; nothing of one that is not kept.
 #[derive(Clone, Copy, Debug)]
 struct State {
-    families: [Family; 2],
+    families: [Option<Family>; 2],
     /// How long a family's rules may be behind.
     patience: Duration,
     /// The node is being deleted: load balancers should look elsewhere.
@@ -61,7 +62,7 @@ impl State {
             let long = |since| now.duration_since(since).unsigned_abs() >= self.patience;
             family.synced.is_none() || family.behind.is_some_and(long)
         };
-        match self.families.iter().find(late) {
+        match self.families.iter().flatten().find(late) {
             Some(family) => (false, family.synced),
             None => (true, Some(now)),
         }
@@ -82,6 +83,7 @@ impl State {
             // Writing to a String cannot fail.
             let _ = writeln!(out, "# TYPE kubeproxy_{name} {kind}");
             for (family, label) in self.families.iter().zip([false, true].map(family)) {
+                let Some(family) = family else { continue };
                 for (suffix, value) in of {
                     let (name, value) = (format!("kubeproxy_{name}{suffix}"), value(family));
                     let _ = writeln!(out, "{name}{{ip_family=\"{label}\"}} {value}");
@@ -106,12 +108,14 @@ struct Server {
 }
 
 impl Health {
-    /// A family whose rules are behind for longer than `patience` is not healthy.
-    pub fn new(shutdown: &CancellationToken, patience: Duration) -> Self {
+    /// One of the `kept` families whose rules are behind for longer than `patience` is not healthy.
+    pub fn new(shutdown: &CancellationToken, patience: Duration, kept: Families) -> Self {
+        let of = |ipv6| kept.has(ipv6).then(Family::default);
+        let state = State { families: [of(false), of(true)], patience, leaving: false };
         let inner = Inner {
             shutdown: shutdown.clone(),
             running: TaskTracker::new(),
-            state: Mutex::new(State { families: Default::default(), patience, leaving: false }),
+            state: Mutex::new(state),
             ports: tokio::sync::Mutex::default(),
         };
         Self { inner: Arc::new(inner) }
@@ -124,7 +128,9 @@ impl Health {
     }
 
     fn family(&self, ipv6: bool, change: impl FnOnce(&mut Family)) {
-        change(&mut self.inner.state.lock().families[usize::from(ipv6)]);
+        if let Some(family) = &mut self.inner.state.lock().families[usize::from(ipv6)] {
+            change(family);
+        }
     }
 
     /// A family's rules are to be written.
@@ -284,7 +290,25 @@ mod tests {
     }
 
     fn health() -> Health {
-        Health::new(&CancellationToken::new(), Duration::from_secs(60))
+        of(Families::BOTH)
+    }
+
+    fn of(kept: Families) -> Health {
+        Health::new(&CancellationToken::new(), Duration::from_secs(60), kept)
+    }
+
+    #[test]
+    fn a_family_that_is_not_kept_is_not_waited_for() {
+        for (kept, other) in [(Families::IPV4, "IPv6"), (Families::IPV6, "IPv4")] {
+            let health = of(kept);
+            let judge = |second| health.state().judge(at(second));
+            let ipv6 = kept.has(true);
+            health.begins(ipv6, at(0));
+            assert_eq!(judge(1), (false, None), "no rules are written");
+            health.synced(ipv6, at(2), Duration::ZERO);
+            assert_eq!(judge(200), (true, Some(at(200))), "{other} counts");
+            assert!(!health.state().metrics().contains(other));
+        }
     }
 
     #[test]

@@ -7,10 +7,10 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, bail};
 
 use crate::config::Mode;
-use crate::iptables;
 use crate::nftables::socket::{self, Identity};
 use crate::nftables::{Node, render, state};
 use crate::table::{Changes, PortName, Table};
+use crate::{families, iptables};
 
 /// The rules of one address family.
 pub struct Kernel {
@@ -209,12 +209,24 @@ fn pipe(program: &str, arguments: &[&str], input: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Whether iptables works for a family.
+///
+/// # Errors
+/// Why not: there is no such program, or the kernel lacks what it needs.
+pub fn has_iptables(ipv6: bool) -> anyhow::Result<()> {
+    let program = if ipv6 { "ip6tables" } else { "iptables" };
+    run(program, &["-w", "5", "-t", "nat", "-S", "POSTROUTING"]).map(drop)
+}
+
 /// Removes all rules of both modes and families.
 ///
 /// # Errors
 /// What the tools printed.
 pub fn cleanup() -> anyhow::Result<()> {
     for ipv6 in [false, true] {
+        if ipv6 && !families::kernel_has_ipv6() {
+            continue;
+        }
         socket::remove(ipv6)?;
         let (program, save) =
             if ipv6 { ("ip6tables", "ip6tables-save") } else { ("iptables", "iptables-save") };

@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::{Config, DetectLocal, Mode, NodePortAddresses};
 use crate::conntrack::{self, Serving};
+use crate::families::Families;
 use crate::health::Health;
 use crate::kernel::Kernel;
 use crate::nftables::{self, Local};
@@ -100,13 +101,14 @@ impl Caches {
     }
 }
 
-/// Keeps the rules of both families until the scope ends. The future that is returned is there to be
+/// Keeps the rules of these families until the scope ends. The future that is returned is there to be
 /// polled beside: it ends when the kernel tracks as many connections as it should.
 ///
 /// # Errors
 /// Of the future: the kernel's limits cannot be raised. Whatever else fails is tried again.
 pub fn start(
     config: Config,
+    families: Families,
     client: kube::Client,
     health: &Health,
     scope: &mut Scope,
@@ -114,7 +116,7 @@ pub fn start(
     let caches = Caches::start(&config, client, scope.token());
     let (config, (synced, mut rules)) = (Arc::new(config), watch::channel(false));
     let limits = config.limits;
-    for ipv6 in [false, true] {
+    for ipv6 in families.each() {
         let kernel = Kernel::new(config.mode, ipv6);
         let family = Family::new(kernel, Arc::clone(&config), caches.clone(), health.clone());
         let (synced, stop) = (synced.clone(), scope.token().clone());
@@ -436,7 +438,7 @@ mod tests {
         caches.slices.replace(Default::default());
         caches.node.replace(Default::default());
         let stop = CancellationToken::new();
-        let health = Health::new(&stop, config.sync_period);
+        let health = Health::new(&stop, config.sync_period, Families::BOTH);
         alone(move || {
             // Somebody else has the table of IPv4, as long as the socket is open.
             let owner = wire::tests::own_table(false);
