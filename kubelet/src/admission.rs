@@ -59,6 +59,7 @@ impl Admission {
             }
             has_ports(pod, &others)?;
             stands_taints(k, pod)?;
+            k.node_shutdown.admits()?;
         }
         admitted.insert(uid(pod).to_owned());
         Ok(())

@@ -9,6 +9,8 @@ use std::time::Duration;
 use apimachinery::quantity::Quantity;
 use k8s_openapi::api::core::v1::{Container, Pod};
 use parking_lot::Mutex;
+use tokio::sync::Notify;
+use tokio_util::sync::DropGuard;
 
 use crate::kubelet::Kubelet;
 use crate::objects::{describe, is_static, is_terminal_phase, spec, status, uid};
@@ -24,28 +26,75 @@ const STORAGE: &str = "ephemeral-storage";
 /// The seconds that a pod has to end which must go at once.
 pub const GRACE: i64 = 1;
 
+/// What pods have to go for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// The node runs short of something, or they use too much of it.
+    Shortage,
+    NodeShutdown,
+}
+
+impl Cause {
+    pub const ALL: [Self; 2] = [Self::Shortage, Self::NodeShutdown];
+
+    /// For the pod's status.
+    pub fn reason(self) -> &'static str {
+        match self {
+            Self::Shortage => "Evicted",
+            Self::NodeShutdown => "Terminated",
+        }
+    }
+
+    /// Whether there is an event about each pod.
+    pub fn has_event(self) -> bool {
+        match self {
+            Self::Shortage => true,
+            Self::NodeShutdown => false,
+        }
+    }
+}
+
 /// Why a pod has to go, and how fast.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub struct Eviction {
+    pub cause: Cause,
     /// For the pod's status.
     pub message: String,
     /// Seconds that it has to end, at most.
     pub grace: i64,
+    /// Dropped when the pod has ended, and the API server was told once; or when there is no pod.
+    pub ended: Option<DropGuard>,
 }
 
 /// The pods that have to go, until their workers take note.
 #[derive(Default)]
-pub struct Evictions(Mutex<HashMap<String, Eviction>>);
+pub struct Evictions {
+    orders: Mutex<HashMap<String, Eviction>>,
+    added: Notify,
+}
 
 impl Evictions {
     /// A pod, by its uid, has to go.
     pub fn add(&self, uid: &str, eviction: Eviction) {
-        self.0.lock().insert(uid.to_owned(), eviction);
+        self.orders.lock().insert(uid.to_owned(), eviction);
+        self.added.notify_waiters();
     }
 
     /// Whether a pod has to go.
     pub fn take(&self, uid: &str) -> Option<Eviction> {
-        self.0.lock().remove(uid)
+        self.orders.lock().remove(uid)
+    }
+
+    /// Waits until a pod has to go that has not had to, or in less time than it ends in anyway.
+    pub async fn sooner(&self, uid: &str, ends_in: Option<i64>) {
+        loop {
+            let added = self.added.notified();
+            let sooner = |order: &Eviction| ends_in.is_none_or(|seconds| order.grace < seconds);
+            if self.orders.lock().get(uid).is_some_and(sooner) {
+                return;
+            }
+            added.await;
+        }
     }
 }
 
@@ -205,7 +254,8 @@ pub async fn run(k: Arc<Kubelet>) {
                 continue;
             };
             tracing::info!(pod = describe(pod), message, "pod evicted");
-            k.evictions.add(uid(pod), Eviction { message, grace: GRACE });
+            let (cause, grace) = (Cause::Shortage, GRACE);
+            k.evictions.add(uid(pod), Eviction { cause, message, grace, ended: None });
             k.wake(uid(pod));
         }
     }
@@ -246,6 +296,33 @@ mod tests {
                 containers: BTreeMap::from([("a".to_owned(), a << 20), ("b".to_owned(), b << 20)]),
             };
             assert_eq!(exceeds(&pod, &used).as_deref(), want, "{volume} {a} {b}");
+        }
+    }
+
+    #[tokio::test]
+    async fn workers_hear_of_what_is_more_urgent() {
+        let order = |grace| Eviction {
+            cause: Cause::NodeShutdown,
+            message: String::new(),
+            grace,
+            ended: None,
+        };
+        for (ends_in, grace, want) in
+            [(None, 30, true), (Some(30), 10, true), (Some(10), 10, false), (Some(1), 10, false)]
+        {
+            let evictions = Evictions::default();
+            let hears = evictions.sooner("a", ends_in);
+            tokio::pin!(hears);
+            assert!(futures::poll!(&mut hears).is_pending());
+            evictions.add("b", order(0));
+            assert!(futures::poll!(&mut hears).is_pending());
+            evictions.add("a", order(grace));
+            assert_eq!(futures::poll!(&mut hears).is_ready(), want, "{ends_in:?} {grace}");
+            // As for those who come later.
+            let later = evictions.sooner("a", ends_in);
+            tokio::pin!(later);
+            assert_eq!(futures::poll!(later).is_ready(), want, "{ends_in:?} {grace}");
+            assert_eq!(evictions.take("a").map(|order| order.grace), Some(grace));
         }
     }
 

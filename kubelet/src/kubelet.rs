@@ -34,6 +34,7 @@ use crate::quantity::List;
 use crate::references::{self, References};
 use crate::runtime::Cri;
 use crate::runtime::views::Views;
+use crate::shutdown::NodeShutdown;
 use crate::tokens::Tokens;
 
 /// Whether the runtime and the pods' network work; the reason if not.
@@ -86,6 +87,7 @@ pub struct Kubelet {
     /// What of the node must stay free.
     pub thresholds: Vec<Threshold>,
     pub pressure: Pressure,
+    pub node_shutdown: NodeShutdown,
     /// Hooks that were asked over HTTP, since their servers do not speak TLS.
     pub http_fallbacks: AtomicU64,
     pub wakers: Mutex<HashMap<String, Arc<Notify>>>,

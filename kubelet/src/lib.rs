@@ -39,6 +39,7 @@ mod references;
 mod run;
 mod runtime;
 mod server;
+mod shutdown;
 mod static_pods;
 mod stats;
 mod sysctl;

@@ -78,6 +78,10 @@ pub async fn run(options: options::Options, shutdown: CancellationToken) -> anyh
     tasks.spawn(pressure::run(Arc::clone(&k)));
     tasks.spawn(image_gc::run(Arc::clone(&k)));
     tasks.spawn(follow_node(Arc::clone(&k)));
+    let stages = k.config.shutdown_stages();
+    if !stages.is_empty() {
+        tasks.spawn(crate::shutdown::run(Arc::clone(&k), stages));
+    }
 
     let statics = StaticPods::default();
     if !k.config.static_pod_path.is_empty() {
@@ -226,7 +230,11 @@ fn node_name(options: &options::Options) -> anyhow::Result<String> {
     Ok(name)
 }
 
-fn build(
+/// Puts a kubelet together; what it does begins with [`run`].
+///
+/// # Errors
+/// As there.
+pub(crate) fn build(
     options: &options::Options,
     config: KubeletConfiguration,
     name: String,
@@ -283,6 +291,7 @@ fn build(
         evictions: crate::eviction::Evictions::default(),
         thresholds: config.thresholds().map_err(anyhow::Error::msg)?,
         pressure: pressure::Pressure::default(),
+        node_shutdown: crate::shutdown::NodeShutdown::default(),
         http_fallbacks: AtomicU64::new(0),
         allocations: crate::allocation::Allocations::default(),
         wakers: parking_lot::Mutex::default(),

@@ -402,11 +402,14 @@ pub fn metrics(k: &Kubelet) -> String {
     let pods = k.pods.read().len();
     let workers = k.wakers.lock().len();
     let uptime = k.started.elapsed().as_secs_f64();
+    let [start, end] = k.node_shutdown.times.lock().seconds();
     let fallbacks = k.http_fallbacks.load(Ordering::Relaxed);
     format!(
         "# HELP kubelet_node_name [ALPHA] The node's name. The count is always 1.\n# TYPE kubelet_node_name gauge\nkubelet_node_name{{node=\"{}\"}} 1\n\
          # HELP kubelet_desired_pods [ALPHA] The number of pods the kubelet is being instructed to run.\n# TYPE kubelet_desired_pods gauge\nkubelet_desired_pods{{static=\"\"}} {pods}\n\
          # HELP kubelet_active_pods [ALPHA] The number of pods the kubelet considers active.\n# TYPE kubelet_active_pods gauge\nkubelet_active_pods{{static=\"\"}} {workers}\n\
+         # HELP kubelet_graceful_shutdown_start_time_seconds [ALPHA] Last graceful shutdown start time since unix epoch in seconds\n# TYPE kubelet_graceful_shutdown_start_time_seconds gauge\nkubelet_graceful_shutdown_start_time_seconds {start}\n\
+         # HELP kubelet_graceful_shutdown_end_time_seconds [ALPHA] Last graceful shutdown start time since unix epoch in seconds\n# TYPE kubelet_graceful_shutdown_end_time_seconds gauge\nkubelet_graceful_shutdown_end_time_seconds {end}\n\
          # HELP kubelet_lifecycle_handler_http_fallbacks_total [ALPHA] The number of times lifecycle handlers successfully fell back to http from https.\n# TYPE kubelet_lifecycle_handler_http_fallbacks_total counter\nkubelet_lifecycle_handler_http_fallbacks_total {fallbacks}\n\
          # HELP process_uptime_seconds [ALPHA] Seconds since the kubelet started.\n# TYPE process_uptime_seconds gauge\nprocess_uptime_seconds {uptime}\n",
         k.node_name

@@ -9,9 +9,10 @@ use anyhow::{Context, bail};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::duration::GoDuration;
+use crate::duration::{self, GoDuration};
 use crate::pressure::{self, Threshold};
 use crate::references::Strategy;
+use crate::shutdown::plan::{self, Stage};
 
 /// Fields of which upstream takes an empty value for the default.
 const EMPTY_IS_DEFAULT: &[&str] = &[
@@ -218,6 +219,12 @@ pub struct KubeletConfiguration {
     pub eviction_minimum_reclaim: BTreeMap<String, String>,
     /// What `eviction_hard` does not name has its default still.
     pub merge_default_eviction_settings: bool,
+    /// How long shutdown of the node waits for pods; 0: not at all.
+    pub shutdown_grace_period: GoDuration,
+    /// Of that, what is for critical pods, which end last.
+    pub shutdown_grace_period_critical_pods: GoDuration,
+    /// The same for any number of priorities, in the place of both.
+    pub shutdown_grace_period_by_pod_priority: Vec<Stage>,
 }
 
 impl Default for KubeletConfiguration {
@@ -292,6 +299,9 @@ impl Default for KubeletConfiguration {
             eviction_max_pod_grace_period: 0,
             eviction_minimum_reclaim: BTreeMap::new(),
             merge_default_eviction_settings: false,
+            shutdown_grace_period: GoDuration::secs(0),
+            shutdown_grace_period_critical_pods: GoDuration::secs(0),
+            shutdown_grace_period_by_pod_priority: Vec::new(),
         }
     }
 }
@@ -371,6 +381,7 @@ impl KubeletConfiguration {
         self.strategy()?;
         self.thresholds().map_err(|error| anyhow::anyhow!("invalid configuration: {error}"))?;
         self.validate_numbers()?;
+        self.validate_shutdown()?;
         for level in &self.enforce_node_allocatable {
             if !["pods", "none", ""].contains(&level.as_str()) {
                 bail!(
@@ -427,6 +438,41 @@ impl KubeletConfiguration {
             );
         }
         Ok(())
+    }
+
+    fn validate_shutdown(&self) -> anyhow::Result<()> {
+        let GoDuration(whole) = self.shutdown_grace_period;
+        let GoDuration(critical) = self.shutdown_grace_period_critical_pods;
+        if critical > whole {
+            let [critical, whole] = [critical, whole].map(duration::format);
+            bail!(
+                "invalid configuration: shutdownGracePeriodCriticalPods {critical} must be <= shutdownGracePeriod {whole}"
+            );
+        }
+        for (field, period) in
+            [("shutdownGracePeriod", whole), ("shutdownGracePeriodCriticalPods", critical)]
+        {
+            if !period.is_zero() && period.as_secs() == 0 {
+                let period = duration::format(period);
+                bail!(
+                    "invalid configuration: {field} {period} must be either zero or otherwise >= 1 sec"
+                );
+            }
+        }
+        if !self.shutdown_grace_period_by_pod_priority.is_empty() && !whole.is_zero() {
+            bail!(
+                "invalid configuration: Cannot specify both shutdownGracePeriodByPodPriority and shutdownGracePeriod at the same time"
+            );
+        }
+        Ok(())
+    }
+
+    /// In which order pods end when the node shuts down, and in how much time; none: it is not
+    /// waited for.
+    pub fn shutdown_stages(&self) -> Vec<Stage> {
+        let GoDuration(whole) = self.shutdown_grace_period;
+        let GoDuration(critical) = self.shutdown_grace_period_critical_pods;
+        plan::stages(whole, critical, &self.shutdown_grace_period_by_pod_priority)
     }
 
     /// How many images may be pulled at the same time, `None` for any number.
@@ -494,7 +540,7 @@ fn drop_empty(above: &str, fields: &mut Map<String, Value>) {
         let empty = match value {
             Value::Null => return false,
             Value::String(text) => {
-                text.is_empty() || crate::duration::parse(text).is_ok_and(|d| d.is_zero())
+                text.is_empty() || duration::parse(text).is_ok_and(|d| d.is_zero())
             }
             Value::Number(number) => number.as_i64() == Some(0),
             _ => false,
@@ -607,6 +653,40 @@ volumeStatsAggPeriod: 0s
             let field = format!("configMapAndSecretChangeDetectionStrategy: {text}\n");
             let config = KubeletConfiguration::parse(&format!("{HEAD}{field}")).unwrap();
             assert_eq!(config.validate().and_then(|()| config.strategy()).ok(), want, "{text}");
+        }
+    }
+
+    #[test]
+    fn shutdown_waits_as_long_as_asked() {
+        let stage = |priority, seconds| Stage { priority, seconds };
+        let many = "shutdownGracePeriodByPodPriority: [{priority: 9, shutdownGracePeriodSeconds: 4}, {shutdownGracePeriodSeconds: 5}]\n";
+        for (text, want) in [
+            (String::new(), Ok(vec![])),
+            ("shutdownGracePeriodByPodPriority: null\n".into(), Ok(vec![])),
+            (
+                "shutdownGracePeriod: 30s\nshutdownGracePeriodCriticalPods: 10s\n".into(),
+                Ok(vec![stage(0, 20), stage(2_000_000_000, 10)]),
+            ),
+            (many.into(), Ok(vec![stage(0, 5), stage(9, 4)])),
+            (
+                format!("{many}shutdownGracePeriod: 1s\n"),
+                Err("Cannot specify both shutdownGracePeriodByPodPriority and shutdownGracePeriod"),
+            ),
+            (
+                "shutdownGracePeriod: 5s\nshutdownGracePeriodCriticalPods: 1m6s\n".into(),
+                Err("shutdownGracePeriodCriticalPods 1m6s must be <= shutdownGracePeriod 5s"),
+            ),
+            (
+                "shutdownGracePeriod: 500ms\n".into(),
+                Err("shutdownGracePeriod 500ms must be either zero or otherwise >= 1 sec"),
+            ),
+        ] {
+            let config = KubeletConfiguration::parse(&format!("{HEAD}{text}")).unwrap();
+            match (config.validate(), want) {
+                (Ok(()), Ok(stages)) => assert_eq!(config.shutdown_stages(), stages, "{text}"),
+                (Err(error), Err(part)) => assert!(error.to_string().contains(part), "{error}"),
+                (result, _) => panic!("{text}: {result:?}"),
+            }
         }
     }
 

@@ -14,7 +14,6 @@ type Row = (&'static str, &'static [&'static str]);
 const ZERO: &[&str] = &["\"\""];
 const NO_LIST: &[&str] = &["[]"];
 const NO_MAP: &[&str] = &["{}"];
-const NO_PERIOD: &[&str] = &["\"0s\""];
 /// Neither is there, whatever is asked for; the default says so where it matters.
 const EITHER: &[&str] = &["true", "false"];
 
@@ -67,9 +66,6 @@ pub const UNSUPPORTED: &[Row] = &[
     ("reservedSystemCPUs", ZERO),
     ("runOnce", &["false"]),
     ("showHiddenMetricsForVersion", ZERO),
-    ("shutdownGracePeriod", NO_PERIOD),
-    ("shutdownGracePeriodByPodPriority", NO_LIST),
-    ("shutdownGracePeriodCriticalPods", NO_PERIOD),
     ("singleProcessOOMKill", &[]),
     ("staticPodURL", ZERO),
     ("staticPodURLHeader", NO_MAP),

@@ -80,6 +80,7 @@ pub async fn keep(k: Arc<Kubelet>, beginning: Beginning) {
     let mut reported: Option<Instant> = None;
     let mut health = k.health.subscribe();
     let mut pressure = k.pressure.subscribe();
+    let mut shutdown = k.node_shutdown.now.subscribe();
     let mut was_ready: Option<bool> = None;
     loop {
         let due = reported.is_none_or(|at| at.elapsed() >= k.config.node_status_report_frequency.0);
@@ -93,12 +94,14 @@ pub async fn keep(k: Arc<Kubelet>, beginning: Beginning) {
             // What makes the node ready or not is reported at once.
             changed = health.changed() => if changed.is_err() { return },
             changed = pressure.changed() => if changed.is_err() { return },
+            changed = shutdown.changed() => if changed.is_err() { return },
             () = k.shutdown.cancelled() => return,
         }
     }
 }
 
-fn about(k: &Kubelet) -> ObjectReference {
+/// The node, for events.
+pub fn about(k: &Kubelet) -> ObjectReference {
     ObjectReference {
         api_version: Some("v1".into()),
         kind: Some("Node".into()),

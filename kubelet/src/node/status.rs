@@ -14,6 +14,7 @@ use crate::config::KubeletConfiguration;
 use crate::kubelet::{Kubelet, RuntimeFeatures, RuntimeHealth};
 use crate::pressure::{Condition, Signal, Threshold, kept};
 use crate::quantity::{List, amount, binary, decimal, milli};
+use crate::shutdown;
 
 /// Names that are listed of each image.
 const MAX_NAMES: usize = 5;
@@ -90,6 +91,7 @@ pub fn allocatable(
 pub fn conditions(
     health: &RuntimeHealth,
     pressure: &BTreeSet<Condition>,
+    shuts_down: bool,
     old: &[NodeCondition],
     now: &Time,
 ) -> Vec<NodeCondition> {
@@ -126,8 +128,9 @@ pub fn conditions(
             false => (name, false, reason, text.to_owned()),
         })
         .collect();
-    let problems: Vec<&str> =
-        [&health.runtime, &health.network].into_iter().flatten().map(String::as_str).collect();
+    let shutdown = shuts_down.then_some(shutdown::MESSAGE);
+    let problems = [health.runtime.as_deref(), health.network.as_deref(), shutdown];
+    let problems: Vec<&str> = problems.into_iter().flatten().collect();
     found.push(match problems.is_empty() {
         true => ("Ready", true, "KubeletReady", "kubelet is posting ready status".to_owned()),
         false if problems.len() == 1 => ("Ready", false, "KubeletNotReady", problems[0].to_owned()),
@@ -189,6 +192,7 @@ pub async fn current(k: &Kubelet, node: &Node, now: &Time) -> NodeStatus {
     let m = &k.machine;
     let runtime = k.runtime.lock().clone();
     let pressure = k.pressure.borrow().clone();
+    let shuts_down = *k.node_shutdown.now.borrow();
     NodeStatus {
         // All that there is of an extended resource may be used.
         allocatable: Some(with_extended(k.allocatable(), old.capacity.as_ref())),
@@ -196,6 +200,7 @@ pub async fn current(k: &Kubelet, node: &Node, now: &Time) -> NodeStatus {
         conditions: Some(conditions(
             &health,
             &pressure,
+            shuts_down,
             old.conditions.as_deref().unwrap_or_default(),
             now,
         )),
@@ -275,14 +280,23 @@ mod tests {
     fn readiness_names_every_problem_and_keeps_times() {
         let at = |s| Time(jiff::Timestamp::from_second(s).unwrap());
         let none = BTreeSet::new();
-        let well = conditions(&RuntimeHealth::default(), &none, &[], &at(1));
-        let later = conditions(&RuntimeHealth::default(), &none, &well, &at(9));
+        let well = conditions(&RuntimeHealth::default(), &none, false, &[], &at(1));
+        let later = conditions(&RuntimeHealth::default(), &none, false, &well, &at(9));
         let ready = later.iter().find(|c| c.type_ == "Ready").unwrap();
         assert_eq!((ready.status.as_str(), &ready.last_transition_time), ("True", &Some(at(1))));
         let ill = RuntimeHealth { runtime: Some("a".into()), network: Some("b".into()) };
-        let ill = conditions(&ill, &none, &later, &at(20));
-        let ready = ill.iter().find(|c| c.type_ == "Ready").unwrap();
+        let made = conditions(&ill, &none, false, &later, &at(20));
+        let ready = made.iter().find(|c| c.type_ == "Ready").unwrap();
         assert_eq!(ready.message.as_deref(), Some("[a, b]"));
         assert_eq!(ready.last_transition_time, Some(at(20)));
+        for (health, message) in [
+            (RuntimeHealth::default(), "node is shutting down"),
+            (ill, "[a, b, node is shutting down]"),
+        ] {
+            let made = conditions(&health, &none, true, &later, &at(20));
+            let ready = made.iter().find(|c| c.type_ == "Ready").unwrap();
+            let told = (ready.status.as_str(), ready.reason.as_deref(), ready.message.as_deref());
+            assert_eq!(told, ("False", Some("KubeletNotReady"), Some(message)));
+        }
     }
 }

@@ -5,6 +5,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::status::Waiting;
 use crate::allocation::Standing;
+use crate::eviction::Cause;
 use crate::objects::{init_containers, is_sidecar, spec};
 use crate::runtime::PodView;
 
@@ -172,14 +173,15 @@ pub fn all(
     conditions
 }
 
-/// `DisruptionTarget`, once the kubelet has decided that a pod must make room.
+/// `DisruptionTarget`, once the kubelet has decided that a pod must go.
 pub fn disruption(
     pod: &Pod,
     failed: Option<&Waiting>,
     old: &[PodCondition],
     now: &Time,
 ) -> Option<PodCondition> {
-    let evicted = failed.filter(|why| why.reason == "Evicted")?;
+    let must_go = |why: &&Waiting| Cause::ALL.iter().any(|cause| cause.reason() == why.reason);
+    let evicted = failed.filter(must_go)?;
     if old.iter().any(|c| c.type_ == "DisruptionTarget") {
         return None;
     }

@@ -11,6 +11,7 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
+use tokio_util::sync::DropGuard;
 
 use super::plan::{Plan, plan};
 use super::report::{self, Sent};
@@ -28,8 +29,6 @@ use crate::objects::{
 use crate::runtime::PodView;
 use crate::volumes::{files, pod_directory, setup};
 
-/// The reason of pods that used too much.
-const EVICTED: &str = "Evicted";
 /// After a turn that failed.
 const RETRY: Duration = Duration::from_secs(2);
 /// After the runtime did not answer, or volumes could not be set up.
@@ -77,8 +76,10 @@ pub struct Worker {
     /// The limits that the pod's cgroup has.
     limits: Mutex<Option<resources::PodLimits>>,
     failed: Option<Waiting>,
-    /// Seconds that the pod has to end, at most, since it is evicted.
+    /// Seconds that the pod has to end, at most, since it has to go.
     grace_limit: Option<i64>,
+    /// For those who wait for its end.
+    ending: Option<DropGuard>,
     admitted: bool,
     rejected: bool,
     /// Everything has been stopped and given back.
@@ -104,6 +105,7 @@ impl Worker {
             limits: Mutex::default(),
             failed: None,
             grace_limit: None,
+            ending: None,
             admitted: false,
             rejected: false,
             ended: false,
@@ -116,10 +118,13 @@ impl Worker {
         let shutdown = self.k.shutdown.clone();
         let mut changes = self.desired.clone();
         let wake = Arc::clone(&self.wake);
+        let (k, uid) = (Arc::clone(&self.k), self.uid.clone());
         loop {
             let desired = changes.borrow_and_update().clone();
+            self.heed(&desired);
             let mut watcher = changes.clone();
             let before = desired.ends_in();
+            let ends_in = [before, self.grace_limit].into_iter().flatten().min();
             let more_urgent = watcher.wait_for(move |d| match (before, d.ends_in()) {
                 (None, Some(_)) => true,
                 (Some(before), Some(now)) => now < before,
@@ -128,8 +133,12 @@ impl Worker {
             let turn = tokio::select! {
                 turn = self.turn(&desired) => turn,
                 Ok(_) = more_urgent => continue,
+                () = k.evictions.sooner(&uid, ends_in) => continue,
                 () = shutdown.cancelled() => return,
             };
+            if self.ended {
+                self.ending = None;
+            }
             let pause = match turn {
                 Turn::Done => return,
                 Turn::Wait(pause) => pause,
@@ -141,6 +150,28 @@ impl Worker {
                 () = shutdown.cancelled() => return,
             }
         }
+    }
+
+    /// Takes note that the pod has to go, if it has.
+    fn heed(&mut self, desired: &Desired) {
+        let Some(Eviction { cause, message, grace, ended }) = self.k.evictions.take(&self.uid)
+        else {
+            return;
+        };
+        self.grace_limit = Some(self.grace_limit.map_or(grace, |limit| limit.min(grace)));
+        self.ending = ended;
+        let Some(pod) = &desired.pod else { return };
+        let ends_anyway = desired.ends_in().is_some()
+            || self.failed.is_some()
+            || self.over()
+            || is_terminal_phase(objects::status(pod).phase.as_deref());
+        if ends_anyway {
+            return;
+        }
+        if cause.has_event() {
+            self.k.event(reference(pod), true, cause.reason(), message.clone());
+        }
+        self.failed = Some(Waiting { reason: cause.reason().to_owned(), message });
     }
 
     async fn turn(&mut self, desired: &Desired) -> Turn {
@@ -164,14 +195,6 @@ impl Worker {
             return self.terminate(desired, pod, &view).await;
         }
         let api_phase = objects::status(pod).phase.as_deref();
-        if let Some(Eviction { message, grace }) = self.k.evictions.take(&self.uid)
-            && self.failed.is_none()
-            && !is_terminal_phase(api_phase)
-        {
-            self.k.event(reference(pod), true, EVICTED, message.clone());
-            self.failed = Some(Waiting { reason: EVICTED.to_owned(), message });
-            self.grace_limit = Some(grace);
-        }
         if is_terminal_phase(api_phase) || self.failed.is_some() || self.over() {
             return self.finish(desired, pod, &view).await;
         }
@@ -634,3 +657,7 @@ fn retry_after(why: &Waiting) -> Duration {
         _ => RETRY,
     }
 }
+
+#[cfg(test)]
+#[path = "worker_tests.rs"]
+mod tests;

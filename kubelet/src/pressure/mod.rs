@@ -18,7 +18,7 @@ use k8s_openapi::api::core::v1::{ObjectReference, Pod, Taint};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::eviction::{self, Eviction, GRACE};
+use crate::eviction::{self, Cause, Eviction, GRACE};
 use crate::kubelet::Kubelet;
 use crate::objects::{describe, is_terminal_phase, spec, status, uid};
 use crate::pod::resources::qos_class;
@@ -194,7 +194,8 @@ pub async fn run(k: Arc<Kubelet>) {
             true => GRACE,
             false => i64::from(k.config.eviction_max_pod_grace_period),
         };
-        k.evictions.add(uid(&first.pod), Eviction { message, grace });
+        let order = Eviction { cause: Cause::Shortage, message, grace, ended: None };
+        k.evictions.add(uid(&first.pod), order);
         k.wake(uid(&first.pod));
         gone(&k, uid(&first.pod)).await;
     }
