@@ -10,7 +10,6 @@ pub mod node_restriction;
 pub mod node_taint;
 pub mod plugins;
 pub mod pod_security;
-pub mod pods;
 pub mod policy;
 pub mod priority;
 pub mod resource_quota;
@@ -26,6 +25,7 @@ mod testing;
 
 use apimachinery::Value;
 use apimachinery::gvk::{GroupResource, GroupVersionKind};
+pub use apimachinery::pods;
 use apimachinery::status::ApiError;
 use async_trait::async_trait;
 use parking_lot::Mutex;

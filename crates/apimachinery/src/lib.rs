@@ -13,6 +13,7 @@ pub mod meta;
 pub mod names;
 pub mod object;
 pub mod patch;
+pub mod pods;
 pub mod qos;
 pub mod quantity;
 pub mod quota;

@@ -1,6 +1,6 @@
 //! What pods and volumes refer to.
 
-use apimachinery::{Value, object};
+use crate::{Value, object};
 
 /// Marks pods that a kubelet mirrors from its own files.
 pub const MIRROR: &str = "kubernetes.io/config.mirror";
