@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::admission::Plugin;
 use crate::aggregation::Aggregation;
+use crate::authentication::legacy_tokens::Uses;
 use crate::authentication::union::Union;
 use crate::authentication::{Authenticator, Clock, Credentials, Rejected, User};
 use crate::authorization::Authorizer;
@@ -23,6 +24,7 @@ use crate::registry::catalog::{Catalog, Served};
 use crate::verbs::actions::PostAction;
 use crate::verbs::connect::Kubelets;
 use crate::verbs::reviews::Answerer;
+use crate::warnings::Warnings;
 use crate::webhook;
 
 /// Who tells users apart.
@@ -42,10 +44,11 @@ impl Identity {
         &self,
         credentials: &Credentials<'_>,
         headers: &mut http::HeaderMap,
+        warnings: &Warnings,
     ) -> Result<Option<User>, Rejected> {
         match self {
             Self::Chain(chain) => {
-                let user = chain.authenticate_request(credentials, Some(&*headers)).await;
+                let user = chain.authenticate_request(credentials, Some(&*headers), warnings).await;
                 chain.trust.clear(headers);
                 user
             }
@@ -120,6 +123,7 @@ pub struct Api {
     pub(crate) discovery: Documents,
     pub(crate) openapi: OpenApi,
     pub(crate) metrics: Metrics,
+    pub(crate) token_uses: Arc<Uses>,
     pub(crate) health: crate::health::Health,
     pub(crate) extensions: crate::apiextensions::controller::State,
     /// Long requests end when it is cancelled.

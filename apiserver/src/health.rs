@@ -42,7 +42,7 @@ enum Awaits {
 
 /// Hooks in upstream's order, without `poststarthook/`. Those of what this server does not do are
 /// not there.
-const HOOKS: [(&str, Awaits); 21] = [
+const HOOKS: [(&str, Awaits); 22] = [
     ("start-apiserver-admission-initializer", Awaits::Nothing),
     ("generic-apiserver-start-informers", Awaits::Nothing),
     ("max-in-flight-filter", Awaits::Nothing),
@@ -53,6 +53,7 @@ const HOOKS: [(&str, Awaits); 21] = [
     ("start-cluster-authentication-info-controller", Awaits::Step(Step::Trust)),
     ("start-kube-apiserver-identity-lease-controller", Awaits::Nothing),
     ("start-kube-apiserver-identity-lease-garbage-collector", Awaits::Nothing),
+    ("start-legacy-token-tracking-controller", Awaits::Nothing),
     ("rbac/bootstrap-roles", Awaits::Step(Step::Roles)),
     ("scheduling/bootstrap-system-priority-classes", Awaits::Step(Step::PriorityClasses)),
     ("priority-and-fairness-config-producer", Awaits::Step(Step::Flow)),

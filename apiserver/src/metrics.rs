@@ -128,6 +128,7 @@ pub(crate) async fn text(api: &Api) -> String {
     page.family(family, Kind::Gauge, help);
     page.sample(family, &[("storage_cluster_id", "etcd-0")], size as f64);
     write_caches(api, &mut page);
+    api.token_uses.write(&mut page);
     api.metrics.write(&mut page);
     page.text()
 }

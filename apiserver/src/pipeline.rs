@@ -102,7 +102,7 @@ async fn identify(
     let headers = request.headers_mut();
     let token = bearer(headers, warnings);
     let credentials = Credentials { certificates: &peer.certificates, bearer: token.as_deref() };
-    let user = match api.identity.user(&credentials, headers).await {
+    let user = match api.identity.user(&credentials, headers, warnings).await {
         Ok(Some(user)) => user,
         Ok(None) => return Err(ApiError::Unauthorized),
         Err(rejected) => {
@@ -303,11 +303,15 @@ pub(crate) fn local_on<'a>(
             }
             None => Vec::new(),
         };
+        let content_type = match method {
+            Method::PATCH => "application/merge-patch+json",
+            _ => "application/json",
+        };
         let mut request = Request::new(respond::body(data));
         *request.method_mut() = method;
         *request.uri_mut() = url.parse().map_err(|e| ApiError::Internal(format!("{url}: {e}")))?;
         let headers = request.headers_mut();
-        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
         headers.insert(header::USER_AGENT, HeaderValue::from_static("kube-apiserver"));
         let (path, query) = url.split_once('?').unwrap_or((url, ""));
         let query = Query::parse(query);

@@ -24,12 +24,13 @@ use crate::admission::{self, Plugin, plugins};
 use crate::aggregation::Aggregation;
 use crate::api::{Api, Identity, InFlight};
 use crate::authentication::bootstrap_token::BootstrapTokens;
+use crate::authentication::legacy_tokens::Uses;
 use crate::authentication::openid;
 use crate::authentication::service_account::ServiceAccounts;
 use crate::authentication::token_file::TokenFile;
 use crate::authentication::tokens::{TokenIssuer, TokenOptions};
 use crate::authentication::union::{Tokens, Union};
-use crate::authentication::{Authenticator, Clock, TokenAuthenticator};
+use crate::authentication::{Authenticator, Clock, TokenAuthenticator, tracking};
 use crate::authorization::{self, Authorizer, escalation};
 use crate::bootstrap;
 use crate::compaction;
@@ -105,7 +106,8 @@ impl Server {
         let authorizer = overrides.authorizer.unwrap_or_else(|| Arc::new(chain));
         let keys = Keys::read(&config)?;
         let lookup = Lookup { reader: reader.clone(), live: Some(caches.clone()) };
-        let token_kinds = token_kinds(&config, &keys, &lookup, &clock)?;
+        let token_uses = Arc::<Uses>::default();
+        let token_kinds = token_kinds(&config, &keys, &lookup, &clock, &token_uses)?;
         let audiences = audiences(&config);
         let tokens = || {
             let mut key = [0; 32];
@@ -161,6 +163,7 @@ impl Server {
             discovery: Default::default(),
             openapi: Default::default(),
             metrics: Default::default(),
+            token_uses,
             health: Health::new(modes.contains(&"RBAC")),
             extensions: Default::default(),
             draining: CancellationToken::new(),
@@ -168,7 +171,9 @@ impl Server {
         let tls = tls::server(&config.tls_cert_file, &config.tls_private_key_file)?;
         let listener = serving::bind(config.bind).await?;
         let address = listener.local_addr().context("the bound address")?;
-        Ok(Self { api: Arc::new(api), config, listener, tls, address, embedded })
+        let api = Arc::new(api);
+        api.token_uses.connect(&api);
+        Ok(Self { api, config, listener, tls, address, embedded })
     }
 
     /// Where the server listens.
@@ -206,6 +211,7 @@ impl Server {
         }
         tasks.spawn(admission::policy::typecheck::run(api.clone(), shutdown.clone()));
         tasks.spawn(aggregation::run(api.clone(), shutdown.clone()));
+        tasks.spawn(tracking::run(api.clone(), shutdown.clone()));
         let advertised = SocketAddr::new(advertise(&config, address.ip()), address.port());
         let settings = bootstrap::Settings::new(&config, advertised);
         let bootstrapping = shutdown.clone();
@@ -377,6 +383,7 @@ fn token_kinds(
     keys: &Keys,
     lookup: &Lookup,
     clock: &Clock,
+    uses: &Arc<Uses>,
 ) -> anyhow::Result<Vec<Arc<dyn TokenAuthenticator>>> {
     let mut kinds: Vec<Arc<dyn TokenAuthenticator>> = Vec::new();
     if let Some(path) = &config.token_auth_file {
@@ -390,6 +397,7 @@ fn token_kinds(
             audiences(config),
             lookup.clone(),
             clock.clone(),
+            uses.clone(),
         )));
     }
     if config.enable_bootstrap_token_auth {

@@ -113,7 +113,7 @@ impl TokenAuthenticator for BootstrapTokens {
             return Ok(None);
         };
         match user_of(&secret, id, private, (self.clock)()) {
-            Ok(user) => Ok(Some(Authenticated { user, audiences: Vec::new() })),
+            Ok(user) => Ok(Some(Authenticated { user, ..Authenticated::default() })),
             Err(why) => {
                 tracing::info!(secret = name, why, "bootstrap token refused");
                 Ok(None)

@@ -1,12 +1,14 @@
 //! Who asks.
 
 pub mod bootstrap_token;
+pub mod legacy_tokens;
 pub mod openid;
 pub mod service_account;
 #[cfg(test)]
 mod testing;
 pub mod token_file;
 pub mod tokens;
+pub(crate) mod tracking;
 pub mod union;
 
 use std::sync::Arc;
@@ -41,11 +43,14 @@ pub trait Authenticator: Send + Sync + 'static {
     async fn authenticate(&self, credentials: &Credentials<'_>) -> Result<Option<User>, Rejected>;
 }
 
-/// A user known by a token, and those of the wanted audiences that the token is for.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// A user known by a token.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Authenticated {
     pub user: User,
+    /// Those of the wanted audiences that the token is for.
     pub audiences: Vec<String>,
+    /// What the sender is to hear of using this token.
+    pub warnings: Vec<String>,
 }
 
 /// One kind of bearer token.

@@ -74,7 +74,7 @@ impl TokenAuthenticator for TokenFile {
         _audiences: &[String],
     ) -> Result<Option<Authenticated>, Rejected> {
         let user = self.0.get(token).cloned();
-        Ok(user.map(|user| Authenticated { user, audiences: Vec::new() }))
+        Ok(user.map(|user| Authenticated { user, ..Authenticated::default() }))
     }
 }
 

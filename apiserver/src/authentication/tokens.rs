@@ -356,7 +356,8 @@ pub(super) mod tests {
     fn verifier(issuer: &TokenIssuer, memory: &Arc<Memory>, at: i64) -> ServiceAccounts {
         let keys = vec![issuer.key().verifying().clone()];
         let names = vec![AUDIENCE.to_owned()];
-        ServiceAccounts::new(keys, names.clone(), names, lookup(memory), clock(at))
+        let uses = Arc::default();
+        ServiceAccounts::new(keys, names.clone(), names, lookup(memory), clock(at), uses)
     }
 
     fn claims(token: &str) -> Value {

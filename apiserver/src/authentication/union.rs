@@ -15,6 +15,7 @@ use sha2::{Digest, Sha256};
 
 use super::{Authenticated, Authenticator, Clock, Credentials, Rejected, TokenAuthenticator, User};
 use crate::authorization::aggregate;
+use crate::warnings::Warnings;
 
 /// How long an accepted token is not looked at again.
 const CACHED_FOR: SignedDuration = SignedDuration::from_secs(10);
@@ -130,7 +131,8 @@ pub struct Union {
 }
 
 impl Union {
-    /// The user of a request, with the headers that a front proxy may have set.
+    /// The user of a request, with the headers that a front proxy may have set. What the sender is
+    /// to hear of the token is among the warnings then.
     ///
     /// # Errors
     /// Credentials were shown and none was accepted; or none was shown, and nobody may be
@@ -139,11 +141,13 @@ impl Union {
         &self,
         credentials: &Credentials<'_>,
         headers: Option<&HeaderMap>,
+        warnings: &Warnings,
     ) -> Result<Option<User>, Rejected> {
         let mut errors = Vec::new();
         let found = self.find(credentials, headers, &mut errors).await;
-        if let Some(user) = found {
-            return Ok(Some(user.known()));
+        if let Some(found) = found {
+            found.warnings.into_iter().for_each(|warning| warnings.push(warning));
+            return Ok(Some(found.user.known()));
         }
         if !errors.is_empty() {
             return Err(Rejected(aggregate(&errors)));
@@ -156,17 +160,17 @@ impl Union {
         credentials: &Credentials<'_>,
         headers: Option<&HeaderMap>,
         errors: &mut Vec<String>,
-    ) -> Option<User> {
+    ) -> Option<Authenticated> {
         let seconds = u64::try_from((self.clock)().as_second()).unwrap_or(0);
         let now = UnixTime::since_unix_epoch(Duration::from_secs(seconds));
         if let Some(user) = self.trust.who(credentials.certificates, headers, now, errors) {
-            return Some(user);
+            return Some(Authenticated { user, ..Authenticated::default() });
         }
         if let (Some(tokens), Some(token)) = (&self.tokens, credentials.bearer)
             && !token.is_empty()
         {
             match tokens.authenticate_token(token, &[]).await {
-                Ok(Some(found)) => return Some(found.user),
+                Ok(Some(found)) => return Some(found),
                 Ok(None) => errors.push(INVALID.to_owned()),
                 Err(e) => errors.push(e.0),
             }
@@ -178,7 +182,7 @@ impl Union {
 #[async_trait]
 impl Authenticator for Union {
     async fn authenticate(&self, credentials: &Credentials<'_>) -> Result<Option<User>, Rejected> {
-        self.authenticate_request(credentials, None).await
+        self.authenticate_request(credentials, None, &Warnings::default()).await
     }
 }
 
@@ -224,7 +228,7 @@ mod tests {
             match token {
                 "good" => {
                     let user = User { name: "tok".into(), ..User::default() };
-                    Ok(Some(Authenticated { user, audiences: Vec::new() }))
+                    Ok(Some(Authenticated { user, ..Authenticated::default() }))
                 }
                 "bad" => Err(Rejected("bad".into())),
                 _ => Ok(None),
@@ -311,7 +315,7 @@ mod tests {
         for i in 0..2 * CACHE_SIZE {
             tokens.cache.put(
                 tokens.cache.id(&i.to_string(), &[]),
-                Authenticated { user: User::default(), audiences: Vec::new() },
+                Authenticated::default(),
                 Timestamp::UNIX_EPOCH,
             );
         }

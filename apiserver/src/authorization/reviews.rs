@@ -593,7 +593,8 @@ mod tests {
                 return Err(Rejected("invalid bearer token".into()));
             }
             let user = testing::user("bob", &[]);
-            Ok(Some(Authenticated { user, audiences: audiences.to_vec() }))
+            let audiences = audiences.to_vec();
+            Ok(Some(Authenticated { user, audiences, ..Authenticated::default() }))
         }
     }
 

@@ -9,6 +9,7 @@ pub mod amounts;
 pub mod codec;
 pub mod field;
 pub mod gvk;
+pub mod legacy_tokens;
 pub mod meta;
 pub mod names;
 pub mod object;
