@@ -3,11 +3,12 @@
 use std::time::Duration;
 
 use anyhow::Context as _;
+use apimachinery::pods;
 use client::Key;
 use client::events::{EventType, Recorder};
 use client::lean::Pod;
 use k8s_openapi::api::authorization::v1::{SubjectAccessReview, SubjectAccessReviewSpec};
-use k8s_openapi::api::core::v1::{ObjectReference, PersistentVolumeClaim};
+use k8s_openapi::api::core::v1::{self as core, ObjectReference, PersistentVolumeClaim};
 use kube::api::{
     DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams, Preconditions,
 };
@@ -18,6 +19,9 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::pods::uses_claim;
+
+/// How many pods are read at a time.
+const PAGE: u32 = 500;
 
 /// An object named for an action.
 #[derive(Clone, Debug, PartialEq)]
@@ -53,6 +57,8 @@ pub enum Action {
     Patch(Target, &'static str, Value),
     /// Deletes the object if it still has this uid. That it is gone is no error.
     Delete(Target, String, Propagation),
+    /// Deletes the object if it still has this resourceVersion. That it is gone is no error.
+    DeleteAsSeen(Target, String),
     Event(Box<ObjectReference>, EventType, &'static str, String),
 }
 
@@ -106,6 +112,8 @@ pub enum Unless {
     Exists(Target, Option<String>),
     /// A pod on a node uses the claim.
     Used(Box<PersistentVolumeClaim>),
+    /// A pod uses the Secret.
+    Mounted(Key),
     /// The user may not.
     Forbidden(Box<SubjectAccessReviewSpec>),
 }
@@ -134,6 +142,9 @@ impl Plan {
 #[derive(Clone)]
 pub struct Executor {
     pub client: Client,
+    /// For what a plan has looked up that its controller itself may not read: with the rights that
+    /// caches have.
+    pub reader: Client,
     pub recorder: Recorder,
 }
 
@@ -164,12 +175,34 @@ impl Executor {
                 let pods = pods.with_context(|| format!("list pods of {namespace}"))?;
                 Ok(pods.iter().any(|pod| uses_claim(pod, claim)))
             }
+            Unless::Mounted(secret) => self.is_mounted(secret).await,
             Unless::Forbidden(asked) => {
                 let review = SubjectAccessReview { spec: (**asked).clone(), ..<_>::default() };
                 let reviews: Api<SubjectAccessReview> = Api::all(self.client.clone());
                 let answer = reviews.create(&PostParams::default(), &review).await;
                 let answer = answer.context("create a subjectaccessreview")?;
                 Ok(!answer.status.is_some_and(|status| status.allowed))
+            }
+        }
+    }
+
+    async fn is_mounted(&self, secret: &Key) -> anyhow::Result<bool> {
+        let namespace = secret.namespace.as_str();
+        let resource = ApiResource::erase::<core::Pod>(&());
+        let api: Api<DynamicObject> =
+            Api::namespaced_with(self.reader.clone(), namespace, &resource);
+        let mut params = ListParams::default().limit(PAGE);
+        loop {
+            let page = api.list(&params).await;
+            let page = page.with_context(|| format!("list pods of {namespace}"))?;
+            let uses =
+                |pod: &DynamicObject| pods::secrets(&pod.data).any(|name| name == secret.name);
+            if page.items.iter().any(uses) {
+                return Ok(true);
+            }
+            match page.metadata.continue_.filter(|token| !token.is_empty()) {
+                Some(token) => params = params.continue_token(&token),
+                None => return Ok(false),
             }
         }
     }
@@ -226,6 +259,15 @@ impl Executor {
                 };
                 let uid = Some(uid).filter(|u| !u.is_empty());
                 params.preconditions = Some(Preconditions { uid, resource_version: None });
+                match self.api(&target).delete(&target.key.name, &params).await {
+                    Err(error) if is_gone(&error) => Ok(None),
+                    done => done.map(|_| None).context(whence),
+                }
+            }
+            Action::DeleteAsSeen(target, version) => {
+                let whence = format!("delete {} {}", target.resource.plural, target.key);
+                let seen = Preconditions { uid: None, resource_version: Some(version) };
+                let params = DeleteParams::default().preconditions(seen);
                 match self.api(&target).delete(&target.key.name, &params).await {
                     Err(error) if is_gone(&error) => Ok(None),
                     done => done.map(|_| None).context(whence),

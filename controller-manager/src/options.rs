@@ -12,6 +12,7 @@ use ipnet::IpNet;
 use crate::controllers::autoscaler;
 use crate::controllers::certificates::Signers;
 use crate::controllers::ipam::Range;
+use crate::controllers::legacytokens;
 use crate::controllers::nodelifecycle::Rates;
 use crate::known::{Choice, is_off_by_default};
 use crate::unsupported::Unsupported;
@@ -45,6 +46,10 @@ pub struct Options {
     pub controllers: Vec<Choice>,
     #[command(flatten)]
     pub leader: LeaderFlags,
+    /// So long may a token in a Secret be unused before it is refused, and so long refused before it
+    /// is deleted, if it was made without being asked for
+    #[arg(long, default_value = "8760h0m0s", value_parser = duration)]
+    pub legacy_service_account_token_clean_up_period: Duration,
     /// URL of the API server, over what the kubeconfig says
     #[arg(long)]
     pub master: Option<String>,
@@ -246,6 +251,20 @@ impl Options {
         Ok(ranges)
     }
 
+    /// How long tokens in Secrets may be unused.
+    ///
+    /// # Errors
+    /// The controller that it is for is to run, and it is none.
+    pub fn unused_tokens(&self) -> anyhow::Result<Duration> {
+        let period = self.legacy_service_account_token_clean_up_period;
+        if period.is_zero() && self.enabled(legacytokens::NAME) {
+            bail!(
+                "failed to init the legacy service account token cleaner: invalid CleanUpPeriod: 0s"
+            );
+        }
+        Ok(period)
+    }
+
     /// Whether a controller is to run.
     pub fn enabled(&self, name: &str) -> bool {
         debug_assert!(matches!(name.parse(), Ok(Choice::Run(known)) if known == name), "{name}");
@@ -304,6 +323,12 @@ mod tests {
         let signer = "bootstrap-signer-controller";
         assert!(options.enabled(signer) && !parse(&[]).expect("none").enabled(signer));
         assert_eq!(options.node_monitor_grace_period, Duration::from_secs(50));
+        assert_eq!(options.unused_tokens().ok(), Some(Duration::from_secs(365 * 24 * 3600)));
+        let none = "--legacy-service-account-token-clean-up-period=0";
+        let error = parse(&[none]).expect("none").unused_tokens().expect_err("none");
+        assert!(error.to_string().ends_with("invalid CleanUpPeriod: 0s"), "{error}");
+        let without = "--controllers=*,-legacy-service-account-token-cleaner";
+        assert!(parse(&[none, without]).expect("none").unused_tokens().is_ok());
         for (arg, wanted) in [
             ("--concurrent-gc-syncs=7", "--concurrent-gc-syncs=7: not supported"),
             ("--feature-gates=X=true", "--feature-gates=X=true: not supported"),

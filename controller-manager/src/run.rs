@@ -20,9 +20,9 @@ use tokio_util::sync::CancellationToken;
 use crate::action::Executor;
 use crate::controllers::{
     aggregation, autoscaler, bootstrap, certificates, cronjob, daemonset, deployment, disruption,
-    endpoints, garbage, ipam, job, mirroring, namespace, nodelifecycle, podgc, replicaset,
-    resourcequota, rootca, serviceaccount, servicecidrs, statefulset, taints, tokens, ttl,
-    ttlafterfinished, volumes,
+    endpoints, garbage, ipam, job, legacytokens, mirroring, namespace, nodelifecycle, podgc,
+    replicaset, resourcequota, rootca, serviceaccount, servicecidrs, statefulset, taints, tokens,
+    ttl, ttlafterfinished, volumes,
 };
 use crate::options::Options;
 use crate::runner::{self, Context, Controller, Inputs};
@@ -117,8 +117,8 @@ async fn lead(
         Some(accounts) => accounts.client(READER).await?,
     };
     let Some(reader) = reader else { return Ok(()) };
-    let caches = Caches::new(reader, token.clone());
-    let shared = Arc::new(Shared { caches, client, accounts, queues, shutdown: token });
+    let caches = Caches::new(reader.clone(), token.clone());
+    let shared = Arc::new(Shared { caches, reader, client, accounts, queues, shutdown: token });
     Starter { shared, options, scope }.all(settings);
     scope.until_shutdown().await
 }
@@ -136,6 +136,8 @@ struct Settings {
     signers: Option<certificates::Signers>,
     autoscaling: autoscaler::Settings,
     rates: nodelifecycle::Rates,
+    /// How long tokens in Secrets may be unused.
+    unused_tokens: std::time::Duration,
 }
 
 impl Settings {
@@ -162,6 +164,7 @@ impl Settings {
             signers: options.signing.read()?,
             autoscaling: options.autoscaling.settings(),
             rates: options.eviction.rates(),
+            unused_tokens: options.unused_tokens()?,
         })
     }
 }
@@ -207,6 +210,8 @@ async fn serve(
 /// What controllers have in common.
 struct Shared {
     caches: Caches,
+    /// What caches read with.
+    reader: Client,
     client: Client,
     accounts: Option<Accounts>,
     queues: Queues,
@@ -226,7 +231,7 @@ impl Shared {
         let recorder = Recorder::start(self.client.clone(), source, "", self.shutdown.clone());
         Ok(Some(Context {
             caches: Inputs::new(self.caches.clone()),
-            executor: Executor { client, recorder },
+            executor: Executor { client, reader: self.reader.clone(), recorder },
             queues: self.queues.clone(),
             shutdown: self.shutdown.clone(),
         }))
@@ -280,6 +285,7 @@ impl Starter<'_> {
         let Settings { root_ca, token_key, ranges, grace, period, threshold, .. } = settings;
         let (mirrored, signers) = (settings.mirrored, settings.signers);
         let (autoscaling, rates) = (settings.autoscaling, settings.rates);
+        let unused = settings.unused_tokens;
         let same = |name| (name, name, name);
         self.add(same("deployment-controller"), deployment::Deployments::new);
         self.add(same("replicaset-controller"), replicaset::ReplicaSets::new);
@@ -321,6 +327,9 @@ impl Starter<'_> {
         self.add(names, move |c| mirroring::Mirror::new(c, mirrored));
         self.volumes();
         self.bootstrap();
+        let account = "legacy-service-account-token-cleaner";
+        let names = (legacytokens::NAME, account, account);
+        self.add(names, move |c| legacytokens::Cleaner::new(c, unused));
         self.certificates(signers);
         let names = (
             "serviceaccount-controller",

@@ -53,7 +53,6 @@ impl component::cli::Table for Unsupported {
         ("kube-api-burst", "30"),
         ("kube-api-qps", "20"),
         ("leader-migration-config", ""),
-        ("legacy-service-account-token-clean-up-period", "8760h0m0s"),
         ("max-endpoints-per-slice", "100"),
         ("min-compatibility-version", ""),
         ("min-resync-period", "12h0m0s"),

@@ -12,6 +12,7 @@ pub mod endpoints;
 pub mod garbage;
 pub mod ipam;
 pub mod job;
+pub mod legacytokens;
 pub mod mirroring;
 pub mod namespace;
 pub mod nodelifecycle;

@@ -1,6 +1,10 @@
 //! Secrets of type `kubernetes.io/service-account-token` hold a token of the service account that
-//! they name, which does not expire, and go with the account
-//! (`pkg/controller/serviceaccount/tokens_controller.go`). None is made by itself (KEP-2799).
+//! they name, which does not expire, and go with the account; an account that lists one does so no
+//! more when that goes (`pkg/controller/serviceaccount/tokens_controller.go`). None is made by
+//! itself (KEP-2799).
+
+use std::collections::HashMap;
+use std::sync::Arc;
 
 use client::{Cache, Key, Queue};
 use component::keys::SigningKey;
@@ -8,12 +12,14 @@ use jiff::Timestamp;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::{Secret, ServiceAccount};
 use kube::ResourceExt;
+use parking_lot::Mutex;
 use serde_json::json;
 
 use crate::action::{Action, Plan, Target, Unless};
 use crate::runner::{Context, Controller};
 
-const TYPE: &str = "type=kubernetes.io/service-account-token";
+/// Which Secrets hold tokens.
+pub(super) const TYPE: &str = "type=kubernetes.io/service-account-token";
 const ACCOUNT_NAME: &str = "kubernetes.io/service-account.name";
 const ACCOUNT_UID: &str = "kubernetes.io/service-account.uid";
 
@@ -21,6 +27,14 @@ pub struct Tokens {
     secrets: Cache<Secret>,
     accounts: Cache<ServiceAccount>,
     source: Source,
+    /// Secrets that went, until their accounts have been looked at.
+    gone: Arc<Mutex<HashMap<Key, Gone>>>,
+}
+
+struct Gone {
+    secret: Arc<Secret>,
+    /// A plan knows of it.
+    planned: bool,
 }
 
 /// What Secrets get.
@@ -33,7 +47,7 @@ pub struct Source {
 impl Tokens {
     pub fn new(context: &Context, source: Source) -> Self {
         let caches = &context.caches;
-        Self { secrets: caches.selected(TYPE), accounts: caches.of(), source }
+        Self { secrets: caches.selected(TYPE), accounts: caches.of(), source, gone: Arc::default() }
     }
 }
 
@@ -43,7 +57,14 @@ impl Controller for Tokens {
     }
 
     fn wire(&self, queue: &Queue<Key>) {
-        self.secrets.feed(queue);
+        let (q, gone) = (queue.clone(), self.gone.clone());
+        self.secrets.on_change(move |change| {
+            if let (Some(old), None) = (change.old, change.new) {
+                let secret = old.clone();
+                gone.lock().insert(change.key.clone(), Gone { secret, planned: false });
+            }
+            q.add(change.key.clone());
+        });
         let (q, secrets) = (queue.clone(), self.secrets.clone());
         self.accounts.on_change(move |change| {
             for secret in secrets.list_in(&change.key.namespace) {
@@ -55,21 +76,46 @@ impl Controller for Tokens {
     }
 
     fn plan(&self, key: &Key, _now: Timestamp) -> Plan {
-        let Some(secret) = self.secrets.get(key) else { return Plan::default() };
-        let account = self.accounts.get(&Key::new(&key.namespace, account_name(&secret)));
-        plan(&secret, account.as_deref(), &self.source)
+        let account =
+            |secret: &Secret| self.accounts.get(&Key::new(&key.namespace, account_name(secret)));
+        if let Some(secret) = self.secrets.get(key) {
+            self.gone.lock().remove(key);
+            return plan(&secret, account(&secret).as_deref(), &self.source);
+        }
+        let gone = self.gone.lock().get_mut(key).map(|gone| {
+            gone.planned = true;
+            gone.secret.clone()
+        });
+        gone.map(|secret| part(&secret, account(&secret).as_deref())).unwrap_or_default()
+    }
+
+    fn went_through(&self, key: &Key) -> bool {
+        let mut gone = self.gone.lock();
+        if gone.get(key).is_some_and(|gone| gone.planned) {
+            gone.remove(key);
+        }
+        false
     }
 }
 
-fn account_name(secret: &Secret) -> &str {
+/// The service account that a Secret names.
+pub(super) fn account_name(secret: &Secret) -> &str {
     secret.annotations().get(ACCOUNT_NAME).map_or("", String::as_str)
+}
+
+fn account_uid(secret: &Secret) -> Option<&String> {
+    secret.annotations().get(ACCOUNT_UID).filter(|uid| !uid.is_empty())
+}
+
+/// Whether an account of the name that a Secret says is the one that it means.
+pub(super) fn is_of(secret: &Secret, account: &ServiceAccount) -> bool {
+    account_uid(secret).is_none_or(|uid| account.metadata.uid.as_ref() == Some(uid))
 }
 
 fn plan(secret: &Secret, account: Option<&ServiceAccount>, source: &Source) -> Plan {
     let mut plan = Plan::default();
-    let uid = secret.annotations().get(ACCOUNT_UID).filter(|uid| !uid.is_empty());
-    let account = account.filter(|a| uid.is_none_or(|uid| a.metadata.uid.as_ref() == Some(uid)));
-    let Some(account) = account else {
+    let Some(account) = account.filter(|account| is_of(secret, account)) else {
+        let uid = account_uid(secret);
         let namespace = secret.metadata.namespace.as_deref().unwrap_or_default();
         let named = Target::of::<ServiceAccount>(&Key::new(namespace, account_name(secret)));
         plan.unless = Some(Unless::Exists(named, uid.cloned()));
@@ -79,6 +125,18 @@ fn plan(secret: &Secret, account: Option<&ServiceAccount>, source: &Source) -> P
     let filled = filled(secret, account, source);
     if filled.data != secret.data {
         plan.push(Action::update(&filled));
+    }
+    plan
+}
+
+/// Has the account of a Secret that is gone list it no more.
+fn part(secret: &Secret, account: Option<&ServiceAccount>) -> Plan {
+    let mut plan = Plan::default();
+    let Some(account) = account.filter(|account| is_of(secret, account)) else { return plan };
+    let mut left = account.secrets.clone().unwrap_or_default();
+    left.retain(|one| one.name != secret.metadata.name);
+    if account.secrets.as_ref().is_some_and(|listed| listed.len() > left.len()) {
+        plan.push(Action::update(&ServiceAccount { secrets: Some(left), ..account.clone() }));
     }
     plan
 }
@@ -199,5 +257,30 @@ mod tests {
             let unless = asked.map(|uid| Unless::Exists(target, uid.map(str::to_owned)));
             assert_eq!(plan.unless, unless, "{uid}");
         }
+    }
+
+    #[test]
+    fn an_account_lists_no_secret_that_is_gone() {
+        let mut account = account();
+        for (uid, listed, left) in [
+            (
+                "ua",
+                json!([{"name": "a"}, {"name": "s"}, {"name": "s"}]),
+                Some(json!([{"name": "a"}])),
+            ),
+            ("", json!([{"name": "s"}]), Some(json!([]))),
+            ("before", json!([{"name": "s"}]), None),
+            ("ua", json!([{"name": "a"}]), None),
+            ("ua", json!(null), None),
+        ] {
+            account.secrets = serde_json::from_value(listed.clone()).expect("references");
+            let plan = part(&secret(uid, json!({})), Some(&account));
+            let got = plan.actions.iter().map(|action| match action {
+                Action::Update(_, new) => new["secrets"].clone(),
+                other => panic!("{other:?}"),
+            });
+            assert_eq!(got.collect::<Vec<_>>(), Vec::from_iter(left), "{uid} {listed}");
+        }
+        assert_eq!(part(&secret("", json!({})), None), Plan::default());
     }
 }

@@ -602,7 +602,7 @@ mod tests {
                 Action::UpdatePart(_, _, object) => {
                     self.deployment = serde_json::from_value(object).expect("a deployment");
                 }
-                Action::Delete(target, ..) => {
+                Action::Delete(target, ..) | Action::DeleteAsSeen(target, _) => {
                     self.sets.retain(|s| s.name_any() != target.key.name);
                     self.trace.push("deleted".into());
                 }
