@@ -227,7 +227,7 @@ impl Cache {
             loop {
                 // A progress report that is lost is asked for again.
                 if self.store.reports_progress()
-                    && let Err(error) = self.store.request_progress().await
+                    && let Err(error) = self.store.request_progress(self.prefix.as_bytes()).await
                 {
                     tracing::debug!(%error, "cannot ask for progress");
                 }

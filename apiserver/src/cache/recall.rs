@@ -64,7 +64,7 @@ async fn collect(
 ) -> Result<Recalled, StoreError> {
     let mut history = History::new(*range.start(), cached);
     let mut events = store.watch(prefix.to_owned().into(), *range.start()).await?;
-    store.request_progress().await?;
+    store.request_progress(prefix.as_bytes()).await?;
     while let Some(next) = events.next().await {
         let reached = match next? {
             WatchEvent::Changes { revision, changes } => {

@@ -1,9 +1,11 @@
 //! A store whose watches are behind, as those of an etcd member that lags.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures::StreamExt as _;
+use parking_lot::Mutex;
 use store::{
     Expect, KeyValue, ListRequest, ListResponse, Outcome, Revision, SharedStore, Store, StoreError,
     WatchStream,
@@ -14,18 +16,20 @@ pub struct Late {
     store: SharedStore,
     /// While this is set, nothing is delivered.
     stuck: watch::Receiver<bool>,
+    /// The limits of the lists of past states that it was asked for.
+    pub past: Arc<Mutex<Vec<usize>>>,
 }
 
 impl Late {
     pub fn new(store: SharedStore) -> Self {
         // Without a sender it stays as it is.
-        Self { store, stuck: watch::Sender::new(false).subscribe() }
+        Self::with_switch(store).0
     }
 
     /// As [`new`](Self::new), with a switch.
     pub fn with_switch(store: SharedStore) -> (Self, watch::Sender<bool>) {
         let switch = watch::Sender::new(false);
-        (Self { store, stuck: switch.subscribe() }, switch)
+        (Self { store, stuck: switch.subscribe(), past: Arc::default() }, switch)
     }
 }
 
@@ -55,6 +59,9 @@ impl Store for Late {
     }
 
     async fn list(&self, request: ListRequest) -> Result<ListResponse, StoreError> {
+        if request.revision.is_some() {
+            self.past.lock().push(request.limit);
+        }
         self.store.list(request).await
     }
 
@@ -84,8 +91,8 @@ impl Store for Late {
         self.store.reports_progress()
     }
 
-    async fn request_progress(&self) -> Result<(), StoreError> {
-        self.store.request_progress().await
+    async fn request_progress(&self, prefix: &[u8]) -> Result<(), StoreError> {
+        self.store.request_progress(prefix).await
     }
 
     async fn current_revision(&self) -> Result<Revision, StoreError> {

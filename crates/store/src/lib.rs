@@ -177,9 +177,10 @@ pub trait Store: Send + Sync + 'static {
         true
     }
 
-    /// Asks that all watches soon deliver [`WatchEvent::Progress`] at or above the present revision.
+    /// Asks that all watches of prefixes that begin with `prefix` soon deliver
+    /// [`WatchEvent::Progress`] at or above the present revision; other watches are left alone.
     /// `Unavailable` where [`Store::reports_progress`] is false.
-    async fn request_progress(&self) -> Result<(), StoreError>;
+    async fn request_progress(&self, prefix: &[u8]) -> Result<(), StoreError>;
 
     /// The newest revision, linearizable.
     async fn current_revision(&self) -> Result<Revision, StoreError>;

@@ -150,9 +150,10 @@ impl Hub {
         Registration { hub: self.clone(), id, notify }
     }
 
-    /// Asks every watcher to report how far it is.
-    pub(super) fn request_progress(&self) {
-        for slot in self.state.lock().watchers.values_mut() {
+    /// Asks every watcher below a prefix to report how far it is.
+    pub(super) fn request_progress(&self, prefix: &[u8]) {
+        let mut state = self.state.lock();
+        for slot in state.watchers.values_mut().filter(|slot| slot.prefix.starts_with(prefix)) {
             slot.progress = true;
             slot.notify.notify_one();
         }

@@ -343,9 +343,10 @@ impl Store for Embedded {
         })))
     }
 
-    async fn request_progress(&self) -> Result<(), StoreError> {
+    async fn request_progress(&self, prefix: &[u8]) -> Result<(), StoreError> {
         // Through the writer: whatever the caller has seen is then published before.
-        self.ask(0, |reply| Op::Progress { reply }).await
+        let prefix = Bytes::copy_from_slice(prefix);
+        self.ask(prefix.len(), |reply| Op::Progress { prefix, reply }).await
     }
 
     async fn current_revision(&self) -> Result<Revision, StoreError> {

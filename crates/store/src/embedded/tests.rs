@@ -192,7 +192,7 @@ async fn a_reader_that_lags_is_closed_and_one_that_replays_is_not() {
     // The ring is shorter than this, and the log has the rest.
     let all: Vec<_> = store.watch(bytes("/a"), 2).await.unwrap().take(31).collect().await;
     assert!(all.iter().all(Result::is_ok));
-    store.request_progress().await.unwrap();
+    store.request_progress(b"").await.unwrap();
     assert!(matches!(other.next().await, Some(Ok(WatchEvent::Progress(32)))));
 }
 

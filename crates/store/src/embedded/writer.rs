@@ -3,7 +3,7 @@
 //! It takes all requests that are waiting, runs them in order in one transaction, commits, tells
 //! the watchers, and only then answers. While it waits for the disk the next requests gather.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -50,6 +50,7 @@ pub(super) enum Op {
         reply: Reply<()>,
     },
     Progress {
+        prefix: Bytes,
         reply: Reply<()>,
     },
     Close {
@@ -126,7 +127,8 @@ struct Batch {
     changes: Vec<Change>,
     /// Something other than a change is to be committed.
     dirty: bool,
-    progress: bool,
+    /// Prefixes whose watches are to report how far they are.
+    progress: BTreeSet<Bytes>,
 }
 
 impl Writer {
@@ -204,8 +206,8 @@ impl Writer {
                 if !batch.changes.is_empty() {
                     self.shared.hub.publish(batch.changes);
                 }
-                if batch.progress {
-                    self.shared.hub.request_progress();
+                for prefix in &batch.progress {
+                    self.shared.hub.request_progress(prefix);
                 }
                 for answer in batch.answers {
                     answer.send();
@@ -264,8 +266,8 @@ impl Writer {
                     batch.answers.push(Answer::Plain(reply, Ok(())));
                     self.sweep(&mut tables, now, batch)?;
                 }
-                Op::Progress { reply } => {
-                    batch.progress = true;
+                Op::Progress { prefix, reply } => {
+                    batch.progress.insert(prefix);
                     batch.answers.push(Answer::Plain(reply, Ok(())));
                 }
                 Op::Close { reply } => batch.answers.push(Answer::Plain(reply, Ok(()))),
@@ -346,7 +348,7 @@ impl Writer {
             && now.duration_since(self.last_progress).map_or(true, |since| since >= interval)
         {
             self.last_progress = now;
-            self.shared.hub.request_progress();
+            self.shared.hub.request_progress(b"");
         }
     }
 
@@ -457,7 +459,7 @@ fn refuse(ops: impl IntoIterator<Item = Op>, error: &StoreError) {
             Op::Put { reply, .. } | Op::Delete { reply, .. } => drop(reply.send(Err(why))),
             Op::Compact { reply, .. }
             | Op::Sweep { reply }
-            | Op::Progress { reply }
+            | Op::Progress { reply, .. }
             | Op::Close { reply } => drop(reply.send(Err(why))),
         }
     }

@@ -2,6 +2,7 @@
 //!
 //! - `errors`: what etcd's answers mean, and which of them leave a write in doubt.
 //! - `lease`: time to live, one lease shared by many keys.
+//! - `progress`: one task that asks watches how far they are, for all who wait for that.
 //! - `watch`: a watch that outlives its connection.
 
 use std::ops::Bound;
@@ -23,10 +24,12 @@ use crate::{
 
 mod errors;
 mod lease;
+mod progress;
 mod watch;
 
 use errors::{Effect, lease_is_gone, read_error, write_error};
 use lease::Leases;
+use progress::Wanted;
 
 /// Where etcd is and how to speak to it.
 #[derive(Clone, Debug)]
@@ -80,7 +83,15 @@ pub struct Etcd {
     /// hold up requests by filling the connection's window.
     watcher: watch::Opener,
     leases: Leases,
+    /// Who waits for the progress of watches.
+    wanted: Arc<Wanted>,
     options: Options,
+}
+
+impl Drop for Etcd {
+    fn drop(&mut self) {
+        self.wanted.close();
+    }
 }
 
 impl Etcd {
@@ -99,7 +110,11 @@ impl Etcd {
             Client::connect(&options.endpoints, Some(for_watches)).await.map_err(unavailable)?;
         let exact = progress_is_exact(&options, &connect).await?;
         let watcher = watch::Opener::new(watching, exact, &options);
-        Ok(Arc::new(Etcd { leases: Leases::new(client.lease_client()), client, watcher, options }))
+        let leases = Leases::new(client.lease_client());
+        let wanted = Arc::<Wanted>::default();
+        let etcd = Arc::new(Etcd { client, watcher, leases, wanted: wanted.clone(), options });
+        tokio::spawn(progress::run(Arc::downgrade(&etcd), wanted));
+        Ok(etcd)
     }
 
     /// Repeats what cannot do harm twice, or has not been sent, until the time is up.
@@ -394,7 +409,7 @@ impl Store for Etcd {
         self.watcher.exact
     }
 
-    async fn request_progress(&self) -> Result<(), StoreError> {
+    async fn request_progress(&self, prefix: &[u8]) -> Result<(), StoreError> {
         if !self.watcher.exact {
             return Err(StoreError::Unavailable(
                 "this version of etcd cannot report the progress of watches reliably; \
@@ -402,9 +417,7 @@ impl Store for Etcd {
                     .into(),
             ));
         }
-        // The member behind the watches may be behind the leader; they ask until it has got there.
-        let target = self.current_revision().await?;
-        self.watcher.request_progress(target);
+        self.wanted.add(prefix);
         Ok(())
     }
 

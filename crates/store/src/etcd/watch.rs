@@ -4,12 +4,14 @@
 //! The task must keep reading because streams share a connection: what one leaves unread takes
 //! from the window of all. It waits for a slow reader for a while, then closes the watch.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use bytes::Bytes;
 use etcd_client::{
     Client, Event, EventType, WatchOptions, WatchRequestSender, WatchResponse, WatchResponseStream,
 };
+use parking_lot::Mutex;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 
@@ -26,8 +28,8 @@ pub(super) struct Opener {
     client: Client,
     /// Whether progress on request is exact.
     pub(super) exact: bool,
-    /// The revision up to which progress has been asked for.
-    target: watch::Sender<Revision>,
+    /// The watches that run.
+    askers: Mutex<Vec<Asker>>,
     buffer: usize,
     slow_after: Duration,
     open_timeout: Duration,
@@ -35,21 +37,41 @@ pub(super) struct Opener {
 
 type Item = Result<WatchEvent, StoreError>;
 
+/// Tells a watch up to which revision its progress is asked for.
+struct Asker {
+    prefix: Bytes,
+    target: watch::Sender<Revision>,
+}
+
 impl Opener {
     pub(super) fn new(client: Client, exact: bool, options: &Options) -> Self {
         Opener {
             client,
             exact,
-            target: watch::Sender::new(0),
+            askers: Mutex::default(),
             buffer: options.watch_buffer.max(1),
             slow_after: options.slow_after,
             open_timeout: options.request_timeout,
         }
     }
 
-    pub(super) fn request_progress(&self, target: Revision) {
-        // Also when it was asked for before: every request is to be answered.
-        self.target.send_modify(|revision| *revision = target.max(*revision));
+    /// Asks the watches of these prefixes to report that they have reached `target`.
+    pub(super) fn request_progress(&self, prefixes: &BTreeSet<Bytes>, target: Revision) {
+        let mut askers = self.askers.lock();
+        askers.retain(|asker| !asker.target.is_closed());
+        let wanted = |asker: &&Asker| prefixes.iter().any(|p| asker.prefix.starts_with(p));
+        for asker in askers.iter().filter(wanted) {
+            // Also when it was asked for before: every request is to be answered.
+            asker.target.send_modify(|revision| *revision = target.max(*revision));
+        }
+    }
+
+    fn asked(&self, prefix: Bytes) -> watch::Receiver<Revision> {
+        let (target, asked) = watch::channel(0);
+        let mut askers = self.askers.lock();
+        askers.retain(|asker| !asker.target.is_closed());
+        askers.push(Asker { prefix, target });
+        asked
     }
 
     pub(super) async fn open(
@@ -60,10 +82,10 @@ impl Opener {
         let (events, reader) = mpsc::channel(self.buffer);
         let mut task = Task {
             client: self.client.clone(),
+            asked: self.asked(prefix.clone()),
             prefix,
             next: from,
             delivered: 0,
-            asked: self.target.subscribe(),
             target: None,
             events,
             slow_after: self.slow_after,
@@ -213,9 +235,11 @@ impl Task {
                     }
                     let target = *self.asked.borrow_and_update();
                     self.target = Some(target);
-                    if let Err(error) = opened.requests.request_progress().await {
-                        return End::Broken(error.to_string());
+                    // What it owes it may have delivered already; then etcd need not be asked.
+                    if let Some(end) = self.report_reached().await {
+                        return end;
                     }
+                    remind.reset_immediately();
                 }
                 _ = remind.tick(), if self.target.is_some() => {
                     if let Err(error) = opened.requests.request_progress().await {
@@ -269,7 +293,13 @@ impl Task {
                 return Some(end);
             }
         }
-        None
+        self.report_reached().await
+    }
+
+    /// Reports progress that is owed, where what has been delivered says as much.
+    async fn report_reached(&mut self) -> Option<End> {
+        self.target.take_if(|target| *target <= self.delivered)?;
+        self.send(WatchEvent::Progress(self.delivered)).await
     }
 
     async fn send(&self, event: WatchEvent) -> Option<End> {

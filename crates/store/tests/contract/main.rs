@@ -40,6 +40,7 @@ contract!(
     compacted_history_is_refused,
     future_revisions_are_refused,
     progress_means_that_all_has_come,
+    progress_can_be_asked_of_some,
     keys_expire,
     large_values_are_refused,
     a_slow_reader_misses_nothing_or_is_closed,

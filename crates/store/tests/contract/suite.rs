@@ -353,7 +353,7 @@ pub async fn future_revisions_are_refused(store: Shared) {
 
 pub async fn progress_means_that_all_has_come(store: Shared) {
     if !store.reports_progress() {
-        let error = store.request_progress().await.err();
+        let error = store.request_progress(b"/").await.err();
         assert!(matches!(error, Some(StoreError::Unavailable(_))), "{error:?}");
         return;
     }
@@ -373,7 +373,7 @@ pub async fn progress_means_that_all_has_come(store: Shared) {
     let mut floor = 0;
     while floor < 101 {
         floor = store.current_revision().await.unwrap();
-        store.request_progress().await.unwrap();
+        store.request_progress(b"/").await.unwrap();
         loop {
             match next(&mut busy).await.unwrap() {
                 WatchEvent::Changes { revision, .. } => {
@@ -398,6 +398,47 @@ pub async fn progress_means_that_all_has_come(store: Shared) {
         }
     }
     assert_eq!(writer.await.unwrap(), 101);
+}
+
+pub async fn progress_can_be_asked_of_some(store: Shared) {
+    if !store.reports_progress() {
+        return;
+    }
+    let mut quiet = store.watch(b("/quiet"), 0).await.unwrap();
+    let mut others = Vec::new();
+    for n in 0..20 {
+        others.push(store.watch(b(&format!("/other{n}")), 0).await.unwrap());
+    }
+    let mut at = must_put(&store, "/busy", "x", Expect::Absent).await;
+    let mut reaches = async |floor: Revision| loop {
+        match next(&mut quiet).await.unwrap() {
+            WatchEvent::Progress(revision) if revision >= floor => return,
+            WatchEvent::Progress(_) => {}
+            other => panic!("{other:?}"),
+        }
+    };
+    // Twice: it is said again though nothing has happened since.
+    for _ in 0..2 {
+        store.request_progress(b"/quiet").await.unwrap();
+        reaches(at).await;
+    }
+    at = must_put(&store, "/busy", "y", Expect::At(at)).await;
+    // However many ask, and whoever leaves before it is answered.
+    let asking = (0..100).map(|_| {
+        let store = store.clone();
+        tokio::spawn(async move { store.request_progress(b"/quiet").await })
+    });
+    for (n, asking) in asking.enumerate() {
+        match n % 2 {
+            0 => asking.abort(),
+            _ => asking.await.unwrap().unwrap(),
+        }
+    }
+    reaches(at).await;
+    for other in &mut others {
+        let waited = tokio::time::timeout(Duration::from_millis(5), other.next()).await;
+        assert!(waited.is_err(), "nobody asked: {waited:?}");
+    }
 }
 
 pub async fn keys_expire(store: Shared) {
