@@ -30,28 +30,41 @@ spec:
     )
 }
 
-/// A pod that does nothing, for running commands in.
-pub fn idle(name: &str) -> String {
+/// The head of an object of the core group, up to its spec.
+fn head(kind: &str, name: &str) -> String {
     format!(
         r"
 apiVersion: v1
-kind: Pod
+kind: {kind}
 metadata: {{name: {name}}}
-spec:
-  terminationGracePeriodSeconds: 0
-  containers: [{{name: main, image: 'localhost/test:1', command: [sleep, infinity]}}]
-"
+spec:"
     )
+}
+
+/// A pod that does nothing, with more of its one container and of its spec.
+fn idler(name: &str, more: &str) -> String {
+    let head = head("Pod", name);
+    format!(
+        r"{head}
+  terminationGracePeriodSeconds: 0
+  containers:
+  - name: main
+    image: localhost/test:1
+    command: [sleep, infinity]
+{more}"
+    )
+}
+
+/// A pod that does nothing, for running commands in.
+pub fn idle(name: &str) -> String {
+    idler(name, "")
 }
 
 /// A volume of a class of its own, whose source this is, and what else follows in its spec.
 pub fn volume(name: &str, source: &str) -> String {
+    let head = head("PersistentVolume", name);
     format!(
-        r"
-apiVersion: v1
-kind: PersistentVolume
-metadata: {{name: {name}}}
-spec:
+        r"{head}
   capacity: {{storage: 2Gi}}
   accessModes: [ReadWriteOnce]
   storageClassName: {name}
@@ -62,12 +75,9 @@ spec:
 
 /// A claim to a volume of a class.
 pub fn claim(name: &str, class: &str) -> String {
+    let head = head("PersistentVolumeClaim", name);
     format!(
-        r"
-apiVersion: v1
-kind: PersistentVolumeClaim
-metadata: {{name: {name}}}
-spec:
+        r"{head}
   accessModes: [ReadWriteOnce]
   storageClassName: {class}
   resources: {{requests: {{storage: 1Gi}}}}
@@ -77,32 +87,20 @@ spec:
 
 /// A pod that does nothing, with a claim's volume at `/disk`.
 pub fn user(name: &str, claim: &str) -> String {
-    format!(
-        r"
-apiVersion: v1
-kind: Pod
-metadata: {{name: {name}}}
-spec:
-  terminationGracePeriodSeconds: 0
-  containers:
-  - name: main
-    image: localhost/test:1
-    command: [sleep, infinity]
-    volumeMounts: [{{name: disk, mountPath: /disk}}]
+    let disk = format!(
+        r"    volumeMounts: [{{name: disk, mountPath: /disk}}]
   volumes: [{{name: disk, persistentVolumeClaim: {{claimName: {claim}}}}}]
 "
-    )
+    );
+    idler(name, &disk)
 }
 
 /// A pod whose one container runs a shell script.
 pub fn script(name: &str, script: &str) -> String {
     let script = serde_json::Value::from(script);
+    let head = head("Pod", name);
     format!(
-        r"
-apiVersion: v1
-kind: Pod
-metadata: {{name: {name}}}
-spec:
+        r"{head}
   terminationGracePeriodSeconds: 1
   restartPolicy: Never
   containers: [{{name: main, image: 'localhost/test:1', command: [sh, -c, {script}]}}]

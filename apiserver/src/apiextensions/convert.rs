@@ -171,7 +171,10 @@ fn restore_metadata(from: &Value, to: &mut Value) -> Result<(), String> {
         None => return Err("missing metadata in converted object".to_owned()),
         Some(Value::Object(map)) => map.clone(),
         Some(other) => {
-            return Err(format!("invalid metadata of type {} in converted object", go_type(other)));
+            return Err(format!(
+                "invalid metadata of type {} in converted object",
+                object::go_type(other)
+            ));
         }
     };
     let mut kept = object::map_at(from, &["metadata"]).cloned().unwrap_or_else(Map::new);
@@ -183,14 +186,14 @@ fn restore_metadata(from: &Value, to: &mut Value) -> Result<(), String> {
             Some(other) => {
                 return Err(format!(
                     "invalid metadata.{name} of type {} in converted object",
-                    go_type(other)
+                    object::go_type(other)
                 ));
             }
         };
         if let Some((key, value)) = after.iter().find(|(_, v)| !v.is_string()) {
             return Err(format!(
                 "metadata.{name}[{key}] must be a string, but is {} in converted object",
-                go_type(value)
+                object::go_type(value)
             ));
         }
         let after = Value::Object(after.clone());
@@ -212,18 +215,6 @@ fn restore_metadata(from: &Value, to: &mut Value) -> Result<(), String> {
     }
     object::set(to, &["metadata"], Value::Object(kept));
     Ok(())
-}
-
-fn go_type(value: &Value) -> &'static str {
-    match value {
-        Value::Null => "<nil>",
-        Value::Bool(_) => "bool",
-        Value::Number(n) if n.is_f64() => "float64",
-        Value::Number(_) => "int64",
-        Value::String(_) => "string",
-        Value::Array(_) => "[]interface {}",
-        Value::Object(_) => "map[string]interface {}",
-    }
 }
 
 #[cfg(test)]

@@ -113,14 +113,11 @@ impl Main {
 /// An integer below an object, as upstream's accessor finds it.
 fn replicas(object: &Value, path: &str) -> Result<i64, String> {
     let wrong = |found: &Value, wanted: &str| {
-        let (shown, ty) = match found {
-            Value::String(text) => (text.clone(), "string"),
-            Value::Bool(b) => (b.to_string(), "bool"),
-            Value::Number(n) if n.is_i64() => (n.to_string(), "int64"),
-            Value::Number(n) => (n.to_string(), "float64"),
-            Value::Null => ("<nil>".to_owned(), "<nil>"),
-            Value::Array(_) => (found.to_string(), "[]interface {}"),
-            Value::Object(_) => (found.to_string(), "map[string]interface {}"),
+        let ty = object::go_type(found);
+        let shown = match found {
+            Value::String(text) => text.clone(),
+            Value::Null => ty.to_owned(),
+            other => other.to_string(),
         };
         Err(format!(".{path} accessor error: {shown} is of the type {ty}, expected {wanted}"))
     };

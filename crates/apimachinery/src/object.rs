@@ -4,6 +4,19 @@
 
 use crate::{Map, Value};
 
+/// What Go calls the type that JSON is decoded to, for messages that name it.
+pub fn go_type(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "<nil>",
+        Value::Bool(_) => "bool",
+        Value::Number(n) if n.is_i64() => "int64",
+        Value::Number(_) => "float64",
+        Value::String(_) => "string",
+        Value::Array(_) => "[]interface {}",
+        Value::Object(_) => "map[string]interface {}",
+    }
+}
+
 /// The value at a path of field names, if every step exists.
 pub fn get<'a>(obj: &'a Value, path: &[&str]) -> Option<&'a Value> {
     path.iter().try_fold(obj, |v, name| v.get(name)).filter(|v| !v.is_null())

@@ -300,66 +300,13 @@ impl Trust {
 mod tests {
     use std::time::Duration;
 
-    use rcgen::{
-        BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose,
-        IsCa, KeyPair,
-    };
+    use rcgen::ExtendedKeyUsagePurpose;
 
     use super::*;
+    use crate::testing::{Authority, Leaf};
 
-    struct Authority(CertifiedIssuer<'static, KeyPair>);
-
-    struct Leaf<'a> {
-        name: &'a str,
-        organizations: &'a [&'a str],
-        uids: &'a [&'a str],
-        usages: &'a [ExtendedKeyUsagePurpose],
-        /// Years after 1970, inclusive and exclusive.
-        valid: (i32, i32),
-    }
-
-    impl Default for Leaf<'_> {
-        fn default() -> Self {
-            Self {
-                name: "bob",
-                organizations: &[],
-                uids: &[],
-                usages: &[ExtendedKeyUsagePurpose::ClientAuth],
-                valid: (1, 10),
-            }
-        }
-    }
-
-    impl Authority {
-        fn new(name: &str) -> Self {
-            let mut params = CertificateParams::default();
-            params.distinguished_name.push(DnType::CommonName, name);
-            params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-            params.not_before = rcgen::date_time_ymd(1970, 1, 1);
-            params.not_after = rcgen::date_time_ymd(2030, 1, 1);
-            let key = KeyPair::generate().expect("a key");
-            Self(CertifiedIssuer::self_signed(params, key).expect("a certificate"))
-        }
-
-        fn trusted(&self) -> Authorities {
-            Authorities::new(self.0.pem().as_bytes()).expect("a bundle")
-        }
-
-        fn sign(&self, leaf: &Leaf<'_>) -> CertificateDer<'static> {
-            let mut params = CertificateParams::default();
-            params.distinguished_name.push(DnType::CommonName, leaf.name);
-            for o in leaf.organizations {
-                params.distinguished_name.push(DnType::OrganizationName, *o);
-            }
-            for uid in leaf.uids {
-                params.distinguished_name.push(DnType::CustomDnType(UID.to_vec()), *uid);
-            }
-            params.extended_key_usages = leaf.usages.to_vec();
-            params.not_before = rcgen::date_time_ymd(1970 + leaf.valid.0, 1, 1);
-            params.not_after = rcgen::date_time_ymd(1970 + leaf.valid.1, 1, 1);
-            let key = KeyPair::generate().expect("a key");
-            params.signed_by(&key, &self.0).expect("a certificate").der().clone()
-        }
+    fn trusted(authority: &Authority) -> Authorities {
+        Authorities::new(authority.pem().as_bytes()).expect("a bundle")
     }
 
     fn now() -> UnixTime {
@@ -369,7 +316,7 @@ mod tests {
     #[test]
     fn trusted_chains_name_users() {
         let (ours, other) = (Authority::new("ours"), Authority::new("other"));
-        let clients = ours.trusted();
+        let clients = trusted(&ours);
         let user = |chain: &[CertificateDer<'_>]| clients.user(chain, now());
         let named =
             ours.sign(&Leaf { organizations: &["devs"], uids: &["1234"], ..<_>::default() });
@@ -408,8 +355,8 @@ mod tests {
     fn only_a_proxy_is_believed_for_others() {
         let (front, clients) = (Authority::new("front"), Authority::new("clients"));
         let headers = Headers { allowed_names: vec!["proxy".to_owned()], ..Headers::standard() };
-        let proxy = FrontProxy { authorities: front.trusted(), headers };
-        let trust = Trust { proxy: Some(proxy), clients: Some(clients.trusted()) };
+        let proxy = FrontProxy { authorities: trusted(&front), headers };
+        let trust = Trust { proxy: Some(proxy), clients: Some(trusted(&clients)) };
         let mut headers = HeaderMap::new();
         for (name, value) in [
             ("x-remote-user", "alice"),

@@ -12,4 +12,6 @@ pub mod logs;
 pub mod metrics;
 pub mod serving;
 pub mod shutdown;
+#[cfg(test)]
+mod testing;
 pub mod trust;

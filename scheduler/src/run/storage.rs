@@ -13,14 +13,6 @@ use super::Scheduler;
 use crate::framework::{ClusterEvent, Seen};
 use crate::volumes::Volumes;
 
-/// Puts what is there now under a key.
-fn put<K: Eq + Hash, V>(map: &mut HashMap<K, V>, key: K, value: Option<V>) {
-    match value {
-        Some(value) => map.insert(key, value),
-        None => map.remove(&key),
-    };
-}
-
 impl Scheduler {
     /// Lets a cache change what is known of storage, and tell pods that wait.
     fn feed<K>(
@@ -45,33 +37,43 @@ impl Scheduler {
         });
     }
 
+    /// [`feed`](Self::feed) into a map that holds just what the cache holds.
+    fn mirror<K, I>(
+        self: &Arc<Self>,
+        caches: &Caches,
+        event: impl for<'e> Fn(Seen<'e, K>) -> ClusterEvent<'e> + Send + Sync + 'static,
+        map: fn(&mut Volumes) -> &mut HashMap<I, Arc<K>>,
+        id: fn(&Key) -> I,
+    ) where
+        K: Cacheable,
+        K::DynamicType: Default,
+        I: Eq + Hash + 'static,
+    {
+        self.feed(caches, event, move |all, key, new| {
+            match new {
+                Some(new) => map(all).insert(id(key), new),
+                None => map(all).remove(&id(key)),
+            };
+        });
+    }
+
     #[expect(clippy::redundant_closure, reason = "a variant by itself is of one lifetime")]
     pub(super) fn follow_storage(self: &Arc<Self>, caches: &Caches) {
+        let name = |key: &Key| key.name.clone();
         self.feed(caches, |seen| ClusterEvent::Claim(seen), Volumes::set_claim);
         self.feed(
             caches,
             |seen| ClusterEvent::Volume(seen),
             |all, key, new| all.set_volume(&key.name, new),
         );
-        self.feed(
-            caches,
-            |seen| ClusterEvent::Class(seen),
-            |all, key, new| put(&mut all.classes, key.name.clone(), new),
-        );
-        self.feed(
-            caches,
-            |seen| ClusterEvent::Driver(seen),
-            |all, key, new| put(&mut all.drivers, key.name.clone(), new),
-        );
-        self.feed(
-            caches,
-            |seen| ClusterEvent::Attachable(seen),
-            |all, key, new| put(&mut all.nodes, key.name.clone(), new),
-        );
-        self.feed(
+        self.mirror(caches, |seen| ClusterEvent::Class(seen), |all| &mut all.classes, name);
+        self.mirror(caches, |seen| ClusterEvent::Driver(seen), |all| &mut all.drivers, name);
+        self.mirror(caches, |seen| ClusterEvent::Attachable(seen), |all| &mut all.nodes, name);
+        self.mirror(
             caches,
             |seen| ClusterEvent::Capacity(seen),
-            |all, key, new| put(&mut all.capacities, key.clone(), new),
+            |all| &mut all.capacities,
+            Key::clone,
         );
     }
 

@@ -112,7 +112,7 @@ impl Strategy for Workload {
 
     fn prepare_for_create(&self, _: &Context<'_>, object: &mut Value) {
         begin(object);
-        pods::drop_disabled_spec(child(child(child(object, "spec"), "template"), "spec"), None);
+        pods::drop_disabled_at(object, pods::TEMPLATE, None);
         if self.kind == Kind::DaemonSet {
             let asked = template_generation(object).max(1);
             set(object, &TEMPLATE_GENERATION, asked.to_string());
@@ -120,8 +120,7 @@ impl Strategy for Workload {
     }
 
     fn prepare_for_update(&self, _: &Context<'_>, object: &mut Value, old: &Value) {
-        let template = child(child(child(object, "spec"), "template"), "spec");
-        pods::drop_disabled_spec(template, Some(&old["spec"]["template"]["spec"]));
+        pods::drop_disabled_at(object, pods::TEMPLATE, Some(old));
         carry_on(object, old);
         if self.kind == Kind::DaemonSet {
             let path = ["spec", "template"];

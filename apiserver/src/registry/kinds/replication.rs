@@ -55,15 +55,11 @@ impl Strategy for Controllers {
 
     fn prepare_for_create(&self, _: &Context<'_>, object: &mut Value) {
         begin(object);
-        if let Some(template) = object.pointer_mut("/spec/template/spec") {
-            pods::drop_disabled_spec(template, None);
-        }
+        pods::drop_disabled_at(object, pods::TEMPLATE, None);
     }
 
     fn prepare_for_update(&self, _: &Context<'_>, object: &mut Value, old: &Value) {
-        if let Some(template) = object.pointer_mut("/spec/template/spec") {
-            pods::drop_disabled_spec(template, old.pointer("/spec/template/spec"));
-        }
+        pods::drop_disabled_at(object, pods::TEMPLATE, Some(old));
         carry_on(object, old);
     }
 

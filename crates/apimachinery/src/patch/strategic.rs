@@ -3,7 +3,7 @@
 use super::PatchError;
 use crate::codec::Schema;
 use crate::schema::{Field, MessageId, Registry, Type};
-use crate::{Map, Value};
+use crate::{Map, Value, object};
 
 const DIRECTIVE: &str = "$patch";
 const DELETE_FROM: &str = "$deleteFromPrimitiveList";
@@ -504,16 +504,9 @@ fn without_directives(v: Value) -> Option<Value> {
     })
 }
 
+/// The type's name, as Go's `%s` prints it.
 fn go_type(v: &Value) -> &'static str {
-    match v {
-        Value::Null => "%!s(<nil>)",
-        Value::Bool(_) => "bool",
-        Value::Number(n) if n.is_f64() => "float64",
-        Value::Number(_) => "int64",
-        Value::String(_) => "string",
-        Value::Array(_) => "[]interface {}",
-        Value::Object(_) => "map[string]interface {}",
-    }
+    if v.is_null() { "%!s(<nil>)" } else { object::go_type(v) }
 }
 
 /// A value as Go's `%v` prints it.

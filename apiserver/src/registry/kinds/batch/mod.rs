@@ -25,6 +25,8 @@ const JOB_NAME: [&str; 2] = ["job-name", "batch.kubernetes.io/job-name"];
 const CONTROLLER_UID: [&str; 2] = ["controller-uid", "batch.kubernetes.io/controller-uid"];
 /// Names of CronJobs leave room for what their jobs' names end in.
 const MAX_CRON_JOB_NAME: usize = 52;
+/// Where a CronJob has the spec of its jobs' pods.
+const JOB_TEMPLATE: &str = "/spec/jobTemplate/spec/template/spec";
 
 pub fn rows(rows: &mut Rows<'_>, deps: &Deps) {
     let options = Options { is_pod: false, allow_privileged: deps.allow_privileged };
@@ -61,15 +63,11 @@ impl Strategy for Jobs {
             generate_selector(object);
         }
         begin(object);
-        if let Some(template) = object.pointer_mut("/spec/template/spec") {
-            pods::drop_disabled_spec(template, None);
-        }
+        pods::drop_disabled_at(object, pods::TEMPLATE, None);
     }
 
     fn prepare_for_update(&self, _: &Context<'_>, object: &mut Value, old: &Value) {
-        if let Some(template) = object.pointer_mut("/spec/template/spec") {
-            pods::drop_disabled_spec(template, old.pointer("/spec/template/spec"));
-        }
+        pods::drop_disabled_at(object, pods::TEMPLATE, Some(old));
         carry_on(object, old);
     }
 
@@ -216,16 +214,11 @@ impl Strategy for CronJobs {
 
     fn prepare_for_create(&self, _: &Context<'_>, object: &mut Value) {
         begin(object);
-        if let Some(template) = object.pointer_mut("/spec/jobTemplate/spec/template/spec") {
-            pods::drop_disabled_spec(template, None);
-        }
+        pods::drop_disabled_at(object, JOB_TEMPLATE, None);
     }
 
     fn prepare_for_update(&self, _: &Context<'_>, object: &mut Value, old: &Value) {
-        const PATH: &str = "/spec/jobTemplate/spec/template/spec";
-        if let Some(template) = object.pointer_mut(PATH) {
-            pods::drop_disabled_spec(template, old.pointer(PATH));
-        }
+        pods::drop_disabled_at(object, JOB_TEMPLATE, Some(old));
         carry_on(object, old);
     }
 

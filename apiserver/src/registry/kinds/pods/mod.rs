@@ -220,15 +220,23 @@ impl Strategy for Pods {
     }
 }
 
+/// Where most objects that make pods have the spec of those.
+pub(super) const TEMPLATE: &str = "/spec/template/spec";
+
 /// Drops fields of features that are off by default, unless the stored object has them.
 pub(super) fn drop_disabled(object: &mut Value, old: Option<&Value>) {
-    if let Some(spec) = object.get_mut("spec") {
-        drop_disabled_spec(spec, old.map(|o| &o["spec"]));
+    drop_disabled_at(object, "/spec", old);
+}
+
+/// The same where the spec of the pods that an object makes is at `path`.
+pub(super) fn drop_disabled_at(object: &mut Value, path: &str, old: Option<&Value>) {
+    if let Some(spec) = object.pointer_mut(path) {
+        drop_disabled_spec(spec, old.and_then(|old| old.pointer(path)));
     }
 }
 
 /// The same of a PodSpec.
-pub(super) fn drop_disabled_spec(spec: &mut Value, old: Option<&Value>) {
+fn drop_disabled_spec(spec: &mut Value, old: Option<&Value>) {
     let in_use = |field: &str| old.is_some_and(|o| o.get(field).is_some_and(|v| !v.is_null()));
     if !in_use("workloadRef")
         && let Some(map) = spec.as_object_mut()
