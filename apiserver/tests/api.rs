@@ -2,7 +2,9 @@
 
 mod common;
 
-use common::Fixture;
+use std::time::Duration;
+
+use common::{Fixture, Watch};
 use serde_json::{Value, json};
 
 const MAPS: &str = "/api/v1/namespaces/default/configmaps";
@@ -74,6 +76,39 @@ async fn watches_resume_and_mark_where_they_are() {
     let last = red.next().await.expect("a bookmark");
     assert_eq!(last["type"], "BOOKMARK");
     assert_eq!(red.next().await, None);
+}
+
+/// Without an end of its own, such a watch would keep what waits for it as long as its connection
+/// lasts.
+#[tokio::test]
+async fn a_watch_that_nobody_reads_ends() {
+    let f = Fixture::new().await;
+    let path = format!("{MAPS}?watch=1&timeoutSeconds=3000");
+    let unread = [f.watch(&path).await, Watch::of(f.open_http1("GET", &path, &[]).await)];
+    let mut read = f.watch(&path).await;
+    // More than the connections take in, less than may wait for a watch.
+    let mut large = map("large");
+    large["data"]["k"] = "x".repeat(900_000).into();
+    for n in 0..16 {
+        large["metadata"]["name"] = format!("m{n}").into();
+        f.post(MAPS, &large).await.expect(201);
+        assert_eq!(read.next_name().await.1, format!("m{n}"));
+    }
+    for _ in 0..3 {
+        tokio::time::pause();
+        tokio::time::advance(Duration::from_secs(61)).await;
+        tokio::time::resume();
+        f.get("/readyz").await;
+    }
+    f.post(MAPS, &map("last")).await.expect(201);
+    assert_eq!(read.next_name().await.1, "last", "one that is read goes on");
+    for mut watch in unread {
+        let mut seen = 0;
+        while watch.next().await.is_some() {
+            seen += 1;
+        }
+        assert!(seen < 16, "what did not fit is not kept");
+    }
 }
 
 #[tokio::test]

@@ -5,6 +5,7 @@ use std::sync::{Arc, OnceLock};
 
 use apimachinery::codec::{DecodeError, list, proto};
 
+use super::made::Taker;
 use super::object::{Cached, Codec};
 
 /// What a watcher is told.
@@ -105,15 +106,16 @@ impl Event {
 pub fn put_frame(
     kind: EventType,
     object: &Cached,
+    taker: Taker,
     protobuf: bool,
     codec: &Codec,
     out: &mut Vec<u8>,
 ) -> Result<(), DecodeError> {
     if protobuf {
-        let object = proto::seal(&codec.api_version, &codec.kind, &object.raw(codec)?);
+        let object = proto::seal(&codec.api_version, &codec.kind, &object.raw_for(taker, codec)?);
         list::watch_proto(kind.as_str(), &object, out);
     } else {
-        list::watch_json(kind.as_str(), &object.json(codec)?, out);
+        list::watch_json(kind.as_str(), &object.json_for(taker, codec)?, out);
     }
     Ok(())
 }

@@ -7,6 +7,8 @@
 mod check;
 mod cuts;
 pub mod event;
+mod lent;
+mod made;
 pub mod object;
 mod recall;
 pub mod splice;
@@ -19,9 +21,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use futures::StreamExt;
+use futures::{Stream, StreamExt};
 use parking_lot::{Mutex, RwLock};
-use store::{Change, ListRequest, SharedStore, StoreError, WatchEvent};
+use store::{Change, KeyValue, ListRequest, SharedStore, StoreError, WatchEvent};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -30,6 +32,9 @@ use recall::recall;
 
 pub use check::Checks;
 pub use event::{Event, EventType};
+pub use lent::Lent;
+use lent::Loans;
+pub use made::Taker;
 pub use object::{Cached, Codec, Index, Reading};
 pub use tree::Tree;
 use watchers::Watchers;
@@ -128,6 +133,7 @@ pub struct Cache {
     /// The revision of the last change, for those who follow.
     changes: watch::Sender<u64>,
     checks: Checks,
+    loans: Loans,
 }
 
 impl Cache {
@@ -151,6 +157,7 @@ impl Cache {
             reached: watch::Sender::new(0),
             changes: watch::Sender::new(0),
             checks: Checks::default(),
+            loans: Loans::default(),
         })
     }
 
@@ -290,6 +297,11 @@ impl Cache {
         Ok(state.watchers.add(scope, revision, replay))
     }
 
+    /// A watch's bytes for its client, which the cache takes back when they are not read.
+    pub fn lend(&self, stream: impl Stream<Item = Bytes> + Send + 'static) -> Lent {
+        self.loans.lend(stream)
+    }
+
     /// Watchers that are open.
     pub fn watchers(&self) -> usize {
         self.state.read().watchers.len()
@@ -406,6 +418,7 @@ impl Cache {
 
     fn tidy(&self, now: Instant) {
         self.cuts.lock().forget(now);
+        self.loans.age();
         let (objects, events) = {
             let mut state = self.state.write();
             state.forget(now);
@@ -418,8 +431,20 @@ impl Cache {
         events.iter().for_each(|event| event.age(present));
     }
 
-    fn cached(&self, kv: store::KeyValue) -> Option<Arc<Cached>> {
-        let key = std::str::from_utf8(kv.key.get(self.prefix.len()..)?).ok()?;
+    /// What the store holds under a key of the cache's prefix: the cache's own object with all that
+    /// was made of it, where it is of the same revision. `None`: the key is no object's.
+    pub fn adopt(&self, kv: KeyValue) -> Option<Arc<Cached>> {
+        let known = self.get(self.own_key(&kv.key)?);
+        known.filter(|known| known.revision == kv.mod_revision).or_else(|| self.cached(kv))
+    }
+
+    /// An object's own key, of its key in the store.
+    fn own_key<'a>(&self, key: &'a [u8]) -> Option<&'a str> {
+        std::str::from_utf8(key.get(self.prefix.len()..)?).ok()
+    }
+
+    fn cached(&self, kv: KeyValue) -> Option<Arc<Cached>> {
+        let key = self.own_key(&kv.key)?;
         Some(Arc::new(Cached::new(key, kv.mod_revision, kv.create_revision, kv.value)))
     }
 
@@ -432,7 +457,7 @@ impl Cache {
                 Some(Event::put(object, previous))
             }
             Change::Delete { key, revision, previous } => {
-                let key = std::str::from_utf8(key.get(self.prefix.len()..)?).ok()?;
+                let key = self.own_key(&key)?;
                 let known = objects.remove(key);
                 let last = known.or_else(|| previous.and_then(|kv| self.cached(kv)))?;
                 Some(Event::delete(last, revision))

@@ -2,14 +2,13 @@
 
 use std::sync::{Arc, OnceLock};
 
-use parking_lot::Mutex;
-
 use apimachinery::codec::{DecodeError, FieldValidation, Schema, json, proto};
 use apimachinery::schema::{MessageId, Registry};
 use apimachinery::{Value, object};
 use bytes::Bytes;
 use std::borrow::Cow;
 
+use super::made::{Made, ROOM, Room, Taker};
 use crate::registry::SelectableField;
 
 /// How objects without a compiled schema are read.
@@ -86,44 +85,9 @@ impl Index {
     }
 }
 
-/// Something that was made of an object. It is kept while it is asked for, and let go when for a
-/// while nobody has.
-struct Made<T>(Mutex<Slot<T>>);
-
-struct Slot<T> {
-    made: Option<T>,
-    /// Asked for since [`Made::age`] was called last.
-    used: bool,
-}
-
-impl<T: Clone> Made<T> {
-    fn empty() -> Self {
-        Self(Mutex::new(Slot { made: None, used: false }))
-    }
-
-    fn known(&self) -> Option<T> {
-        let mut slot = self.0.lock();
-        slot.used = true;
-        slot.made.clone()
-    }
-
-    fn or_make(&self, make: impl FnOnce() -> Result<T, DecodeError>) -> Result<T, DecodeError> {
-        if let Some(known) = self.known() {
-            return Ok(known);
-        }
-        // Not under the lock: making takes long. What another thread made meanwhile stays.
-        let made = make()?;
-        Ok(self.0.lock().made.get_or_insert(made).clone())
-    }
-
-    /// Lets go of what was not asked for since the last call.
-    fn age(&self) {
-        let mut slot = self.0.lock();
-        if !std::mem::take(&mut slot.used) {
-            slot.made = None;
-        }
-    }
-}
+/// What a decoded object takes in memory as a multiple of its stored bytes, about: every field is a
+/// name and a value of their own.
+const DECODED: usize = 8;
 
 /// One state of one object.
 pub struct Cached {
@@ -137,20 +101,33 @@ pub struct Cached {
     raw: Made<Bytes>,
     json: Made<Bytes>,
     value: Made<Arc<Value>>,
+    /// What the three above take room of.
+    room: &'static Room,
     /// Small, and looked at whenever somebody selects.
     index: OnceLock<Index>,
 }
 
 impl Cached {
     pub fn new(key: &str, revision: u64, created: u64, stored: Bytes) -> Self {
+        Self::within(&ROOM, key.into(), revision, created, stored)
+    }
+
+    pub(super) fn within(
+        room: &'static Room,
+        key: Arc<str>,
+        revision: u64,
+        created: u64,
+        stored: Bytes,
+    ) -> Self {
         Self {
-            key: key.into(),
+            key,
             revision,
             created,
             stored,
             raw: Made::empty(),
             json: Made::empty(),
             value: Made::empty(),
+            room,
             index: OnceLock::new(),
         }
     }
@@ -158,22 +135,20 @@ impl Cached {
     /// Lets go of what was made and not asked for since the last call; the stored bytes and what
     /// selectors look at stay.
     pub(super) fn age(&self) {
-        self.raw.age();
-        self.json.age();
-        self.value.age();
+        self.raw.age(self.room);
+        self.json.age(self.room);
+        self.value.age(self.room);
     }
 
     /// The same content under another revision: what an event of its end shows.
     pub fn at(&self, revision: u64) -> Self {
-        let key = self.key.clone();
-        Self { key, ..Self::new("", revision, self.created, self.stored.clone()) }
+        Self::within(self.room, self.key.clone(), revision, self.created, self.stored.clone())
     }
 
     /// Whether protobuf, JSON and the decoded object are there.
     #[cfg(test)]
     pub(super) fn made(&self) -> [bool; 3] {
-        let (raw, json) = (self.raw.0.lock(), self.json.0.lock());
-        [raw.made.is_some(), json.made.is_some(), self.value.0.lock().made.is_some()]
+        [self.raw.is_kept(), self.json.is_kept(), self.value.is_kept()]
     }
 
     /// Namespace (empty for cluster-scoped objects) and name.
@@ -191,7 +166,15 @@ impl Cached {
     /// # Errors
     /// The stored bytes are not of this kind.
     pub fn raw(&self, codec: &Codec) -> Result<Bytes, DecodeError> {
-        self.raw.or_make(|| self.to_raw(codec))
+        self.raw_for(Taker::Reader, codec)
+    }
+
+    /// As [`raw`](Self::raw).
+    ///
+    /// # Errors
+    /// As [`raw`](Self::raw).
+    pub fn raw_for(&self, taker: Taker, codec: &Codec) -> Result<Bytes, DecodeError> {
+        self.raw.or_make(self.room, taker, || weighed(self.to_raw(codec)?))
     }
 
     fn to_raw(&self, codec: &Codec) -> Result<Bytes, DecodeError> {
@@ -213,7 +196,15 @@ impl Cached {
     /// # Errors
     /// The stored bytes are not of this kind.
     pub fn json(&self, codec: &Codec) -> Result<Bytes, DecodeError> {
-        let line = self.json_line(codec)?;
+        self.json_for(Taker::Reader, codec)
+    }
+
+    /// As [`json`](Self::json).
+    ///
+    /// # Errors
+    /// As [`json`](Self::json).
+    pub fn json_for(&self, taker: Taker, codec: &Codec) -> Result<Bytes, DecodeError> {
+        let line = self.line_for(taker, codec)?;
         Ok(line.slice(..line.len().saturating_sub(1)))
     }
 
@@ -222,7 +213,11 @@ impl Cached {
     /// # Errors
     /// The stored bytes are not of this kind.
     pub fn json_line(&self, codec: &Codec) -> Result<Bytes, DecodeError> {
-        self.json.or_make(|| {
+        self.line_for(Taker::Reader, codec)
+    }
+
+    fn line_for(&self, taker: Taker, codec: &Codec) -> Result<Bytes, DecodeError> {
+        self.json.or_make(self.room, taker, || {
             if let (Some((registry, message)), Some(_)) = (codec.schema, proto::open(&self.stored)?)
             {
                 // On the way only: who wants JSON seldom wants protobuf as well.
@@ -231,13 +226,13 @@ impl Cached {
                 let schema = Schema { registry, message };
                 proto::to_json(schema, &codec.api_version, &codec.kind, &raw, &mut out)?;
                 out.push(b'\n');
-                return Ok(compact(out));
+                return weighed(compact(out));
             }
             let value = self.decode(codec)?;
             let mut text =
                 serde_json::to_vec(&value).map_err(|e| DecodeError::Malformed(e.to_string()))?;
             text.push(b'\n');
-            Ok(compact(text))
+            weighed(compact(text))
         })
     }
 
@@ -246,7 +241,10 @@ impl Cached {
     /// # Errors
     /// The stored bytes are not of this kind.
     pub fn value(&self, codec: &Codec) -> Result<Arc<Value>, DecodeError> {
-        self.value.or_make(|| decode(codec, &self.stored, self.revision).map(Arc::new))
+        self.value.or_make(self.room, Taker::Reader, || {
+            let value = decode(codec, &self.stored, self.revision)?;
+            Ok((Arc::new(value), self.stored.len().saturating_mul(DECODED)))
+        })
     }
 
     /// Decoded for the caller alone.
@@ -281,6 +279,15 @@ impl Cached {
     }
 }
 
+impl Drop for Cached {
+    fn drop(&mut self) {
+        let bytes = self.raw.bytes() + self.json.bytes() + self.value.bytes();
+        if bytes > 0 {
+            self.room.give_back(bytes);
+        }
+    }
+}
+
 /// An object of the store in memory, with its resourceVersion.
 ///
 /// # Errors
@@ -312,6 +319,12 @@ pub fn decode(codec: &Codec, stored: &[u8], revision: u64) -> Result<Value, Deco
         object::set_resource_version(&mut value, &revision.to_string());
     }
     Ok(value)
+}
+
+/// An encoding, with the room that it takes.
+fn weighed(encoded: Bytes) -> Result<(Bytes, usize), DecodeError> {
+    let bytes = encoded.len();
+    Ok((encoded, bytes))
 }
 
 /// Without the room that was left for more.

@@ -228,6 +228,36 @@ async fn what_was_made_of_objects_goes_when_nobody_asks_for_it() {
 }
 
 #[tokio::test]
+async fn what_is_made_of_objects_has_a_bound() {
+    let f = Fixture::new().await;
+    f.put("ns/a", "red", Expect::Absent).await;
+    let stored = f.cache.get("ns/a").expect("an object").stored().clone();
+    let codec = &f.cache.codec;
+    let size = f.cache.get("ns/a").expect("an object").json_line(codec).expect("JSON").len();
+    // For two readers, and one more that watches.
+    let room: &'static made::Room = Box::leak(Box::new(made::Room::new(size * 3)));
+    let object = |key: &str| Cached::within(room, key.into(), 7, 7, stored.clone());
+    let objects = ["ns/a", "ns/b", "ns/c", "ns/d"].map(object);
+    for (object, (kept, held)) in objects.iter().zip([(true, 1), (true, 2), (false, 2)]) {
+        object.json(codec).expect("JSON");
+        assert_eq!((object.made()[1], room.held()), (kept, held * size));
+    }
+    let [first, _, third, last] = &objects;
+    let mut out = Vec::new();
+    for object in [third, last] {
+        let put =
+            event::put_frame(EventType::Added, object, Taker::Watchers, false, codec, &mut out);
+        assert_eq!(put, Ok(()));
+    }
+    assert_eq!((third.made()[1], last.made()[1], room.held()), (true, false, 3 * size));
+    assert_eq!(out.iter().filter(|b| **b == b'\n').count(), 2, "written all the same");
+    (0..2).for_each(|_| first.age());
+    assert_eq!(room.held(), 2 * size);
+    drop(objects);
+    assert_eq!(room.held(), 0);
+}
+
+#[tokio::test]
 async fn a_transaction_is_delivered_whole_or_not_at_all() {
     let f = Fixture::new().await;
     let mut last = 0;

@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use super::list_options::{WatchOptions, WatchStart};
 use super::select::Select;
 use super::{Call, list, read, tunnel};
-use crate::cache::{Cache, CacheError, Cached, Event, EventType, Tree, Watcher, event};
+use crate::cache::{Cache, CacheError, Cached, Event, EventType, Taker, Tree, Watcher, event};
 use crate::negotiate::{Encoding, Offer, Shape, Wanted};
 use crate::registry::catalog::Served;
 use crate::respond::{self, Body, BodyError};
@@ -64,7 +64,7 @@ pub(super) async fn watch(call: Call, served: Arc<Served>) -> Result<Response<Bo
         Err(error) => return Err(error),
     };
     let watching = Watching {
-        cache,
+        cache: cache.clone(),
         select,
         encoder,
         state,
@@ -77,15 +77,17 @@ pub(super) async fn watch(call: Call, served: Arc<Served>) -> Result<Response<Bo
         until,
         draining: call.api.draining.clone(),
     };
+    let encoding = watching.encoder.wanted.encoding;
+    let events = cache.lend(watching.into_stream());
     if tunnel::is_websocket(&call.parts.headers) {
-        return tunnel::watch_over_websocket(call, Box::pin(watching.into_stream()));
+        return tunnel::watch_over_websocket(call, Box::pin(events));
     }
-    let content_type = match watching.encoder.wanted.encoding {
+    let content_type = match encoding {
         Encoding::Protobuf => "application/vnd.kubernetes.protobuf;stream=watch",
         _ => "application/json",
     };
     use futures::StreamExt as _;
-    let frames = watching.into_stream().map(|data| Ok::<_, BodyError>(Frame::data(data)));
+    let frames = events.map(|data| Ok::<_, BodyError>(Frame::data(data)));
     let mut response = Response::new(StreamBody::new(frames).boxed_unsync());
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
@@ -304,18 +306,18 @@ impl Watching {
     }
 
     fn put_state(&mut self, cached: &Arc<Cached>, out: &mut Vec<u8>) -> bool {
-        self.put(EventType::Added, cached, out)
+        self.put(EventType::Added, cached, Taker::Reader, out)
     }
 
     fn put_event(&mut self, event: &Arc<Event>, out: &mut Vec<u8>) -> bool {
         self.delivered = self.delivered.max(event.revision());
         let seen = event.seen(|cached| self.select.matches(cached, &self.cache.codec));
         let Some((kind, object)) = seen else { return true };
-        self.put(kind, object, out)
+        self.put(kind, object, Taker::Watchers, out)
     }
 
-    fn put(&mut self, kind: EventType, object: &Cached, out: &mut Vec<u8>) -> bool {
-        match self.encoder.put(kind, object, &self.cache, out) {
+    fn put(&mut self, kind: EventType, object: &Cached, taker: Taker, out: &mut Vec<u8>) -> bool {
+        match self.encoder.put(kind, object, taker, &self.cache, out) {
             Ok(()) => true,
             Err(error) => {
                 let error = ApiError::Internal(format!("unable to encode watch object: {error}"));
@@ -365,11 +367,12 @@ impl Encoder {
         &mut self,
         kind: EventType,
         cached: &Cached,
+        taker: Taker,
         cache: &Cache,
         out: &mut Vec<u8>,
     ) -> Result<(), DecodeError> {
         if self.is_shared() {
-            return event::put_frame(kind, cached, self.is_protobuf(), &cache.codec, out);
+            return event::put_frame(kind, cached, taker, self.is_protobuf(), &cache.codec, out);
         }
         self.put_own(kind, cached, out)
     }

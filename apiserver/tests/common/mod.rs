@@ -223,7 +223,7 @@ impl Fixture {
     pub async fn try_watch(&self, path: &str) -> Option<Watch> {
         let response = self.open("GET", path, &[], "").await;
         match response.status().as_u16() {
-            200 => Some(Watch { body: response.into_body(), read: Vec::new() }),
+            200 => Some(Watch::of(response)),
             503 | 504 => None,
             code => panic!("{code}"),
         }
@@ -243,6 +243,10 @@ pub struct Watch {
 }
 
 impl Watch {
+    pub fn of(response: http::Response<hyper::body::Incoming>) -> Self {
+        Self { body: response.into_body(), read: Vec::new() }
+    }
+
     /// The next event; `None`: the watch has ended.
     pub async fn next(&mut self) -> Option<Value> {
         loop {
