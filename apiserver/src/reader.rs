@@ -183,10 +183,6 @@ impl Live for Caches {
                 return Reader::get(self, resource, namespace, name);
             }
         };
-        if let Some(cached) = cache.get(&key).filter(|c| c.revision == kv.mod_revision) {
-            return value(&cache.codec, &cached);
-        }
-        let cached = Cached::new(&key, kv.mod_revision, kv.create_revision, kv.value);
-        value(&cache.codec, &cached)
+        value(&cache.codec, &*cache.adopt(kv)?)
     }
 }

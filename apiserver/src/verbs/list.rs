@@ -8,9 +8,10 @@ use apimachinery::status::ApiError;
 use apimachinery::{Map, Value};
 use bytes::Bytes;
 use http::Response;
-use store::{ListRequest, StoreError};
+use store::ListRequest;
 
 use super::list_options::{Freshness, ListOptions, continue_token};
+use super::past;
 use super::read::{self, partial_json, reach, to_yaml};
 use super::select::Select;
 use super::{Call, unreadable, write};
@@ -19,9 +20,6 @@ use crate::negotiate::{Encoding, Offer, Shape, Wanted};
 use crate::registry::catalog::Served;
 use crate::respond::{self, Body};
 use crate::table;
-
-/// Upstream's words of a page that comes too late.
-const INCONSISTENT: &str = "The provided continue parameter is too old to display a consistent list result. You can start a new list without the continue parameter, or use the continue token in this response to retrieve the remainder of the results. Continuing with the provided token results in an inconsistent list - objects that were created, modified, or deleted between the time the first chunk was returned and now may show up in the list.";
 
 /// One page of a list.
 pub(super) struct Page {
@@ -32,6 +30,25 @@ pub(super) struct Page {
 }
 
 impl Page {
+    pub(super) fn empty(revision: u64) -> Self {
+        Self { revision, objects: Vec::new(), continue_token: String::new(), remaining: None }
+    }
+
+    /// More pages follow; how many objects they have is told where nothing is left out.
+    pub(super) fn go_on_after(
+        &mut self,
+        last: &str,
+        select: &Select,
+        rest: impl FnOnce() -> usize,
+    ) {
+        let below = last.get(select.prefix().len()..).unwrap_or_default();
+        let revision = i64::try_from(self.revision).unwrap_or(i64::MAX);
+        self.continue_token = continue_token(revision, below);
+        if select.is_everything() {
+            self.remaining = i64::try_from(rest()).ok();
+        }
+    }
+
     /// The list's metadata.
     pub(super) fn metadata(&self) -> Value {
         let mut metadata = Map::new();
@@ -70,24 +87,16 @@ pub(super) async fn matching(call: &Call, served: &Arc<Served>) -> Result<Page, 
     let cache = served.cache()?;
     read::ready(cache).await?;
     let prefix = select.prefix();
-    let goes_on = matches!(options.freshness, Freshness::Exact(_)) && options.start.is_some();
-    let cut = match options.freshness {
-        Freshness::Exact(revision) => match cut_at(call, served, revision, &prefix).await {
-            Err(ApiError::Expired { .. }) if options.start.is_some() => {
-                return Err(expired(options.start.as_deref().unwrap_or_default()));
-            }
-            cut => cut?,
+    let (cut, goes_on) = match options.freshness {
+        Freshness::Exact(revision) => match cache.cut_at(revision, &prefix) {
+            Some(cut) => (cut, options.start.is_some()),
+            None => return past::page(call, served, &select, &options, revision).await,
         },
-        freshness => fresh(call, served, freshness).await?,
+        freshness => (fresh(call, served, freshness).await?, false),
     };
     let start = options.start.map(|start| format!("{prefix}{start}"));
     let bound = start.as_deref().map_or(Bound::Unbounded, Bound::Included);
-    let mut page = Page {
-        revision: cut.revision,
-        objects: Vec::new(),
-        continue_token: String::new(),
-        remaining: None,
-    };
+    let mut page = Page::empty(cut.revision);
     let selected = |cached: &&Arc<Cached>| select.matches(cached, &cache.codec);
     if let Some(key) = select.only(served) {
         let found: Vec<Arc<Cached>> = cut.objects.get(&key).cloned().into_iter().collect();
@@ -119,13 +128,8 @@ pub(super) async fn matching(call: &Call, served: &Arc<Served>) -> Result<Page, 
     if let Some(last) = last
         && range.next().is_some()
     {
-        let below = last.get(prefix.len()..).unwrap_or_default();
-        let revision = i64::try_from(cut.revision).unwrap_or(i64::MAX);
-        page.continue_token = continue_token(revision, below);
-        if select.is_everything() {
-            let rest = cut.objects.count(&prefix, Bound::Excluded(&last));
-            page.remaining = i64::try_from(rest).ok();
-        }
+        let rest = || cut.objects.count(&prefix, Bound::Excluded(&last));
+        page.go_on_after(&last, &select, rest);
         cache.remember(&cut, goes_on);
     }
     Ok(page)
@@ -152,12 +156,6 @@ async fn bring_enough(
     Ok(brought)
 }
 
-/// 410 with a token that goes on, inconsistently.
-fn expired(start: &str) -> ApiError {
-    let last = start.strip_suffix('\0').unwrap_or(start);
-    ApiError::Expired { message: INCONSISTENT.to_owned(), token: Some(continue_token(-1, last)) }
-}
-
 /// The cache's state, once it is as fresh as asked for.
 pub(super) async fn fresh(
     call: &Call,
@@ -174,62 +172,30 @@ pub(super) async fn fresh(
             let store = &call.api.store;
             let newest = store.current_revision().await.map_err(write::store_error)?;
             if !store.reports_progress() && cache.revision() < newest {
-                return from_store(call, served, None, "").await;
+                return from_store(call, served).await;
             }
             // A cache that cannot follow must not stop reads.
             if cache.wait_for(newest, read::PATIENCE).await.is_err() {
-                return from_store(call, served, None, "").await;
+                return from_store(call, served).await;
             }
         }
     }
     Ok(cache.cut())
 }
 
-async fn cut_at(
-    call: &Call,
-    served: &Served,
-    revision: u64,
-    prefix: &str,
-) -> Result<Cut, ApiError> {
-    let cache = served.cache()?;
-    match cache.cut_at(revision, prefix) {
-        Some(cut) => Ok(cut),
-        None => from_store(call, served, Some(revision), prefix).await,
-    }
-}
-
-/// A cut that the cache does not have.
-async fn from_store(
-    call: &Call,
-    served: &Served,
-    revision: Option<u64>,
-    prefix: &str,
-) -> Result<Cut, ApiError> {
+/// The newest state, which the cache does not have yet.
+async fn from_store(call: &Call, served: &Served) -> Result<Cut, ApiError> {
     let cache = served.cache()?;
     let request = ListRequest {
-        prefix: cache.store_key(prefix),
+        prefix: cache.store_key(""),
         start: Bound::Unbounded,
         limit: 0,
-        revision,
+        revision: None,
     };
-    let listed = call.api.store.list(request).await.map_err(|error| match error {
-        StoreError::Future { asked, current } => {
-            ApiError::TooLargeResourceVersion { asked, current }
-        }
-        other => write::store_error(other),
-    })?;
-    let below = cache.prefix().len();
-    let objects = listed.kvs.into_iter().filter_map(|kv| {
-        let key = std::str::from_utf8(kv.key.get(below..)?).ok()?;
-        let known = cache.get(key).filter(|known| known.revision == kv.mod_revision);
-        Some(known.unwrap_or_else(|| {
-            Cached::new(key, kv.mod_revision, kv.create_revision, kv.value.clone()).into()
-        }))
-    });
-    // An exact list shows the revision that it was asked for.
+    let listed = call.api.store.list(request).await.map_err(write::store_error)?;
+    let objects = listed.kvs.into_iter().filter_map(|kv| cache.adopt(kv));
     let objects = Tree::from_sorted(objects.collect());
-    let revision = revision.unwrap_or(listed.revision);
-    Ok(Cut { revision, prefix: prefix.to_owned(), objects })
+    Ok(Cut { revision: listed.revision, prefix: String::new(), objects })
 }
 
 fn encode(

@@ -8,6 +8,7 @@ mod eviction;
 mod input;
 mod list;
 mod list_options;
+mod past;
 mod patch;
 mod read;
 pub mod reviews;

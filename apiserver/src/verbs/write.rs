@@ -5,7 +5,7 @@ use std::sync::Arc;
 use apimachinery::status::ApiError;
 use apimachinery::{Value, object};
 use bytes::Bytes;
-use store::{Expect, KeyValue, Outcome, StoreError};
+use store::{Expect, Outcome, StoreError};
 
 use super::unreadable;
 use crate::api::Api;
@@ -69,16 +69,7 @@ async fn fetch_stored(
 ) -> Result<Option<Arc<Cached>>, ApiError> {
     let cache = served.cache()?;
     let (_, kv) = api.store.get(&cache.store_key(key), None).await.map_err(store_error)?;
-    Ok(kv.map(|kv| adopt(served, key, kv)))
-}
-
-/// The cache's object of the same revision, if there is one, or a new one.
-fn adopt(served: &Served, key: &str, kv: KeyValue) -> Arc<Cached> {
-    let known = served.cache.as_ref().and_then(|cache| cache.get(key));
-    match known.filter(|known| known.revision == kv.mod_revision) {
-        Some(known) => known,
-        None => Cached::new(key, kv.mod_revision, kv.create_revision, kv.value).into(),
-    }
+    Ok(kv.and_then(|kv| cache.adopt(kv)))
 }
 
 /// The newest state of an object, decoded.

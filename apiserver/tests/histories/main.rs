@@ -11,6 +11,7 @@ mod common;
 #[allow(dead_code, reason = "the contract's tests use the rest")]
 mod engines;
 mod late;
+mod past;
 mod races;
 
 use std::path::{Path, PathBuf};
