@@ -23,7 +23,6 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use apimachinery::codec::DecodeError;
-use apimachinery::patch::apply::ResetFields;
 use apimachinery::schema::Registry;
 use apimachinery::status::ApiError;
 use apimachinery::{Value, object};
@@ -193,8 +192,7 @@ pub(crate) fn row(custom: Custom) -> Resource {
     let mut subresources = Vec::new();
     if served.is_some_and(|v| v.status) {
         let strategy = Arc::new(strategy::Status(main()));
-        let reset_fields = ResetFields::These(SPEC);
-        let action = Action::Part { strategy, reset_fields, replaced_only: false };
+        let action = Action::Part { strategy, reset_fields: SPEC, replaced_only: false };
         subresources.push(Subresource { name: "status", action });
     }
     if let Some(scale) = served.and_then(|v| v.scale.as_ref()) {

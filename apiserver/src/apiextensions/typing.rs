@@ -167,7 +167,7 @@ impl Maker {
 
 #[cfg(test)]
 mod tests {
-    use apimachinery::patch::apply::{Manager, ResetFields, Typing, apply_typed};
+    use apimachinery::patch::apply::{Manager, Typing, apply_typed};
     use serde_json::json;
 
     use super::*;
@@ -192,19 +192,16 @@ mod tests {
         };
         let first =
             object(json!({"ports": [{"name": "a", "port": 1}], "args": ["x"], "free": {"b": 1}}));
-        let live = apply_typed(typing, None, &first, &by("one"), false, ResetFields::NONE)
-            .expect("applied");
+        let live = apply_typed(typing, None, &first, &by("one"), false, &[]).expect("applied");
         let second = object(json!({"ports": [{"name": "b", "port": 2}], "free": {"c": 2}}));
-        let live = apply_typed(typing, Some(&live), &second, &by("two"), false, ResetFields::NONE)
-            .expect("applied");
+        let live =
+            apply_typed(typing, Some(&live), &second, &by("two"), false, &[]).expect("applied");
         assert_eq!(
             live["spec"],
             json!({"ports": [{"name": "a", "port": 1}, {"name": "b", "port": 2}], "args": ["x"],
                 "free": {"b": 1, "c": 2}})
         );
         let third = object(json!({"args": ["y"]}));
-        assert!(
-            apply_typed(typing, Some(&live), &third, &by("two"), false, ResetFields::NONE).is_err()
-        );
+        assert!(apply_typed(typing, Some(&live), &third, &by("two"), false, &[]).is_err());
     }
 }

@@ -10,7 +10,6 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use apimachinery::Value;
-use apimachinery::patch::apply::ResetFields;
 use apimachinery::schema::MessageId;
 
 use crate::apiextensions::Custom;
@@ -101,8 +100,8 @@ pub enum Action {
     /// get, update and patch of the object, of which only a part may change.
     Part {
         strategy: Arc<dyn Strategy>,
-        /// Fields that nobody comes to own through this subresource.
-        reset_fields: ResetFields<'static>,
+        /// Field paths that server-side apply of this subresource owns nothing of.
+        reset_fields: &'static [&'static [&'static str]],
         /// It can be updated, and neither read nor patched.
         replaced_only: bool,
     },

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use apimachinery::field::{ErrorList, FieldError, Path};
-use apimachinery::patch::apply::{Manager, ResetFields, track_update_typed};
+use apimachinery::patch::apply::{Manager, track_update_typed};
 use apimachinery::status::ApiError;
 use apimachinery::{Value, meta, object};
 use http::Response;
@@ -177,7 +177,7 @@ impl New<'_> {
             api_version: &self.served.api_version,
             now: &rfc3339(now),
         };
-        let reset = ResetFields::These(self.served.row.strategy.reset_fields());
+        let reset = self.served.row.strategy.reset_fields();
         track_update_typed(self.served.typing(), None, object, &manager, reset);
     }
 }

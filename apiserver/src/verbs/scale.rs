@@ -5,7 +5,6 @@ use std::sync::Arc;
 use apimachinery::codec::{FieldValidation, Schema};
 use apimachinery::field::{FieldError, Path};
 use apimachinery::gvk::GroupVersionKind;
-use apimachinery::patch::apply::ResetFields;
 use apimachinery::schema::Registry;
 use apimachinery::selector::LabelSelector;
 use apimachinery::status::ApiError;
@@ -169,7 +168,7 @@ async fn run(
         input: &input,
         strategy,
         subresource: "scale",
-        reset: ResetFields::These(strategy.reset_fields()),
+        reset: strategy.reset_fields(),
         apply: false,
         admitted_as: Some(&kind),
     };

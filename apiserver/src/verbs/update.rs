@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use apimachinery::field::{ErrorList, FieldError, Path};
 use apimachinery::gvk::GroupVersionKind;
-use apimachinery::patch::apply::{Manager, ResetFields, track_update_typed};
+use apimachinery::patch::apply::{Manager, track_update_typed};
 use apimachinery::patch::managers::keep_times_if_unchanged;
 use apimachinery::status::ApiError;
 use apimachinery::{Value, meta, object};
@@ -74,7 +74,7 @@ pub(super) struct Update<'a> {
     /// Rules for this change: the resource's, or the subresource's.
     pub strategy: &'a dyn Strategy,
     pub subresource: &'a str,
-    pub reset: ResetFields<'a>,
+    pub reset: &'a [&'a [&'a str]],
     /// The change is an apply: it keeps account of managers itself, and may create.
     pub apply: bool,
     /// What admission sees instead of the object, for subresources of another kind.
@@ -92,10 +92,7 @@ impl<'a> Update<'a> {
         let subresource = call.authorized.info().subresource.as_str();
         let (strategy, reset) = match served.subresource(subresource).map(|s| &s.action) {
             Some(Action::Part { strategy, reset_fields, .. }) => (&**strategy, *reset_fields),
-            _ => {
-                let strategy = &*served.row.strategy;
-                (strategy, ResetFields::These(strategy.reset_fields()))
-            }
+            _ => (&*served.row.strategy, served.row.strategy.reset_fields()),
         };
         Self { call, served, input, strategy, subresource, reset, apply, admitted_as: None }
     }

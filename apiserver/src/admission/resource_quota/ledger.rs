@@ -1,7 +1,7 @@
 //! Where quotas' statuses are written.
 
 use apimachinery::amounts::Amounts;
-use apimachinery::patch::apply::{Manager, ResetFields, track_update_typed};
+use apimachinery::patch::apply::{Manager, track_update_typed};
 use apimachinery::status::ApiError;
 use apimachinery::{Value, object};
 use async_trait::async_trait;
@@ -35,7 +35,7 @@ impl Ledger for Caches {
         let now = rfc3339(jiff::Timestamp::now());
         let manager =
             Manager { name: "kube-apiserver", subresource: "status", api_version: "v1", now: &now };
-        track_update_typed(served.typing(), Some(quota), &mut new, &manager, ResetFields::NONE);
+        track_update_typed(served.typing(), Some(quota), &mut new, &manager, &[]);
         let bytes = served.to_stored(&new).map_err(|e| ApiError::Internal(e.to_string()))?;
         let key = served.key(object::namespace(quota), object::name(quota));
         let key = served.cache()?.store_key(&key);

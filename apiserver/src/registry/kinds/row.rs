@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use apimachinery::gvk::GroupVersionKind;
-use apimachinery::patch::apply::ResetFields;
 use apimachinery::schema;
 
 use crate::registry::{
@@ -12,8 +11,8 @@ use crate::registry::{
     Subresource, Text, Verbs,
 };
 
-/// Fields, each with all below it.
-type Paths = &'static [&'static [&'static str]];
+/// Paths of fields that a request does not write.
+type Reset = &'static [&'static [&'static str]];
 
 /// A row in the making.
 pub struct Row(Resource);
@@ -150,26 +149,25 @@ impl Row {
         self.part("status", strategy, super::SPEC)
     }
 
-    /// A part through which all is written but these fields.
-    pub fn part(self, name: &'static str, strategy: impl Strategy, reset: Paths) -> Self {
-        self.any_part(name, strategy, ResetFields::These(reset), false)
-    }
-
-    /// A part through which these fields are written, and no others.
-    pub fn part_of(self, name: &'static str, strategy: impl Strategy, written: Paths) -> Self {
-        self.any_part(name, strategy, ResetFields::AllBut(written), false)
+    pub fn part(self, name: &'static str, strategy: impl Strategy, reset_fields: Reset) -> Self {
+        self.any_part(name, strategy, reset_fields, false)
     }
 
     /// A part that can only be replaced.
-    pub fn replaced_part(self, name: &'static str, strategy: impl Strategy, reset: Paths) -> Self {
-        self.any_part(name, strategy, ResetFields::These(reset), true)
+    pub fn replaced_part(
+        self,
+        name: &'static str,
+        strategy: impl Strategy,
+        reset_fields: Reset,
+    ) -> Self {
+        self.any_part(name, strategy, reset_fields, true)
     }
 
     fn any_part(
         mut self,
         name: &'static str,
         strategy: impl Strategy,
-        reset_fields: ResetFields<'static>,
+        reset_fields: Reset,
         replaced_only: bool,
     ) -> Self {
         let strategy = Arc::new(strategy);

@@ -58,18 +58,9 @@ impl From<ApplyError> for crate::status::ApiError {
     }
 }
 
-/// Fields that nobody comes to own by a write, since its strategy resets them: lists of field names,
-/// `["status"]`, each with all that lies below (KEP-555, `resetFields`).
-#[derive(Clone, Copy, Debug)]
-pub enum ResetFields<'a> {
-    These(&'a [&'a [&'a str]]),
-    /// All but these; [`ANY`](super::fieldset::ANY) stands for each field, key or index.
-    AllBut(&'a [&'a [&'a str]]),
-}
-
-impl ResetFields<'_> {
-    pub const NONE: Self = Self::These(&[]);
-}
+/// Field paths that a resource strips from ownership (`ResetFields`): lists of field names,
+/// `["status"]`.
+pub type ResetFields<'a> = &'a [&'a [&'a str]];
 
 /// How server-side apply sees a kind.
 #[derive(Clone, Copy, Debug)]
@@ -177,10 +168,10 @@ pub fn apply_typed(
             problems_text(&problems)
         ))
     })?;
-    let write = Write { t, manager, counts: Counts::after(reset) };
+    let write = Write { t, manager, reset: reset_set(reset) };
     let managed = if managed.0.is_empty() {
         let before = Manager { name: BEFORE_FIRST_APPLY, ..manager.clone() };
-        let write = Write { manager: &before, counts: write.counts.clone(), t };
+        let write = Write { manager: &before, reset: write.reset.clone(), t };
         write.update(&empty, &live, managed)?
     } else {
         typing.without_obsolete(managed, config)
@@ -250,7 +241,7 @@ pub fn track_update_typed(
     if object::get(&live, &["metadata", "managedFields"]).is_some() {
         object::remove(live.to_mut(), &["metadata", "managedFields"]);
     }
-    let write = Write { t: typing.root(), manager, counts: Counts::after(reset) };
+    let write = Write { t: typing.root(), manager, reset: reset_set(reset) };
     // What cannot be tracked is not: an update does not fail for that.
     let managed = typing.without_obsolete(managed, new);
     if let Ok(managed) = write.update(&live, new, managed) {
@@ -287,31 +278,12 @@ fn check_version(
     Err(PatchError::Malformed(format!("invalid object type: {gvk}")))
 }
 
-/// What of a write counts.
-#[derive(Clone)]
-enum Counts<'a> {
-    Without(Set),
-    Only(&'a [&'a [&'a str]]),
-}
-
-impl<'a> Counts<'a> {
-    fn after(reset: ResetFields<'a>) -> Self {
-        match reset {
-            ResetFields::These(paths) => {
-                let mut set = Set::default();
-                paths.iter().for_each(|path| set.insert_fields(path));
-                Self::Without(set)
-            }
-            ResetFields::AllBut(paths) => Self::Only(paths),
-        }
+fn reset_set(reset: ResetFields<'_>) -> Set {
+    let mut set = Set::default();
+    for path in reset {
+        set.insert_fields(path);
     }
-
-    fn of(&self, set: &Set) -> Set {
-        match self {
-            Self::Without(reset) => set.recursive_difference(reset),
-            Self::Only(paths) => set.matching(paths),
-        }
-    }
+    set
 }
 
 /// What nobody owns: identity, and what the server keeps.
@@ -349,7 +321,7 @@ fn conflict_error(conflicts: &Conflicts) -> ApplyError {
 struct Write<'a> {
     t: TypeRef<'a>,
     manager: &'a Manager<'a>,
-    counts: Counts<'a>,
+    reset: Set,
 }
 
 impl Write<'_> {
@@ -359,7 +331,7 @@ impl Write<'_> {
     }
 
     fn compare(&self, old: &Value, new: &Value) -> Result<Comparison, PatchError> {
-        compare(self.t, old, new).map(|c| c.map(|set| self.counts.of(&set))).map_err(|problems| {
+        compare(self.t, old, new).map(|c| c.without(&self.reset)).map_err(|problems| {
             let text = problems_text(&problems);
             PatchError::Internal(format!("failed to compare objects: {text}"))
         })
@@ -396,7 +368,7 @@ impl Write<'_> {
     fn update(&self, old: &Value, new: &Value, managed: Managed) -> Result<Managed, PatchError> {
         let mut managed = self.reconciled(managed);
         let (diff, _) = self.take(old, new, &mut managed, None)?;
-        let set = diff.modified.union(&diff.added);
+        let set = diff.modified.union(&diff.added).recursive_difference(&self.reset);
         let set = set.difference(&never_owned());
         if !set.is_empty() {
             let id = self.id(Operation::Update);
@@ -425,7 +397,7 @@ impl Write<'_> {
             let text = problems_text(&problems);
             PatchError::Internal(format!("failed to merge config: {text}"))
         })?;
-        let set = self.counts.of(&field_set(self.t, config));
+        let set = field_set(self.t, config).recursive_difference(&self.reset);
         let id = self.id(Operation::Apply);
         let last = managed.0.remove(&id);
         let owned = Owned {

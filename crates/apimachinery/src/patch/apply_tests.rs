@@ -43,10 +43,10 @@ fn applies_as_upstream() {
             let config = &step["object"];
             let force = step["force"] == json!(true);
             let got = if step["op"] == json!("apply") {
-                apply_typed(typing, Some(&live), config, &manager, force, NONE)
+                apply_typed(typing, Some(&live), config, &manager, force, &[])
             } else {
                 let mut new = config.clone();
-                track_update_typed(typing, Some(&live), &mut new, &manager, NONE);
+                track_update_typed(typing, Some(&live), &mut new, &manager, &[]);
                 Ok(new)
             };
             match (got, step.get("result"), step.get("conflicts"), step.get("error")) {
@@ -88,8 +88,8 @@ fn owners_as_a_real_server() {
             now: NOW,
         };
         let reset: ResetFields<'_> = match m.subresource {
-            "" => ResetFields::These(&[&["status"]]),
-            _ => ResetFields::These(&[&["spec"], &["metadata", "labels"]]),
+            "" => &[&["status"]],
+            _ => &[&["spec"], &["metadata", "labels"]],
         };
         let force = case["force"] == json!(true);
         let got = if text("op") == "apply" {
@@ -184,7 +184,7 @@ fn times_follow_changes() {
     let schema = config_map_schema();
     let apply_at = |live: Option<&Value>, now: &'static str, v: &str| {
         let config = config_map(json!({"k": v}));
-        apply(schema, live, &config, &manager("a", "v1", now), false, NONE).expect("no conflict")
+        apply(schema, live, &config, &manager("a", "v1", now), false, &[]).expect("no conflict")
     };
     let first = apply_at(None, NOW, "1");
     assert_eq!(times(&first), [NOW]);
@@ -193,7 +193,7 @@ fn times_follow_changes() {
     let other = apply_at(Some(&first), LATER, "2");
     assert_eq!(times(&other), [LATER]);
     let mut updated = first.clone();
-    track_update(schema, Some(&first), &mut updated, &manager("u", "v1", LATER), NONE);
+    track_update(schema, Some(&first), &mut updated, &manager("u", "v1", LATER), &[]);
     assert_eq!(updated, first);
 }
 
@@ -211,46 +211,17 @@ fn unchanged_objects_keep_their_times() {
     assert_eq!(changed, before);
 }
 
-const NONE: ResetFields<'_> = ResetFields::NONE;
-
-#[test]
-fn where_few_fields_count_no_others_are_owned() {
-    let schema = schema_of("v1", "Pod");
-    let pod = |cpu: &str, image: &str| {
-        json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "x", "labels": {"a": image}},
-            "spec": {"nodeName": "n", "containers": [
-                {"name": "c", "image": image, "resources": {"limits": {"cpu": cpu}}}]}})
-    };
-    let reset = ResetFields::AllBut(&[&["spec", "containers", "*", "resources"]]);
-    let resize = Manager { subresource: "resize", ..manager("r", "v1", NOW) };
-    let owned = |pod: &Value| pod["metadata"]["managedFields"][0]["fieldsV1"].clone();
-    let limits = json!({"f:limits": {"f:cpu": {}}});
-    // An update owns what it changes of them.
-    let mut updated = pod("2", "new");
-    track_update(schema, Some(&pod("1", "old")), &mut updated, &resize, reset);
-    let container =
-        |fields: Value| json!({"f:spec": {"f:containers": {"k:{\"name\":\"c\"}": fields}}});
-    assert_eq!(owned(&updated), container(json!({"f:resources": limits})));
-    // An apply owns what leads to them too, of what it names.
-    let applied = apply(schema, Some(&pod("1", "old")), &pod("2", "new"), &resize, true, reset)
-        .expect("no conflict");
-    let entries = applied["metadata"]["managedFields"].as_array().expect("entries");
-    let own = entries.iter().find(|e| e["manager"] == "r").expect("its own");
-    assert_eq!(own["fieldsV1"], container(json!({".": {}, "f:resources": limits})));
-}
-
 #[test]
 fn reset_fields_belong_to_nobody() {
     let schema = schema_of("v1", "Pod");
     let config = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "x"},
         "spec": {"nodeName": "n"}, "status": {"phase": "Running", "podIPs": [{"ip": "1.1.1.1"}]}});
     let m = manager("a", "v1", NOW);
-    let applied = apply(schema, None, &config, &m, false, ResetFields::These(&[&["status"]]))
-        .expect("no conflict");
+    let applied = apply(schema, None, &config, &m, false, &[&["status"]]).expect("no conflict");
     let owned = &applied["metadata"]["managedFields"][0]["fieldsV1"];
     assert_eq!(*owned, json!({"f:spec": {"f:nodeName": {}}}));
     let mut created = config.clone();
-    track_update(schema, None, &mut created, &m, ResetFields::These(&[&["status"]]));
+    track_update(schema, None, &mut created, &m, &[&["status"]]);
     let owned = &created["metadata"]["managedFields"][0]["fieldsV1"];
     assert_eq!(*owned, json!({"f:spec": {"f:nodeName": {}}}));
 }
@@ -264,7 +235,7 @@ fn subresources_have_entries_of_their_own() {
     live["status"] = json!({"phase": "Running"});
     // What a client says of managedFields through a subresource does not count.
     live["metadata"]["managedFields"] = json!([{}]);
-    track_update(schema, Some(&base), &mut live, &status, NONE);
+    track_update(schema, Some(&base), &mut live, &status, &[]);
     assert_eq!(
         live["metadata"]["managedFields"],
         json!([{"manager": "k", "operation": "Update", "apiVersion": "v1", "time": NOW,
@@ -273,7 +244,7 @@ fn subresources_have_entries_of_their_own() {
     );
     let config = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "x"},
         "status": {"phase": "Failed"}});
-    let got = apply(schema, Some(&live), &config, &manager("a", "v1", NOW), false, NONE);
+    let got = apply(schema, Some(&live), &config, &manager("a", "v1", NOW), false, &[]);
     assert_eq!(
         got,
         Err(ApplyError::Conflicts(vec![(
@@ -287,7 +258,7 @@ fn subresources_have_entries_of_their_own() {
 fn versions_must_match() {
     let config = config_map(json!({}));
     let m = manager("a", "v2", NOW);
-    let got = apply(config_map_schema(), None, &config, &m, false, NONE);
+    let got = apply(config_map_schema(), None, &config, &m, false, &[]);
     let text = "invalid object type: /v1, Kind=ConfigMap".to_owned();
     assert_eq!(got, Err(ApplyError::Patch(PatchError::Malformed(text))));
 }
@@ -298,7 +269,7 @@ fn creation_owns_what_the_client_gave() {
     let mut new = json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "x"},
         "spec": {"replicas": 1}});
     crate::codec::canonicalize(schema, &mut new).expect("valid");
-    track_update(schema, None, &mut new, &manager("", "apps/v1", NOW), NONE);
+    track_update(schema, None, &mut new, &manager("", "apps/v1", NOW), &[]);
     assert_eq!(
         new["metadata"]["managedFields"],
         json!([{"manager": "unknown", "operation": "Update", "apiVersion": "apps/v1", "time": NOW,
@@ -317,7 +288,7 @@ fn ownership_follows_changes_of_schema() {
     let config = json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "x"},
         "spec": {"selector": {"matchLabels": {"app": "y"}}}});
     let m = manager("a", "apps/v1", NOW);
-    let got = apply(schema_of("apps/v1", "Deployment"), Some(&live), &config, &m, false, NONE);
+    let got = apply(schema_of("apps/v1", "Deployment"), Some(&live), &config, &m, false, &[]);
     let conflict = ("conflict with \"u\" using apps/v1".to_owned(), ".spec.selector".to_owned());
     assert_eq!(got, Err(ApplyError::Conflicts(vec![conflict])));
 }
@@ -332,7 +303,7 @@ fn owners_of_obsolete_versions_are_dropped() {
     let config = json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "x"},
         "spec": {"replicas": 2}});
     let m = manager("a", "apps/v1", NOW);
-    let got = apply(schema_of("apps/v1", "Deployment"), Some(&live), &config, &m, false, NONE)
+    let got = apply(schema_of("apps/v1", "Deployment"), Some(&live), &config, &m, false, &[])
         .expect("no conflict");
     assert_eq!(
         got["metadata"]["managedFields"],
@@ -439,8 +410,8 @@ proptest! {
     fn applying_twice_is_a_no_op(live in podlike(), config in podlike()) {
         let schema = schema_of("v1", "Pod");
         let m = manager("a", "v1", NOW);
-        if let Ok(once) = apply(schema, Some(&live), &config, &m, true, NONE) {
-            let again = apply(schema, Some(&once), &config, &manager("a", "v1", LATER), false, NONE);
+        if let Ok(once) = apply(schema, Some(&live), &config, &m, true, &[]) {
+            let again = apply(schema, Some(&once), &config, &manager("a", "v1", LATER), false, &[]);
             prop_assert_eq!(again, Ok(once));
         }
     }
@@ -453,8 +424,8 @@ proptest! {
         let schema = config_map_schema();
         let config = |data: &std::collections::BTreeMap<String, String>| config_map(json!(data));
         let (ma, mb) = (manager("a", "v1", NOW), manager("b", "v1", NOW));
-        let live = apply(schema, None, &config(&a), &ma, false, NONE).expect("first");
-        let live = apply(schema, Some(&live), &config(&b), &mb, false, NONE).expect("second");
+        let live = apply(schema, None, &config(&a), &ma, false, &[]).expect("first");
+        let live = apply(schema, Some(&live), &config(&b), &mb, false, &[]).expect("second");
         let mut all = a.clone();
         all.extend(b.clone());
         if !all.is_empty() {
@@ -462,7 +433,7 @@ proptest! {
         }
         // Each takes its own away again and leaves the other's.
         let live =
-            apply(schema, Some(&live), &config(&Default::default()), &ma, false, NONE).expect("third");
+            apply(schema, Some(&live), &config(&Default::default()), &ma, false, &[]).expect("third");
         if !b.is_empty() {
             prop_assert_eq!(&live["data"], &json!(b));
         }
@@ -475,10 +446,10 @@ proptest! {
             "metadata": {"name": "x", "managedFields": v.clone(), "labels": v.clone()},
             "spec": v.clone(), "status": v});
         let m = manager("a", "v1", NOW);
-        let _ = apply_typed(typing, Some(&wrap(live.clone())), &config, &m, true, NONE);
+        let _ = apply_typed(typing, Some(&wrap(live.clone())), &config, &m, true, &[]);
         let mut config = wrap(config);
         config["metadata"]["managedFields"] = Value::Null;
-        let _ = apply_typed(typing, Some(&wrap(live.clone())), &config, &m, true, NONE);
-        track_update_typed(typing, Some(&wrap(live)), &mut config, &m, NONE);
+        let _ = apply_typed(typing, Some(&wrap(live.clone())), &config, &m, true, &[]);
+        track_update_typed(typing, Some(&wrap(live)), &mut config, &m, &[]);
     }
 }

@@ -15,12 +15,12 @@ pub struct Comparison {
 }
 
 impl Comparison {
-    /// Each of the sets, changed alike.
-    pub fn map(self, change: impl Fn(Set) -> Set) -> Self {
+    /// Forgets what lies at or below some fields.
+    pub fn without(self, fields: &Set) -> Self {
         Self {
-            removed: change(self.removed),
-            modified: change(self.modified),
-            added: change(self.added),
+            removed: self.removed.recursive_difference(fields),
+            modified: self.modified.recursive_difference(fields),
+            added: self.added.recursive_difference(fields),
         }
     }
 }

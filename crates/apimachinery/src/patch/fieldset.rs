@@ -21,14 +21,7 @@ pub enum PathElement {
     Index(i64),
 }
 
-/// Stands for each path element where paths of field names are matched.
-pub const ANY: &str = "*";
-
 impl PathElement {
-    fn is_named(&self, name: &str) -> bool {
-        name == ANY || matches!(self, Self::Field(own) if own == name)
-    }
-
     fn rank(&self) -> u8 {
         match self {
             Self::Field(_) => 0,
@@ -287,24 +280,6 @@ impl Set {
             members: self.members.difference(&other.members).cloned().collect(),
             children: children.collect(),
         }
-    }
-
-    /// Paths of this set that lie at, above or below one of these paths of field names.
-    pub fn matching(&self, paths: &[&[&str]]) -> Self {
-        if paths.iter().any(|path| path.is_empty()) {
-            return self.clone();
-        }
-        let below = |pe: &PathElement| -> Vec<&[&str]> {
-            let parts = paths.iter().filter_map(|path| path.split_first());
-            parts.filter(|(name, _)| pe.is_named(name)).map(|(_, rest)| rest).collect()
-        };
-        let children = self.children.iter().filter_map(|(pe, ours)| {
-            let rest = below(pe);
-            let left = (!rest.is_empty()).then(|| ours.matching(&rest))?;
-            (!left.is_empty()).then(|| (pe.clone(), left))
-        });
-        let members = self.members.iter().filter(|pe| !below(pe).is_empty()).cloned();
-        Self { members: members.collect(), children: children.collect() }
     }
 
     /// All paths, members before what lies below.

@@ -18,7 +18,6 @@ use std::borrow::Cow;
 use apimachinery::Value;
 use apimachinery::field::ErrorList;
 use apimachinery::object::{self, set};
-use apimachinery::patch::fieldset::ANY;
 use apimachinery::qos::qos_class;
 use serde_json::{Map, json};
 
@@ -59,8 +58,8 @@ pub fn rows(rows: &mut Rows<'_>, deps: &Deps) {
             .columns(columns::columns())
             .fields(fields())
             .part("status", PodStatus(pods.clone()), STATUS_RESETS)
-            .part_of("ephemeralcontainers", EphemeralContainers(pods.clone()), EPHEMERAL)
-            .part_of("resize", Resize(pods.clone()), RESIZED)
+            .part("ephemeralcontainers", EphemeralContainers(pods.clone()), STATUS)
+            .part("resize", Resize(pods.clone()), STATUS)
             .post("binding", ("", "v1", "Binding"), PostHandler::Binding)
             .post("eviction", ("policy", "v1", "Eviction"), PostHandler::Eviction)
             .connect("log", Connect::Log)
@@ -77,13 +76,6 @@ pub fn rows(rows: &mut Rows<'_>, deps: &Deps) {
     });
 }
 
-const EPHEMERAL: &[&[&str]] = &[&["spec", "ephemeralContainers"]];
-const RESIZED: &[&[&str]] = &[
-    &["spec", "containers", ANY, "resources"],
-    &["spec", "containers", ANY, "resizePolicy"],
-    &["spec", "initContainers", ANY, "resources"],
-    &["spec", "initContainers", ANY, "resizePolicy"],
-];
 const STATUS_RESETS: &[&[&str]] =
     &[&["spec"], &["metadata", "deletionTimestamp"], &["metadata", "ownerReferences"]];
 
