@@ -141,3 +141,41 @@ fn recursive_types_are_bounded() {
     let shown = proto::to_json(schema, "", "", &raw, &mut text);
     assert!(deep.is_err() && shown.is_err());
 }
+
+/// An empty list or map that is given: Go leaves it out where it may (`omitempty`), and protobuf
+/// cannot tell it from none, so that it comes back from the store as none, or as null.
+#[test]
+fn given_and_empty_is_none() {
+    let registry = Registry::builtin();
+    let mut seen = 0;
+    for (i, message) in registry.messages.iter().enumerate() {
+        let schema = Schema { registry, message: MessageId(i as u32) };
+        for field in registry.json_fields(schema.message) {
+            let empty = match field.ty {
+                Type::List(_) => value("[]"),
+                Type::Map(_) => value("{}"),
+                _ => continue,
+            };
+            seen += 1;
+            let place = format!("{} {}", message.name, field.json);
+            let sent = serde_json::json!({ &field.json: empty });
+            let object = json::decode(schema, sent.to_string().as_bytes(), FieldValidation::Strict)
+                .unwrap_or_else(|e| panic!("{place}: {e}"))
+                .object;
+            let kept = !field.omitempty || field.empty_counts;
+            assert_eq!(object.get(&field.json), kept.then_some(&empty), "{place}");
+            if field.number == 0 {
+                continue;
+            }
+            let raw = proto::encode(schema, &object).unwrap_or_else(|e| panic!("{place}: {e}"));
+            let back = proto::decode(schema, &raw).unwrap_or_else(|e| panic!("{place}: {e}"));
+            let stored = match (field.omitempty, field.wrapped) {
+                (true, _) => None,
+                (false, true) => Some(&empty),
+                (false, false) => Some(&Value::Null),
+            };
+            assert_eq!(back.get(&field.json), stored, "{place}");
+        }
+    }
+    assert!(seen > 500, "{seen}");
+}
