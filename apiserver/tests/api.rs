@@ -345,6 +345,32 @@ async fn the_api_describes_itself() {
 }
 
 #[tokio::test]
+async fn parts_of_pods_own_all_that_is_applied_to_them() {
+    let f = Fixture::new().await;
+    let pods = "/api/v1/namespaces/default/pods";
+    let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"},
+        "spec": {"containers": [{"name": "c", "image": "i"}]}});
+    f.post(pods, &pod).await.expect(201);
+    let config = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"},
+        "spec": {"ephemeralContainers": [{"name": "d", "image": "i"}]},
+        "status": {"phase": "Running"}});
+    let url = format!("{pods}/p/ephemeralcontainers?fieldManager=a");
+    let applied = f.patch(&url, "apply-patch+yaml", &config).await.expect(200);
+    // The part is stored, and the rest is only owned.
+    assert_eq!(applied["spec"]["ephemeralContainers"][0]["name"], "d");
+    assert_eq!(applied["status"]["phase"], "Pending");
+    let entries = applied["metadata"]["managedFields"].as_array().expect("entries");
+    let entry = entries.iter().find(|e| e["manager"] == "a").expect("an entry");
+    let fields = json!({
+        "f:spec": {"f:ephemeralContainers": {"k:{\"name\":\"d\"}": {
+            ".": {}, "f:image": {}, "f:name": {}}}},
+        "f:status": {"f:phase": {}},
+    });
+    assert_eq!(entry["subresource"], "ephemeralcontainers");
+    assert_eq!(entry["fieldsV1"], fields);
+}
+
+#[tokio::test]
 async fn the_second_edition_comes_as_protobuf() {
     let f = Fixture::new().await;
     let returned = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";

@@ -58,8 +58,8 @@ pub fn rows(rows: &mut Rows<'_>, deps: &Deps) {
             .columns(columns::columns())
             .fields(fields())
             .part("status", PodStatus(pods.clone()), STATUS_RESETS)
-            .part("ephemeralcontainers", EphemeralContainers(pods.clone()), STATUS)
-            .part("resize", Resize(pods.clone()), STATUS)
+            .part("ephemeralcontainers", EphemeralContainers(pods.clone()), NO_RESETS)
+            .part("resize", Resize(pods.clone()), NO_RESETS)
             .post("binding", ("", "v1", "Binding"), PostHandler::Binding)
             .post("eviction", ("policy", "v1", "Eviction"), PostHandler::Eviction)
             .connect("log", Connect::Log)
@@ -78,6 +78,11 @@ pub fn rows(rows: &mut Rows<'_>, deps: &Deps) {
 
 const STATUS_RESETS: &[&[&str]] =
     &[&["spec"], &["metadata", "deletionTimestamp"], &["metadata", "ownerReferences"]];
+
+/// What is applied to these subresources is owned whole, though they store a part of it only:
+/// upstream's strategies name that part (`GetResetFieldsFilter`), but its storages of the
+/// subresources do not pass it on, so that no answer ever shows it.
+const NO_RESETS: &[&[&str]] = &[];
 
 fn fields() -> Vec<SelectableField> {
     let mut list = selectable! {
